@@ -1,0 +1,123 @@
+#include "core/view.h"
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "core/dtypes.h"
+
+namespace fastnorm {
+
+namespace {
+
+// Below this many contiguous inner elements the lanes of a vector are better spent on several
+// statistics at once.
+constexpr std::int64_t shortest_row = 32;
+
+std::int64_t product_of_extents(const TensorView& x, const DimOrder& order, int from, int to) {
+    std::int64_t product = 1;
+    for (int i = from; i < to; ++i) product *= x.shape[order.axis[i]];
+    return product;
+}
+
+}  // namespace
+
+DimOrder order_of_dims(const TensorView& x, int channel_axis) {
+    DimOrder order;
+    bool broadcast = false;
+    for (int axis = 0; axis < x.ndim; ++axis) {
+        if (axis != channel_axis && x.shape[axis] == 1) continue;
+        order.axis[order.count++] = axis;
+        broadcast |= x.strides[axis] == 0 && x.shape[axis] > 1;
+    }
+    int* const end = order.axis + order.count;
+    if (x.shape[channel_axis] == 1) {
+        // A single channel lies nowhere: put it outermost, and all the rest is one long row.
+        std::rotate(order.axis, std::find(order.axis, end, channel_axis),
+                    std::find(order.axis, end, channel_axis) + 1);
+        channel_axis = order.axis[0];
+        if (!broadcast) {
+            std::stable_sort(order.axis + 1, end, [&](int a, int b) {
+                return std::abs(x.strides[a]) > std::abs(x.strides[b]);
+            });
+        }
+    } else if (!broadcast) {  // strides of 0 say nothing about an order
+        std::stable_sort(order.axis, end, [&](int a, int b) {
+            return std::abs(x.strides[a]) > std::abs(x.strides[b]);
+        });
+    }
+    order.channel = static_cast<int>(std::find(order.axis, end, channel_axis) - order.axis);
+    return order;
+}
+
+View batch_norm_view(const TensorView& x, const DimOrder& order) {
+    View view;
+    view.outer = product_of_extents(x, order, 0, order.channel);
+    view.stat = x.shape[order.axis[order.channel]];
+    view.inner = product_of_extents(x, order, order.channel + 1, order.count);
+    view.traversal =
+        view.inner < shortest_row && view.stat > 1 ? Traversal::columns : Traversal::rows;
+    return view;
+}
+
+bool walkable(const TensorView& tensor, const View& view, const DimOrder& order) {
+    const std::int64_t size = size_of(tensor.dtype);
+    if (reinterpret_cast<std::uintptr_t>(tensor.data) % static_cast<std::uintptr_t>(size) != 0) {
+        return false;
+    }
+    std::int64_t dense = size;
+    for (int i = order.count - 1; i >= 0; --i) {
+        const int axis = order.axis[i];
+        if (tensor.strides[axis] % size != 0) return false;
+        const bool within_run =
+            i > order.channel || (i == order.channel && view.traversal == Traversal::columns);
+        if (within_run && tensor.strides[axis] != dense) return false;
+        dense *= tensor.shape[axis];
+    }
+    return true;
+}
+
+TensorView dense_like(const TensorView& x, const DimOrder& order) {
+    TensorView dense = x;
+    dense.data = nullptr;
+    dense.writable = true;
+    std::int64_t stride = size_of(x.dtype);
+    for (int axis = 0; axis < x.ndim; ++axis) dense.strides[axis] = stride;
+    for (int i = order.count - 1; i >= 0; --i) {
+        dense.strides[order.axis[i]] = stride;
+        stride *= x.shape[order.axis[i]];
+    }
+    return dense;
+}
+
+void bind_operands(View& view, const DimOrder& order, const TensorView* const* tensors,
+                   Operand* const* operands, int count) {
+    const int channel_axis = order.axis[order.channel];
+    for (int t = 0; t < count; ++t) {
+        *operands[t] = Operand{};
+        if (!tensors[t]->given()) continue;
+        operands[t]->data = static_cast<char*>(tensors[t]->data);
+        operands[t]->stat_stride = tensors[t]->strides[channel_axis];
+    }
+    view.outer_dims = 1;
+    view.outer_extent[0] = 1;
+    bool first = true;
+    for (int i = 0; i < order.channel; ++i) {
+        const int axis = order.axis[i];
+        const std::int64_t extent = tensors[0]->shape[axis];
+        bool collapses = !first;
+        for (int t = 0; t < count && collapses; ++t) {
+            if (!*operands[t]) continue;
+            collapses = operands[t]->outer_stride[view.outer_dims - 1] ==
+                        tensors[t]->strides[axis] * extent;
+        }
+        if (!first && !collapses) ++view.outer_dims;
+        const int dim = view.outer_dims - 1;
+        view.outer_extent[dim] = collapses ? view.outer_extent[dim] * extent : extent;
+        for (int t = 0; t < count; ++t) {
+            if (*operands[t]) operands[t]->outer_stride[dim] = tensors[t]->strides[axis];
+        }
+        first = false;
+    }
+}
+
+}  // namespace fastnorm

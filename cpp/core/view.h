@@ -1,0 +1,75 @@
+// The one idea below every op: an input collapses to [batch, outer, stat, inner]; statistics are
+// taken over outer and inner and kept per (batch, stat). Below the functions of this file nobody
+// knows an op's name or a layout.
+#pragma once
+
+#include <cstdint>
+
+#include "fastnorm/fastnorm.hpp"
+
+namespace fastnorm {
+
+enum class Traversal : int {
+    rows,     // inner is long and contiguous: vectors run along it
+    columns,  // inner is 1 or short: vectors run along stat * inner, one accumulator a lane
+};
+
+inline constexpr int max_outer_dims = max_dims - 1;
+
+struct View {
+    Traversal traversal = Traversal::rows;
+    std::int64_t batch = 1;
+    std::int64_t outer = 1;
+    std::int64_t stat = 1;
+    std::int64_t inner = 1;
+    // outer as a nest of dimensions, outermost first: their strides differ between operands.
+    int outer_dims = 1;
+    std::int64_t outer_extent[max_outer_dims] = {1};
+
+    std::int64_t elements() const { return batch * outer * stat * inner; }
+    std::int64_t reduced() const { return outer * inner; }  // values per statistic
+    std::int64_t stats() const { return batch * stat; }
+    // What is contiguous in every operand, and so one row of the mask.
+    std::int64_t run() const { return traversal == Traversal::rows ? inner : stat * inner; }
+    std::int64_t runs() const { return elements() / (run() > 0 ? run() : 1); }
+    std::int64_t mask_row_bytes() const { return (run() + 7) / 8; }
+};
+
+// Where one tensor lies under a view. Strides are in bytes. Inner elements are contiguous, and
+// under columns stat * inner are.
+struct Operand {
+    char* data = nullptr;
+    std::int64_t batch_stride = 0;
+    std::int64_t stat_stride = 0;
+    std::int64_t outer_stride[max_outer_dims] = {};
+
+    explicit operator bool() const { return data != nullptr; }
+};
+
+// The order of a tensor's dimensions in memory, outermost first. Dimensions of extent 1 are left
+// out, the channel excepted.
+struct DimOrder {
+    int count = 0;
+    int axis[max_dims] = {};
+    int channel = 0;  // its position in axis
+};
+
+// channel_axis is in [0, x.ndim).
+DimOrder order_of_dims(const TensorView& x, int channel_axis);
+
+// The view of batch normalization: [1, what lies outside the channel, channels, what lies inside].
+View batch_norm_view(const TensorView& x, const DimOrder& order);
+
+// Whether a tensor of x's shape can be walked in place under the view; otherwise it is copied to
+// dense_like(x, order).
+bool walkable(const TensorView& tensor, const View& view, const DimOrder& order);
+
+// The dense layout with the given order of dimensions (data left null).
+TensorView dense_like(const TensorView& x, const DimOrder& order);
+
+// Collapses the outer dimensions as far as all tensors allow and fills their operands. An absent
+// tensor gives an empty operand.
+void bind_operands(View& view, const DimOrder& order, const TensorView* const* tensors,
+                   Operand* const* operands, int count);
+
+}  // namespace fastnorm

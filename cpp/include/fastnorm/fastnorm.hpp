@@ -1,0 +1,185 @@
+// fastnorm: normalization kernels for the CPU, called on memory that the caller owns.
+//
+// Tensors are passed as views (pointer, dtype, shape, strides); nothing is copied unless a layout
+// cannot be walked in place, and every result is written where the caller says.
+//
+//   y = activation((x - mean) * rstd * weight + bias + residual),   rstd = 1 / sqrt(var + eps)
+//
+// Every function throws std::invalid_argument (dtype_error for a wrong dtype) when an argument is
+// not what it expects; nothing has been written then. Every function may be called from many
+// threads at once, on different outputs. Results do not depend on the number of threads, bit for
+// bit, and are the same on every instruction set with fused multiply-add. They can differ in the
+// last bits between memory layouts of the same values.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+namespace fastnorm {
+
+enum class DType : int { float32, float64, float16, bfloat16, uint8, unsupported };
+
+enum class ActivationKind : int {
+    identity,
+    relu,
+    leaky_relu,  // alpha: the slope below zero
+    clip,        // alpha, beta: the bounds
+    sigmoid,
+    tanh,
+    silu,
+    gelu,       // x * Phi(x), by the error function
+    gelu_tanh,  // its approximation by tanh
+    hardswish,
+};
+
+struct Activation {
+    ActivationKind kind = ActivationKind::identity;
+    double alpha = 0.0;
+    double beta = 0.0;
+
+    static constexpr Activation relu() { return {ActivationKind::relu, 0.0, 0.0}; }
+    static constexpr Activation leaky_relu(double negative_slope = 0.01) {
+        return {ActivationKind::leaky_relu, negative_slope, 0.0};
+    }
+    static constexpr Activation clip(double min = 0.0, double max = 6.0) {
+        return {ActivationKind::clip, min, max};
+    }
+    // An activation with its default parameters, by its name ("relu", "gelu_tanh", ...).
+    // Throws std::invalid_argument for a name that is none.
+    static Activation named(const std::string& name);
+};
+
+inline constexpr int max_dims = 5;
+
+// A tensor in the caller's memory. Strides are in BYTES, may be negative, and are 0 along a
+// broadcast dimension. A default-constructed view means "not given".
+struct TensorView {
+    void* data = nullptr;
+    DType dtype = DType::float32;
+    int ndim = 0;
+    std::int64_t shape[max_dims] = {};
+    std::int64_t strides[max_dims] = {};
+    bool writable = true;
+
+    TensorView() = default;
+
+    // A dense tensor in C order. Throws std::invalid_argument beyond max_dims dimensions.
+    TensorView(void* data, DType dtype, std::initializer_list<std::int64_t> shape);
+    TensorView(const void* data, DType dtype, std::initializer_list<std::int64_t> shape);
+    template <class T, std::enable_if_t<std::is_same_v<std::remove_const_t<T>, float> ||
+                                            std::is_same_v<std::remove_const_t<T>, double> ||
+                                            std::is_same_v<std::remove_const_t<T>, std::uint8_t>,
+                                        int> = 0>
+    TensorView(T* data, std::initializer_list<std::int64_t> shape)
+        : TensorView(static_cast<std::conditional_t<std::is_const_v<T>, const void*, void*>>(data),
+                     std::is_same_v<std::remove_const_t<T>, float>    ? DType::float32
+                     : std::is_same_v<std::remove_const_t<T>, double> ? DType::float64
+                                                                      : DType::uint8,
+                     shape) {}
+
+    bool given() const { return ndim != 0; }
+};
+
+// A wrong dtype; everything else that is wrong with an argument is a std::invalid_argument.
+class dtype_error : public std::invalid_argument {
+  public:
+    using std::invalid_argument::invalid_argument;
+};
+
+// ---------------------------------------------------------------------------------------------
+// Batch normalization (Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167).
+//
+// x, dy, out, residual, dresidual: 2 to max_dims dimensions, one shape, one dtype (float32,
+// float64, float16, bfloat16). Vectors have one element per channel and any of these dtypes.
+// out may be exactly x (backward: exactly dy); any other overlap of an output is an error.
+// Sizes are 64-bit; tensors without elements are valid.
+// ---------------------------------------------------------------------------------------------
+
+struct BatchNormOptions {
+    double eps = 1e-5;     // >= 0, inside the square root
+    int channel_axis = 1;  // negative ones count from the end
+    Activation activation{};
+    TensorView residual{};  // added before the activation
+};
+
+// out = activation((x - mean) / sqrt(var + eps) * weight + bias + residual), mean and var given.
+// weight and bias are optional.
+void batch_norm(const TensorView& x, const TensorView& mean, const TensorView& var,
+                const TensorView& weight, const TensorView& bias, const TensorView& out,
+                const BatchNormOptions& options = {});
+
+struct BatchNormTrainOptions : BatchNormOptions {
+    // running = (1 - momentum) * running + momentum * batch, each optional, updated in place.
+    TensorView running_mean{};
+    TensorView running_var{};
+    double momentum = 0.1;  // the weight of the new batch, in [0, 1]
+    bool unbiased = true;   // running_var takes M2 / (n - 1) (else M2 / n)
+};
+
+// The same with the batch's own mean and biased variance (Algorithm 1 of the paper), for more than
+// one value per channel. Optional outputs: mean and rstd (float32 for 16-bit x, else float64), and
+// mask (uint8, shape mask_shape(x)), which is for relu, leaky_relu and clip only: one bit an
+// element, set where the activation's slope is 1, for the backward pass.
+// Without elements, mean and rstd are NaN and the running statistics stay as they are.
+void batch_norm_train(const TensorView& x, const TensorView& weight, const TensorView& bias,
+                      const TensorView& out, const TensorView& mean, const TensorView& rstd,
+                      const TensorView& mask, const BatchNormTrainOptions& options = {});
+
+struct BatchNormBackwardOptions {
+    bool training = true;  // false: mean and rstd are constants
+    int channel_axis = 1;
+    Activation activation{};
+    TensorView residual{};  // the forward's; needed only to recompute the activation's input
+    TensorView mask{};      // the forward's; without it the activation's input is recomputed
+};
+
+// Every one is written; all but out are optional.
+struct BatchNormGradients {
+    TensorView out;        // dx
+    TensorView dweight;    // sum of g * (x - mean) * rstd
+    TensorView dbias;      // sum of g
+    TensorView dresidual;  // g
+};
+
+// With g = dy * activation'(z):
+//   training:   dx = weight * rstd * (g - avg(g) - (x - mean) * rstd^2 * avg(g * (x - mean)))
+//   otherwise:  dx = weight * rstd * g
+// x, mean, rstd, weight, bias are those of the forward pass. bias and residual matter only where
+// the activation's input is recomputed. (Section 3 of the paper, the chain rule after Alg. 1.)
+void batch_norm_backward(const TensorView& dy, const TensorView& x, const TensorView& mean,
+                         const TensorView& rstd, const TensorView& weight, const TensorView& bias,
+                         const BatchNormGradients& gradients,
+                         const BatchNormBackwardOptions& options = {});
+
+// The shape of the mask of x: one row per contiguous run of x, each padded to whole bytes. It
+// follows from x's shape and from the order of its dimensions in memory.
+struct MaskShape {
+    std::int64_t rows = 0;
+    std::int64_t bytes = 0;
+};
+MaskShape batch_norm_mask_shape(const TensorView& x, int channel_axis = 1);
+
+// ---------------------------------------------------------------------------------------------
+// The process
+// ---------------------------------------------------------------------------------------------
+
+const char* version();
+
+// The number of threads of later calls: what was set, else FASTNORM_NUM_THREADS, else
+// OMP_NUM_THREADS, else the cores that the process may use. Small tensors use one thread, and a
+// child of fork() always does.
+void set_num_threads(int threads);
+int get_num_threads();
+const char* openmp_runtime();
+
+// The instruction set in use; FASTNORM_ISA in the environment forces one of isas().
+const char* isa();
+std::vector<std::string> isas();
+void set_isa(const std::string& name);  // for tests: not while another thread is in a call
+
+}  // namespace fastnorm
