@@ -1,0 +1,253 @@
+// The columns traversal: inner is 1 or short, vectors run along stat * inner, and each lane has its
+// own accumulator and its own coefficients. Included by kernels.cpp, once per instruction set.
+#pragma once
+
+#include "cpu/spans.h"
+#include "cpu/stream.h"
+
+namespace fastnorm::FASTNORM_ISA {
+
+namespace {
+
+template <class T, ActivationKind kind>
+struct Columns {
+    using A = accumulator_t<T>;
+    using V = Vec<A>;
+
+    static void moments(const KernelArgs& args, const Tile& tile, double* mean, double* m2) {
+        alignas(64) A pivots[columns_tile_lanes];
+        alignas(64) A sums[columns_tile_lanes];
+        alignas(64) A squares[columns_tile_lanes];
+        alignas(64) double means[columns_tile_lanes];
+        alignas(64) double m2s[columns_tile_lanes];
+        const Lanes at(args, tile);
+        double count = 0;
+
+        for_blocks(tile, [&](std::int64_t outer0, std::int64_t outer1) {
+            const std::int64_t rows = outer1 - outer0;
+            guess_pivots(args, tile, at, outer0, rows, pivots);
+            for (std::int64_t j = 0; j < at.count; ++j) sums[j] = squares[j] = A(0);
+            for (std::int64_t o = outer0; o < outer1; ++o) {
+                accumulate(row_of(args, args.x, tile, o) + at.first, at.count, pivots, sums,
+                           squares);
+            }
+            for (std::int64_t j = 0; j < at.count; ++j) {
+                const double pivot = static_cast<double>(pivots[j]);
+                const double sum = static_cast<double>(sums[j]);
+                const double square_sum = static_cast<double>(squares[j]);
+                Moments m = moments_about(pivot, static_cast<double>(rows), sum, square_sum);
+                if (!trustworthy<A>(m, pivot, sum, square_sum)) {
+                    m = recompute(args, tile, at.first + j, outer0, rows, m, square_sum, pivots[j]);
+                }
+                m = merge({count, means[j], m2s[j]}, m);
+                means[j] = m.mean;
+                m2s[j] = m.m2;
+            }
+            count += static_cast<double>(rows);
+        });
+
+        const std::int64_t inner = args.view.inner;
+        for (std::int64_t s = 0; s < tile.stat1 - tile.stat0; ++s) {
+            Moments m;
+            for (std::int64_t j = s * inner; j < (s + 1) * inner; ++j) {
+                m = merge(m, {count, means[j], m2s[j]});
+            }
+            mean[s] = m.mean;
+            m2[s] = m.m2;
+        }
+    }
+
+    static void normalize(const KernelArgs& args, const Tile& tile, double*, double*) {
+        Sink<T> sink(args.stream);
+        const Lanes at(args, tile);
+        for (std::int64_t o = tile.outer0; o < tile.outer1; ++o) {
+            const T* x = row_of(args, args.x, tile, o);
+            const T* residual = row_of(args, args.residual, tile, o);
+            T* y = row_of(args, args.y, tile, o);
+            const std::int64_t run = tile.batch * args.view.outer + o;
+            for_segments(at, [&](std::int64_t i, std::int64_t count) {
+                const Forward<T, kind> forward{x + i, residual == nullptr ? nullptr : residual + i,
+                                               mask_at(args, run, i), params(args)};
+                forward.write(sink.open(y + i), count, maps_from(args, at, i));
+                sink.close(count);
+            });
+        }
+    }
+
+    static void gradient_sums(const KernelArgs& args, const Tile& tile, double* sum_g,
+                              double* sum_gx) {
+        alignas(64) A sums[columns_tile_lanes];
+        alignas(64) A products[columns_tile_lanes];
+        alignas(64) double totals[2][columns_tile_lanes];
+        const Lanes at(args, tile);
+        for (std::int64_t j = 0; j < at.count; ++j) totals[0][j] = totals[1][j] = 0.0;
+
+        for_blocks(tile, [&](std::int64_t outer0, std::int64_t outer1) {
+            for (std::int64_t j = 0; j < at.count; ++j) sums[j] = products[j] = A(0);
+            for (std::int64_t o = outer0; o < outer1; ++o) {
+                backward_at(args, tile, o, at.first)
+                    .each(at.count, maps_from(args, at, at.first),
+                          [&](std::int64_t i, auto v, auto valid, const Gradient<V>& of) {
+                              A* const g = sums + i;
+                              A* const gx = products + i;
+                              store<A>(g, v, load<A>(g, v, valid) + of.g, valid);
+                              store<A>(gx, v, fma(of.g, of.centred, load<A>(gx, v, valid)), valid);
+                          });
+            }
+            for (std::int64_t j = 0; j < at.count; ++j) {
+                totals[0][j] += static_cast<double>(sums[j]);
+                totals[1][j] += static_cast<double>(products[j]);
+            }
+        });
+
+        const std::int64_t inner = args.view.inner;
+        for (std::int64_t s = 0; s < tile.stat1 - tile.stat0; ++s) {
+            sum_g[s] = sum_gx[s] = 0.0;
+            for (std::int64_t j = s * inner; j < (s + 1) * inner; ++j) {
+                sum_g[s] += totals[0][j];
+                sum_gx[s] += totals[1][j];
+            }
+        }
+    }
+
+    static void gradient(const KernelArgs& args, const Tile& tile, double*, double*) {
+        Sink<T> dx_sink(args.stream);
+        Sink<T> dresidual_sink(args.stream && args.dresidual);
+        const Lanes at(args, tile);
+        for (std::int64_t o = tile.outer0; o < tile.outer1; ++o) {
+            T* dx = row_of(args, args.dx, tile, o);
+            T* dresidual = row_of(args, args.dresidual, tile, o);
+            for_segments(at, [&](std::int64_t i, std::int64_t count) {
+                T* const dx_to = dx_sink.open(dx + i);
+                T* const dresidual_to =
+                    dresidual == nullptr ? nullptr : dresidual_sink.open(dresidual + i);
+                const A* a = lane_coefficient(args, at, grad_a) + i;
+                const A* b = lane_coefficient(args, at, grad_b) + i;
+                const A* c = lane_coefficient(args, at, grad_c) + i;
+                backward_at(args, tile, o, i)
+                    .each(count, maps_from(args, at, i),
+                          [&](std::int64_t j, auto v, auto valid, const Gradient<V>& of) {
+                              const GradientMap<V> map{load<A>(a + j, v, valid),
+                                                       load<A>(b + j, v, valid),
+                                                       load<A>(c + j, v, valid)};
+                              store<A>(dx_to + j, v,
+                                       args.frozen ? map.a * of.g : map(of.g, of.centred), valid);
+                              if (dresidual_to != nullptr) {
+                                  store<A>(dresidual_to + j, v, of.g, valid);
+                              }
+                          });
+                dx_sink.close(count);
+                if (dresidual_to != nullptr) dresidual_sink.close(count);
+            });
+        }
+    }
+
+  private:
+    // The lanes of a tile within a row: [first, first + count).
+    struct Lanes {
+        std::int64_t first, count, batch_offset;
+        FASTNORM_FN Lanes(const KernelArgs& args, const Tile& tile)
+            : first(tile.stat0 * args.view.inner),
+              count((tile.stat1 - tile.stat0) * args.view.inner),
+              batch_offset(tile.batch * args.view.stat * args.view.inner) {}
+    };
+
+    static FASTNORM_FN ActParams<A> params(const KernelArgs& args) {
+        return {static_cast<A>(args.alpha), static_cast<A>(args.beta)};
+    }
+
+    static FASTNORM_FN T* row_of(const KernelArgs& args, const Operand& operand, const Tile& tile,
+                                 std::int64_t o) {
+        return run_of<T>(args.view, operand, tile.batch, o, 0);
+    }
+
+    static FASTNORM_FN const A* lane_coefficient(const KernelArgs& args, const Lanes& at,
+                                                 Coefficient which) {
+        return coefficient<A>(args, which) + at.batch_offset;
+    }
+
+    // The coefficients of the lanes from element i of a row on.
+    static FASTNORM_FN auto maps_from(const KernelArgs& args, const Lanes& at, std::int64_t i) {
+        const A* const p = lane_coefficient(args, at, prescale) + i;
+        const A* const hi = lane_coefficient(args, at, mean_hi) + i;
+        const A* const lo = lane_coefficient(args, at, mean_lo) + i;
+        const A* const s = lane_coefficient(args, at, scale) + i;
+        const A* const b = lane_coefficient(args, at, bias) + i;
+        return [=](std::int64_t j, int v, auto valid) {
+            return NormalizeMap<V>{load<A>(p + j, v, valid), load<A>(hi + j, v, valid),
+                                   load<A>(lo + j, v, valid), load<A>(s + j, v, valid),
+                                   load<A>(b + j, v, valid)};
+        };
+    }
+
+    static FASTNORM_FN Backward<T, kind> backward_at(const KernelArgs& args, const Tile& tile,
+                                                     std::int64_t o, std::int64_t i) {
+        const T* residual = row_of(args, args.residual, tile, o);
+        const std::int64_t run = tile.batch * args.view.outer + o;
+        return {row_of(args, args.dy, tile, o) + i, row_of(args, args.x, tile, o) + i,
+                residual == nullptr ? nullptr : residual + i, mask_at(args, run, i), params(args)};
+    }
+
+    // Calls f(outer0, outer1) for each block of rows of a tile.
+    template <class F>
+    static FASTNORM_FN void for_blocks(const Tile& tile, F&& f) {
+        for (std::int64_t o = tile.outer0; o < tile.outer1; o += columns_block) {
+            f(o, o + columns_block < tile.outer1 ? o + columns_block : tile.outer1);
+        }
+    }
+
+    // Calls f(i, count) for each segment of the tile's lanes; i counts from the row's start and is
+    // a multiple of 8 beyond the tile's first lane.
+    template <class F>
+    static FASTNORM_FN void for_segments(const Lanes& at, F&& f) {
+        const std::int64_t end = at.first + at.count;
+        for (std::int64_t i = at.first; i < end; i += segment) {
+            f(i, i + segment < end ? segment : end - i);
+        }
+    }
+
+    static FASTNORM_FN void accumulate(const T* x, std::int64_t count, const A* pivots, A* sums,
+                                       A* squares) {
+        for_packs<A>(count, [&](std::int64_t i, auto valid) {
+            for_vectors<A>([&](auto v) {
+                const V d = load<A>(x + i, v, valid) - load<A>(pivots + i, v, valid);
+                store<A>(sums + i, v, load<A>(sums + i, v, valid) + d, valid);
+                store<A>(squares + i, v, fma(d, d, load<A>(squares + i, v, valid)), valid);
+            });
+        });
+    }
+
+    static FASTNORM_FN void guess_pivots(const KernelArgs& args, const Tile& tile, const Lanes& at,
+                                         std::int64_t outer0, std::int64_t rows, A* pivots) {
+        const int samples = pivot_samples(rows, 4);
+        for (std::int64_t j = 0; j < at.count; ++j) pivots[j] = A(0);
+        const V share(A(1) / static_cast<A>(samples));
+        for (int k = 0; k < samples; ++k) {
+            const T* x = row_of(args, args.x, tile, outer0 + k * (rows / samples)) + at.first;
+            for_packs<A>(at.count, [&](std::int64_t i, auto valid) {
+                for_vectors<A>([&](auto v) {
+                    const V sum = load<A>(pivots + i, v, valid);
+                    store<A>(pivots + i, v, fma(load<A>(x + i, v, valid), share, sum), valid);
+                });
+            });
+        }
+        for (std::int64_t j = 0; j < at.count; ++j) pivots[j] = finite_or_zero(pivots[j]);
+    }
+
+    // Off the hot path: a lane whose pivot was poor, or whose numbers are constant, tiny or huge.
+    static __attribute__((noinline)) Moments recompute(const KernelArgs& args, const Tile& tile,
+                                                       std::int64_t lane, std::int64_t outer0,
+                                                       std::int64_t rows, const Moments& m,
+                                                       double square_sum, A pivot) {
+        const auto at = [&](std::int64_t k) {
+            return to_float(row_of(args, args.x, tile, outer0 + k)[lane]);
+        };
+        bool constant = square_sum == 0.0;
+        for (std::int64_t k = 0; k < rows && constant; ++k) constant = at(k) == pivot;
+        return constant ? m : exact_moments(rows, at);
+    }
+};
+
+}  // namespace
+
+}  // namespace fastnorm::FASTNORM_ISA

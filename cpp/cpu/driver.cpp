@@ -1,0 +1,350 @@
+#include "cpu/driver.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <new>
+
+#include "core/dtypes.h"
+#include "core/stats.h"
+#include "cpu/plan.h"
+
+namespace fastnorm {
+
+namespace {
+
+// Statistics that one task finishes: enough to be worth a task.
+constexpr std::int64_t stats_per_task = 64;
+// Below so many elements a thread costs more to wake than it saves.
+constexpr std::int64_t elements_for_threads = 32768;
+
+std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+ParallelFor threads_for(const Execution& execution, const View& view) {
+    ParallelFor parallel_for = execution.parallel_for;
+    if (view.elements() < elements_for_threads) parallel_for.threads = 1;
+    return parallel_for;
+}
+
+// One call's kernels, picked by the runtime values: this is where those end.
+struct Kernels {
+    Kernel moments, normalize, gradient_sums, gradient;
+
+    Kernels(const KernelTable& table, const Problem& problem) {
+        const int t = static_cast<int>(problem.args.view.traversal);
+        const int d = static_cast<int>(problem.dtype);
+        const int a = static_cast<int>(problem.activation);
+        moments = table.moments[t][d];
+        normalize = table.normalize[t][d][a];
+        gradient_sums = table.gradient_sums[t][d][a];
+        gradient = table.gradient[t][d][a];
+    }
+};
+
+// The scratch of a call: two partial results per (chunk, statistic), and the coefficients.
+struct Scratch {
+    double* first;
+    double* second;
+    char* coefficients;
+    std::int64_t coefficients_stride;
+
+    Scratch(const Execution& execution, const Problem& problem, const Plan& plan,
+            std::int64_t partials, int coefficients_count) {
+        const View& view = plan.view;
+        coefficients_stride =
+            view.stats() * (view.traversal == Traversal::columns ? view.inner : 1);
+        const std::int64_t scalar = problem.dtype == DType::float64 ? 8 : 4;
+        const std::int64_t values = divide_up(partials * view.stats(), 8) * 8;
+        const std::int64_t bytes =
+            2 * values * 8 + coefficients_count * coefficients_stride * scalar;
+        auto* memory = static_cast<char*>(
+            execution.workspace.reserve(execution.workspace.context, static_cast<std::size_t>(bytes)));
+        first = reinterpret_cast<double*>(memory);
+        second = first + values;
+        coefficients = memory + 2 * values * 8;
+    }
+
+    void attach(KernelArgs& args) const {
+        args.coefficients = coefficients;
+        args.coefficients_stride = coefficients_stride;
+    }
+
+    // Sets one coefficient of one statistic, for every lane that it has.
+    template <class A>
+    void set(const View& view, Coefficient which, std::int64_t stat, double value) const {
+        const std::int64_t copies = view.traversal == Traversal::columns ? view.inner : 1;
+        A* const to = reinterpret_cast<A*>(coefficients) + which * coefficients_stride +
+                      stat * copies;
+        std::fill(to, to + copies, static_cast<A>(value));
+    }
+};
+
+// Calls f with a value of the problem's accumulator type.
+template <class F>
+void with_accumulator(const Problem& problem, F&& f) {
+    if (problem.dtype == DType::float64) {
+        f(double{});
+    } else {
+        f(float{});
+    }
+}
+
+template <class A>
+Normalization<A> set_normalization(const Scratch& scratch, const View& view, std::int64_t stat,
+                                   double mean, double rstd, double weight, double bias_value) {
+    const Normalization<A> n = normalization<A>(mean, rstd, weight, bias_value);
+    scratch.set<A>(view, prescale, stat, n.prescale);
+    scratch.set<A>(view, mean_hi, stat, n.mean_hi);
+    scratch.set<A>(view, mean_lo, stat, n.mean_lo);
+    scratch.set<A>(view, scale, stat, n.scale);
+    scratch.set<A>(view, bias, stat, n.bias);
+    return n;
+}
+
+// Calls f(from, to) over [0, count) in pieces of at most stats_per_task.
+template <class F>
+void for_stats(const ParallelFor& parallel_for, std::int64_t count, F&& f) {
+    parallel_for(divide_up(count, stats_per_task), [&](std::int64_t task) {
+        const std::int64_t from = task * stats_per_task;
+        f(from, std::min(from + stats_per_task, count));
+    });
+}
+
+// Each thread takes a contiguous share of [0, count): the same one every time.
+template <class F>
+void for_shares(const ParallelFor& parallel_for, std::int64_t count, F&& f) {
+    const std::int64_t shares = std::min<std::int64_t>(parallel_for.threads, count);
+    parallel_for(shares, [&](std::int64_t share) {
+        f(count * share / shares, count * (share + 1) / shares);
+    });
+}
+
+void map_only(const Execution& execution, const KernelArgs& args, const Plan& plan, Kernel map) {
+    for_shares(threads_for(execution, plan.view), plan.tiles(),
+               [&](std::int64_t from, std::int64_t to) {
+                   for (std::int64_t i = from; i < to; ++i) {
+                       map(args, plan.tile_in_memory_order(i), nullptr, nullptr);
+                   }
+               });
+}
+
+// reduce, then finish(from, to) for the statistics, then map over the same tiles backwards, so that
+// the map begins with what the reduction has left in the cache.
+template <class Finish>
+void reduce_finish_map(const ParallelFor& parallel_for, const KernelArgs& args, const Plan& plan,
+                       const Scratch& scratch, std::int64_t bytes_per_value, Kernel reduce,
+                       Kernel map, Finish&& finish) {
+    const std::int64_t stats = plan.view.stats();
+    const std::int64_t chunks = plan.chunks();
+    const auto reduce_tile = [&](std::int64_t unit, std::int64_t chunk) {
+        const Tile tile = plan.tile(unit, chunk);
+        const std::int64_t at = chunk * stats + tile.batch * plan.view.stat + tile.stat0;
+        reduce(args, tile, scratch.first + at, scratch.second + at);
+    };
+    const auto stats_of = [&](std::int64_t unit) {
+        const Tile tile = plan.tile(unit, 0);
+        const std::int64_t base = tile.batch * plan.view.stat;
+        return std::pair{base + tile.stat0, base + tile.stat1};
+    };
+
+    if (!cooperative(plan, bytes_per_value, parallel_for.threads)) {
+        parallel_for(plan.units(), [&](std::int64_t unit) {
+            for (std::int64_t c = 0; c < chunks; ++c) reduce_tile(unit, c);
+            const auto [from, to] = stats_of(unit);
+            finish(from, to);
+            for (std::int64_t c = chunks; c-- > 0;) map(args, plan.tile(unit, c), nullptr, nullptr);
+        });
+        return;
+    }
+    // Under rows the threads share one unit at a time, so that it is still in their caches for the
+    // map; under columns the units of a batch index lie side by side in every row.
+    const std::int64_t together = plan.view.traversal == Traversal::rows ? 1 : plan.stat_tiles;
+    for (std::int64_t unit = 0; unit < plan.units(); unit += together) {
+        const std::int64_t tiles = together * chunks;
+        for_shares(parallel_for, tiles, [&](std::int64_t from, std::int64_t to) {
+            for (std::int64_t i = from; i < to; ++i) reduce_tile(unit + i % together, i / together);
+        });
+        const std::int64_t first_stat = stats_of(unit).first;
+        const std::int64_t last_stat = stats_of(unit + together - 1).second;
+        for_stats(parallel_for, last_stat - first_stat, [&](std::int64_t from, std::int64_t to) {
+            finish(first_stat + from, first_stat + to);
+        });
+        for_shares(parallel_for, tiles, [&](std::int64_t from, std::int64_t to) {
+            for (std::int64_t i = to; i-- > from;) {
+                map(args, plan.tile(unit + i % together, i / together), nullptr, nullptr);
+            }
+        });
+    }
+}
+
+}  // namespace
+
+double Vector::get(std::int64_t i) const {
+    return with_dtype(dtype, [&](auto element) {
+        std::memcpy(&element, data + i * stride, sizeof(element));
+        return static_cast<double>(to_float(element));
+    });
+}
+
+void Vector::set(std::int64_t i, double value) const {
+    if (data == nullptr) return;
+    with_dtype(dtype, [&](auto element) {
+        using Wide = accumulator_t<decltype(element)>;
+        from_float(static_cast<Wide>(value), element);
+        std::memcpy(data + i * stride, &element, sizeof(element));
+    });
+}
+
+Workspace thread_workspace() {
+    struct Memory {
+        void* data = nullptr;
+        std::size_t bytes = 0;
+        ~Memory() { ::operator delete(data, std::align_val_t{64}); }
+    };
+    thread_local Memory memory;
+    return {&memory, [](void* context, std::size_t bytes) {
+                auto& m = *static_cast<Memory*>(context);
+                if (m.bytes < bytes) {
+                    ::operator delete(m.data, std::align_val_t{64});
+                    m.data = nullptr;
+                    m.bytes = 0;
+                    m.data = ::operator new(bytes, std::align_val_t{64});
+                    m.bytes = bytes;
+                }
+                return m.data;
+            }};
+}
+
+void normalize(const Execution& execution, const Problem& problem, const Vector& mean,
+               const Vector& var, double eps) {
+    KernelArgs args = problem.args;
+    const Plan plan = map_plan(args.view);
+    const Scratch scratch(execution, problem, plan, 0, forward_coefficients);
+    scratch.attach(args);
+    const ParallelFor parallel_for = threads_for(execution, args.view);
+    for_stats(parallel_for, args.view.stats(), [&](std::int64_t from, std::int64_t to) {
+        with_accumulator(problem, [&](auto selects) {
+            for (std::int64_t s = from; s < to; ++s) {
+                set_normalization<decltype(selects)>(
+                    scratch, args.view, s, mean.get(s), 1.0 / std::sqrt(var.get(s) + eps),
+                    problem.weight.get(s, 1.0), problem.bias.get(s, 0.0));
+            }
+        });
+    });
+    args.stream = should_stream(2 * args.view.elements() * size_of(problem.dtype));
+    map_only(execution, args, plan, Kernels(execution.kernels, problem).normalize);
+}
+
+void normalize_by_own_statistics(const Execution& execution, const Problem& problem, double eps,
+                                 const Vector& mean, const Vector& rstd,
+                                 const RunningStatistics& running) {
+    KernelArgs args = problem.args;
+    const View& view = args.view;
+    const std::int64_t size = size_of(problem.dtype);
+    const Plan plan = reduction_plan(view, size);
+    const Scratch scratch(execution, problem, plan, plan.chunks(), forward_coefficients);
+    scratch.attach(args);
+    args.stream = should_stream(2 * view.elements() * size);
+    const double count = static_cast<double>(view.reduced());
+    const bool half = size == 2;
+
+    const auto finish = [&](std::int64_t from, std::int64_t to) {
+        const std::int64_t stats = view.stats();
+        Moments merged[stats_per_task];
+        for (; from < to; from += stats_per_task) {
+            const std::int64_t n = std::min(stats_per_task, to - from);
+            double merged_count = 0;
+            for (std::int64_t c = 0; c < plan.chunks(); ++c) {
+                const double chunk_count = plan.chunk_count(c);
+                const double* means = scratch.first + c * stats + from;
+                const double* m2s = scratch.second + c * stats + from;
+                for (std::int64_t i = 0; i < n; ++i) {
+                    merged[i] = merge({merged_count, merged[i].mean, merged[i].m2},
+                                      {chunk_count, means[i], m2s[i]});
+                }
+                merged_count += chunk_count;
+            }
+            with_accumulator(problem, [&](auto selects) {
+                for (std::int64_t i = 0; i < n; ++i) {
+                    const std::int64_t s = from + i;
+                    // What is returned is what is used: backward recomputes from the same numbers.
+                    double m = merged[i].mean;
+                    double r = 1.0 / std::sqrt(merged[i].m2 / count + eps);
+                    if (half) {
+                        m = static_cast<float>(m);
+                        r = static_cast<float>(r);
+                    }
+                    mean.set(s, m);
+                    rstd.set(s, r);
+                    set_normalization<decltype(selects)>(scratch, view, s, m, r,
+                                                         problem.weight.get(s, 1.0),
+                                                         problem.bias.get(s, 0.0));
+                    const double var = merged[i].m2 / (running.unbiased ? count - 1.0 : count);
+                    running.mean.set(s, running_update(running.mean.get(s, 0.0), merged[i].mean,
+                                                       running.momentum));
+                    running.var.set(
+                        s, running_update(running.var.get(s, 0.0), var, running.momentum));
+                }
+            });
+        }
+    };
+    const Kernels kernels(execution.kernels, problem);
+    reduce_finish_map(threads_for(execution, view), args, plan, scratch, size, kernels.moments,
+                      kernels.normalize, finish);
+}
+
+void normalize_backward(const Execution& execution, const Problem& problem, const Vector& mean,
+                        const Vector& rstd, bool frozen, const Vector& dweight,
+                        const Vector& dbias) {
+    KernelArgs args = problem.args;
+    const View& view = args.view;
+    const std::int64_t size = size_of(problem.dtype);
+    const Plan plan = reduction_plan(view, size);
+    const Scratch scratch(execution, problem, plan, plan.chunks(), backward_coefficients);
+    scratch.attach(args);
+    args.frozen = frozen;
+    args.stream = should_stream(3 * view.elements() * size);
+    const double count = static_cast<double>(view.reduced());
+    const ParallelFor parallel_for = threads_for(execution, view);
+
+    for_stats(parallel_for, view.stats(), [&](std::int64_t from, std::int64_t to) {
+        with_accumulator(problem, [&](auto selects) {
+            for (std::int64_t s = from; s < to; ++s) {
+                set_normalization<decltype(selects)>(scratch, view, s, mean.get(s), rstd.get(s),
+                                                     problem.weight.get(s, 1.0),
+                                                     problem.bias.get(s, 0.0));
+            }
+        });
+    });
+    const auto finish = [&](std::int64_t from, std::int64_t to) {
+        with_accumulator(problem, [&](auto selects) {
+            using A = decltype(selects);
+            for (std::int64_t s = from; s < to; ++s) {
+                double sum_g = 0;
+                double sum_centred = 0;
+                for (std::int64_t c = 0; c < plan.chunks(); ++c) {
+                    sum_g += scratch.first[c * view.stats() + s];
+                    sum_centred += scratch.second[c * view.stats() + s];
+                }
+                const double r = rstd.get(s);
+                const double weight = problem.weight.get(s, 1.0);
+                const double prescaled = normalization<A>(mean.get(s), r, weight, 0.0).prescale;
+                const double sum_gx = sum_centred / prescaled;
+                dweight.set(s, sum_gx * r);
+                dbias.set(s, sum_g);
+                const GradientCoefficients g =
+                    gradient_coefficients(r, weight, count, sum_g, sum_gx, prescaled);
+                scratch.set<A>(view, grad_a, s, g.a);
+                scratch.set<A>(view, grad_b, s, g.b);
+                scratch.set<A>(view, grad_c, s, g.c);
+            }
+        });
+    };
+    const std::int64_t operands = args.residual ? 3 : 2;
+    const Kernels kernels(execution.kernels, problem);
+    reduce_finish_map(parallel_for, args, plan, scratch, operands * size, kernels.gradient_sums,
+                      kernels.gradient, finish);
+}
+
+}  // namespace fastnorm

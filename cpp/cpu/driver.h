@@ -1,0 +1,68 @@
+// From an op to kernels: plans, threads, scratch, the merge of partial results, and what is
+// computed once per statistic. Knows neither Python nor how an error is worded: everything that
+// arrives here is valid.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/kernels.h"
+#include "cpu/parallel.h"
+
+namespace fastnorm {
+
+// Scratch memory: reserve() gives bytes aligned to 64, valid until the next reserve(). An embedder
+// can fill it with memory of its own; the default one belongs to the calling thread.
+struct Workspace {
+    void* context = nullptr;
+    void* (*reserve)(void* context, std::size_t bytes) = nullptr;
+};
+Workspace thread_workspace();
+
+struct Execution {
+    const KernelTable& kernels;
+    ParallelFor parallel_for;
+    Workspace workspace;
+};
+
+// One value per statistic, in any dtype and with any stride (in bytes). Absent if data is null.
+struct Vector {
+    char* data = nullptr;
+    DType dtype = DType::float32;
+    std::int64_t stride = 0;
+
+    explicit operator bool() const { return data != nullptr; }
+    double get(std::int64_t i) const;
+    double get(std::int64_t i, double fallback) const { return data ? get(i) : fallback; }
+    void set(std::int64_t i, double value) const;  // nothing where absent
+};
+
+// What every op has: the tensors under their view, the parameters, the epilogue.
+struct Problem {
+    KernelArgs args;  // without coefficients and stream, which the driver adds
+    DType dtype = DType::float32;
+    ActivationKind activation = ActivationKind::identity;
+    Vector weight, bias;
+};
+
+// y from mean and variance that are given.
+void normalize(const Execution& execution, const Problem& problem, const Vector& mean,
+               const Vector& var, double eps);
+
+struct RunningStatistics {
+    Vector mean, var;
+    double momentum = 0;
+    bool unbiased = true;
+};
+
+// y, mean and rstd from the statistics of x itself; updates the running ones.
+void normalize_by_own_statistics(const Execution& execution, const Problem& problem, double eps,
+                                 const Vector& mean, const Vector& rstd,
+                                 const RunningStatistics& running);
+
+// dx, dweight, dbias (and dresidual). frozen: mean and rstd are constants.
+void normalize_backward(const Execution& execution, const Problem& problem, const Vector& mean,
+                        const Vector& rstd, bool frozen, const Vector& dweight,
+                        const Vector& dbias);
+
+}  // namespace fastnorm

@@ -1,0 +1,66 @@
+// What the driver asks of the kernels: single-threaded functions over a tile of a view, one table
+// of them per instruction set. A kernel allocates nothing, throws nothing and knows no threads.
+#pragma once
+
+#include <cstdint>
+
+#include "core/view.h"
+
+namespace fastnorm {
+
+// A part of a view: statistics [stat0, stat1) of one batch index, over outer [outer0, outer1) and
+// inner [inner0, inner1). Under columns inner is always whole.
+struct Tile {
+    std::int64_t batch = 0;
+    std::int64_t stat0 = 0, stat1 = 0;
+    std::int64_t outer0 = 0, outer1 = 0;
+    std::int64_t inner0 = 0, inner1 = 0;
+};
+
+// The coefficients of the maps, one array each; under rows one element per (batch, stat), under
+// columns one per (batch, stat, inner). Their type is the view's accumulator type.
+enum Coefficient : int { prescale, mean_hi, mean_lo, scale, bias, grad_a, grad_b, grad_c };
+inline constexpr int forward_coefficients = 5;
+inline constexpr int backward_coefficients = 8;
+
+// Everything that the kernels of one call read and write. What an op does not have is empty.
+struct KernelArgs {
+    View view;
+    Operand x, residual, y;     // forward
+    Operand dy, dx, dresidual;  // backward (with x, residual)
+    unsigned char* mask = nullptr;
+    const void* coefficients = nullptr;
+    std::int64_t coefficients_stride = 0;  // elements from one coefficient's array to the next's
+    double alpha = 0, beta = 0;            // the activation's parameters
+    bool stream = false;                   // write past the cache
+    bool frozen = false;                   // mean and rstd are constants: dx = a * g
+};
+
+// Reductions write a tile's two partial results of each statistic to first[] and second[], from
+// the tile's first statistic on: mean and M2, or the sums of g and of g * centred(x). Maps write
+// the tensors of args and leave both alone.
+using Kernel = void (*)(const KernelArgs& args, const Tile& tile, double* first, double* second);
+
+inline constexpr int traversals = 2;
+inline constexpr int dtypes = 4;
+inline constexpr int activations = 10;
+
+struct KernelTable {
+    const char* name;
+    Kernel moments[traversals][dtypes];
+    Kernel normalize[traversals][dtypes][activations];
+    Kernel gradient_sums[traversals][dtypes][activations];
+    Kernel gradient[traversals][dtypes][activations];
+};
+
+// A reduction keeps its accumulators on the stack: a tile of it holds no more than this.
+inline constexpr std::int64_t rows_tile_stats = 32;
+inline constexpr std::int64_t columns_tile_lanes = 1024;
+
+// Partial results are summed in the accumulator type over blocks of this many values per
+// statistic, and merged in double, in order. The numbers bound the rounding error; they are part
+// of what makes a result's bits, and so the same on every machine.
+inline constexpr std::int64_t rows_block = 4096;
+inline constexpr std::int64_t columns_block = 64;
+
+}  // namespace fastnorm

@@ -1,0 +1,162 @@
+// What both traversals are made of: packs of a fixed number of virtual lanes whatever the width of
+// the hardware's vectors, partial packs, and the walk over outer. Included by kernels.cpp, once per
+// instruction set.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+#include <utility>
+
+#include "core/activations.h"
+#include "core/dtypes.h"
+#include "core/maps.h"
+#include "core/stats.h"
+#include "cpu/kernels.h"
+
+namespace fastnorm::FASTNORM_ISA {
+
+namespace {
+
+// 32 floats or 16 doubles: element i of a row goes to lane i % lanes on every instruction set.
+template <class A>
+constexpr int lanes = static_cast<int>(128 / sizeof(A));
+
+template <class A>
+constexpr int vectors = lanes<A> / Vec<A>::width;
+
+template <class F, int... v>
+FASTNORM_FN void unrolled(F&& f, std::integer_sequence<int, v...>) {
+    (f(std::integral_constant<int, v>{}), ...);
+}
+
+// Calls f(v) for each vector of a pack, unrolled.
+template <class A, class F>
+FASTNORM_FN void for_vectors(F&& f) {
+    unrolled(f, std::make_integer_sequence<int, vectors<A>>{});
+}
+
+// Calls f(offset, valid) for each pack of count elements; valid is a compile-time constant for the
+// full packs and an int for the last, partial one.
+template <class A, class F>
+FASTNORM_FN void for_packs(std::int64_t count, F&& f) {
+    std::int64_t i = 0;
+    for (; i + lanes<A> <= count; i += lanes<A>) f(i, std::integral_constant<int, lanes<A>>{});
+    if (i < count) f(i, static_cast<int>(count - i));
+}
+
+// How many of the elements of vector v are valid.
+template <class A>
+FASTNORM_FN int in_vector(int valid, int v) {
+    const int rest = valid - v * Vec<A>::width;
+    return rest < 0 ? 0 : rest > Vec<A>::width ? Vec<A>::width : rest;
+}
+
+template <class Valid>
+constexpr bool is_full = !std::is_same_v<Valid, int>;
+
+// Vector v of the pack at p.
+template <class A, class T, class Valid>
+FASTNORM_FN Vec<A> load(const T* p, int v, Valid valid) {
+    if constexpr (is_full<Valid>) {
+        return Vec<A>::load(p + v * Vec<A>::width);
+    } else {
+        return Vec<A>::load(p + v * Vec<A>::width, in_vector<A>(valid, v));
+    }
+}
+
+template <class A, class T, class Valid>
+FASTNORM_FN void store(T* p, int v, Vec<A> x, Valid valid) {
+    if constexpr (is_full<Valid>) {
+        x.store(p + v * Vec<A>::width);
+    } else {
+        x.store(p + v * Vec<A>::width, in_vector<A>(valid, v));
+    }
+}
+
+// One bit an element of a pack.
+FASTNORM_FN unsigned load_bits(const unsigned char* mask, int valid) {
+    unsigned bits = 0;
+    std::memcpy(&bits, mask, static_cast<unsigned>(valid + 7) / 8);
+    return bits;
+}
+FASTNORM_FN void store_bits(unsigned char* mask, unsigned bits, int valid) {
+    std::memcpy(mask, &bits, static_cast<unsigned>(valid + 7) / 8);
+}
+
+// The sum of all lanes in double, as a tree of fixed shape.
+template <class A>
+FASTNORM_FN double sum_of_lanes(const A* x) {
+    double sums[lanes<A> / 2];
+    for (int i = 0; i < lanes<A> / 2; ++i) {
+        sums[i] = static_cast<double>(x[i]) + static_cast<double>(x[i + lanes<A> / 2]);
+    }
+    for (int width = lanes<A> / 4; width > 0; width /= 2) {
+        for (int i = 0; i < width; ++i) sums[i] += sums[i + width];
+    }
+    return sums[0];
+}
+
+// Bytes from the start of an operand to outer index o.
+FASTNORM_FN std::int64_t outer_offset(const View& view, const Operand& operand, std::int64_t o) {
+    std::int64_t offset = 0;
+    for (int d = view.outer_dims - 1; d > 0; --d) {
+        offset += (o % view.outer_extent[d]) * operand.outer_stride[d];
+        o /= view.outer_extent[d];
+    }
+    return offset + o * operand.outer_stride[0];
+}
+
+// The run of an operand at outer index o, statistic s.
+template <class T>
+FASTNORM_FN T* run_of(const View& view, const Operand& operand, std::int64_t batch, std::int64_t o,
+                      std::int64_t s) {
+    if (!operand) return nullptr;
+    return reinterpret_cast<T*>(operand.data + batch * operand.batch_stride +
+                                outer_offset(view, operand, o) + s * operand.stat_stride);
+}
+
+// The row of the mask that belongs to a run, from element i of it on; i is a multiple of 8.
+FASTNORM_FN unsigned char* mask_at(const KernelArgs& args, std::int64_t run, std::int64_t i) {
+    if (args.mask == nullptr) return nullptr;
+    return args.mask + run * args.view.mask_row_bytes() + i / 8;
+}
+
+template <class A>
+FASTNORM_FN const A* coefficient(const KernelArgs& args, Coefficient which) {
+    return static_cast<const A*>(args.coefficients) + which * args.coefficients_stride;
+}
+
+// A number of spread samples whose mean serves as a pivot: a power of two, so that the mean of
+// equal values is that value exactly.
+FASTNORM_FN int pivot_samples(std::int64_t count, int most) {
+    int samples = 1;
+    while (2 * samples <= most && 2 * samples <= count) samples *= 2;
+    return samples;
+}
+
+// A pivot may be any number, but not infinite or NaN: those belong to the sums.
+template <class A>
+FASTNORM_FN A finite_or_zero(A pivot) {
+    return pivot - pivot == A(0) ? pivot : A(0);
+}
+
+// The moments of count values in double, in two passes: for the rare block whose pivot was poor or
+// whose squares left float's range. at(i) gives value i in the accumulator type.
+template <class F>
+FASTNORM_FN Moments exact_moments(std::int64_t count, F&& at) {
+    const double n = static_cast<double>(count);
+    const double first = static_cast<double>(at(0));
+    double sum = 0;
+    for (std::int64_t i = 0; i < count; ++i) sum += static_cast<double>(at(i)) - first;
+    const double mean = first + sum / n;
+    double m2 = 0;
+    for (std::int64_t i = 0; i < count; ++i) {
+        const double d = static_cast<double>(at(i)) - mean;
+        m2 += d * d;
+    }
+    return {n, mean, m2};
+}
+
+}  // namespace
+
+}  // namespace fastnorm::FASTNORM_ISA

@@ -1,0 +1,119 @@
+#include "cpu/plan.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "cpu/machine.h"
+
+namespace fastnorm {
+
+namespace {
+
+// Values per statistic of a chunk under rows: large against a block, small against a cache.
+constexpr std::int64_t rows_chunk = 4 * rows_block;
+// Elements of a chunk under columns, and its least number of rows: a chunk costs 16 bytes of
+// partial results a lane.
+constexpr std::int64_t columns_chunk_elements = 65536;
+constexpr std::int64_t columns_chunk_rows = 4 * columns_block;
+// Elements of a tile of a map that stands alone.
+constexpr std::int64_t map_tile = 32768;
+// Contiguous bytes that a group of neighbouring small rows should reach.
+constexpr std::int64_t group_bytes = 6144;
+constexpr std::int64_t line_bytes = 64;
+
+std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+void cut_inner(Plan& plan, std::int64_t most) {
+    const std::int64_t inner = plan.view.inner;
+    const std::int64_t pieces = divide_up(inner, most);
+    // Starts at multiples of 64 elements: whole bytes of a mask, whole packs.
+    plan.chunk_inner = pieces == 1 ? inner : divide_up(divide_up(inner, pieces), 64) * 64;
+    plan.inner_chunks = divide_up(inner, plan.chunk_inner);
+}
+
+void cut_outer(Plan& plan, std::int64_t most) {
+    plan.chunk_outer = std::clamp<std::int64_t>(most, 1, plan.view.outer);
+    plan.outer_chunks = divide_up(plan.view.outer, plan.chunk_outer);
+}
+
+void cut_stat(Plan& plan, std::int64_t most) {
+    plan.tile_stats = std::clamp<std::int64_t>(most, 1, plan.view.stat);
+    plan.stat_tiles = divide_up(plan.view.stat, plan.tile_stats);
+}
+
+// Enough neighbouring rows for a good run of memory, and a whole number of cache lines if it can
+// be had.
+std::int64_t rows_group(std::int64_t row_bytes) {
+    const std::int64_t whole_lines = line_bytes / std::gcd(row_bytes, line_bytes);
+    const std::int64_t group = divide_up(group_bytes, row_bytes);
+    return std::min(divide_up(group, whole_lines) * whole_lines, rows_tile_stats);
+}
+
+}  // namespace
+
+Tile Plan::tile(std::int64_t unit, std::int64_t chunk) const {
+    Tile tile;
+    tile.batch = unit / stat_tiles;
+    tile.stat0 = unit % stat_tiles * tile_stats;
+    tile.stat1 = std::min(tile.stat0 + tile_stats, view.stat);
+    tile.outer0 = chunk / inner_chunks * chunk_outer;
+    tile.outer1 = std::min(tile.outer0 + chunk_outer, view.outer);
+    tile.inner0 = chunk % inner_chunks * chunk_inner;
+    tile.inner1 = std::min(tile.inner0 + chunk_inner, view.inner);
+    return tile;
+}
+
+Tile Plan::tile_in_memory_order(std::int64_t index) const {
+    const std::int64_t inner = index % inner_chunks;
+    const std::int64_t stats = index / inner_chunks % stat_tiles;
+    const std::int64_t outer = index / (inner_chunks * stat_tiles) % outer_chunks;
+    const std::int64_t batch = index / (inner_chunks * stat_tiles * outer_chunks);
+    return tile(batch * stat_tiles + stats, outer * inner_chunks + inner);
+}
+
+double Plan::chunk_count(std::int64_t chunk) const {
+    const Tile t = tile(0, chunk);
+    return static_cast<double>((t.outer1 - t.outer0) * (t.inner1 - t.inner0));
+}
+
+Plan reduction_plan(const View& view, std::int64_t element_bytes) {
+    Plan plan;
+    plan.view = view;
+    plan.chunk_inner = view.inner;
+    if (view.traversal == Traversal::rows) {
+        cut_stat(plan, rows_group(view.inner * element_bytes));
+        cut_inner(plan, rows_chunk);
+        cut_outer(plan, rows_chunk / plan.chunk_inner);
+    } else {
+        const std::int64_t rows = divide_up(columns_chunk_elements, view.stat * view.inner);
+        cut_stat(plan, columns_tile_lanes / view.inner / 32 * 32);
+        cut_outer(plan, std::max(divide_up(rows, columns_block) * columns_block,
+                                 columns_chunk_rows));
+    }
+    return plan;
+}
+
+Plan map_plan(const View& view) {
+    Plan plan;
+    plan.view = view;
+    plan.chunk_inner = view.inner;
+    if (view.traversal == Traversal::rows) {
+        cut_inner(plan, map_tile);
+        cut_stat(plan, map_tile / plan.chunk_inner);
+    } else {
+        cut_stat(plan, view.stat);
+    }
+    cut_outer(plan, map_tile / (plan.tile_stats * plan.chunk_inner));
+    return plan;
+}
+
+bool cooperative(const Plan& plan, std::int64_t bytes_per_value, int threads) {
+    if (threads <= 1) return false;
+    const std::int64_t unit_bytes = plan.tile_stats * plan.view.reduced() * bytes_per_value;
+    const bool balanced = plan.units() >= 4 * threads || plan.units() % threads == 0;
+    return !balanced || unit_bytes > caches().l2;
+}
+
+bool should_stream(std::int64_t bytes) { return bytes > std::min<std::int64_t>(caches().l3, 1 << 24); }
+
+}  // namespace fastnorm

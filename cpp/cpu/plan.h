@@ -1,0 +1,41 @@
+// How a view is cut into tiles. Chunks, the ranges over which partial results are kept, follow from
+// the view alone, so that a result's bits do not depend on the machine or on the number of threads;
+// how tiles are grouped and who computes them does not change any bits.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/kernels.h"
+
+namespace fastnorm {
+
+struct Plan {
+    View view;
+    std::int64_t tile_stats = 1, stat_tiles = 1;
+    std::int64_t chunk_outer = 1, outer_chunks = 1;
+    std::int64_t chunk_inner = 1, inner_chunks = 1;
+
+    std::int64_t units() const { return view.batch * stat_tiles; }
+    std::int64_t chunks() const { return outer_chunks * inner_chunks; }
+    std::int64_t tiles() const { return units() * chunks(); }
+
+    // unit counts (batch, group of statistics); chunk counts (outer, inner).
+    Tile tile(std::int64_t unit, std::int64_t chunk) const;
+    // The tiles in the order of memory.
+    Tile tile_in_memory_order(std::int64_t index) const;
+    double chunk_count(std::int64_t chunk) const;  // values per statistic
+};
+
+// For reductions, and the maps that follow them over the same tiles.
+Plan reduction_plan(const View& view, std::int64_t element_bytes);
+
+// For maps alone: tiles of a good size for one thread, contiguous wherever the tensor is.
+Plan map_plan(const View& view);
+
+// Whether all threads share one unit at a time (else each thread takes whole units).
+bool cooperative(const Plan& plan, std::int64_t bytes_per_value, int threads);
+
+// Whether the results of a call that touches so many bytes are written past the cache.
+bool should_stream(std::int64_t bytes);
+
+}  // namespace fastnorm

@@ -1,0 +1,297 @@
+// The rows traversal: inner is long and contiguous, vectors run along it, and one statistic's
+// coefficients serve a whole row. Rows of neighbouring statistics lie side by side, so a tile holds
+// a group of them and keeps their accumulators in L1. Included by kernels.cpp, once per instruction
+// set.
+#pragma once
+
+#include "cpu/spans.h"
+#include "cpu/stream.h"
+
+namespace fastnorm::FASTNORM_ISA {
+
+namespace {
+
+// Calls f with each block of a tile: at most rows_block values per statistic, whole rows where they
+// are shorter than that. The blocks follow from the tile alone.
+template <class A, class F>
+FASTNORM_FN void for_row_blocks(const Tile& tile, F&& f) {
+    Tile block = tile;
+    const std::int64_t row = tile.inner1 - tile.inner0;
+    if (row <= rows_block) {
+        const std::int64_t rows = rows_block / row;
+        for (std::int64_t o = tile.outer0; o < tile.outer1; o += rows) {
+            block.outer0 = o;
+            block.outer1 = o + rows < tile.outer1 ? o + rows : tile.outer1;
+            f(block);
+        }
+        return;
+    }
+    const std::int64_t pieces = (row + rows_block - 1) / rows_block;
+    const std::int64_t share = (row + pieces - 1) / pieces;
+    const std::int64_t piece = (share + lanes<A> - 1) / lanes<A> * lanes<A>;
+    for (std::int64_t o = tile.outer0; o < tile.outer1; ++o) {
+        block.outer0 = o;
+        block.outer1 = o + 1;
+        for (std::int64_t i = tile.inner0; i < tile.inner1; i += piece) {
+            block.inner0 = i;
+            block.inner1 = i + piece < tile.inner1 ? i + piece : tile.inner1;
+            f(block);
+        }
+    }
+}
+
+template <class T, ActivationKind kind>
+struct Rows {
+    using A = accumulator_t<T>;
+    using V = Vec<A>;
+
+    static void moments(const KernelArgs& args, const Tile& tile, double* mean, double* m2) {
+        alignas(64) A sums[rows_tile_stats][lanes<A>];
+        alignas(64) A squares[rows_tile_stats][lanes<A>];
+        A pivots[rows_tile_stats];
+        Moments totals[rows_tile_stats];
+        const std::int64_t stats = tile.stat1 - tile.stat0;
+
+        for_row_blocks<A>(tile, [&](const Tile& block) {
+            const std::int64_t row = block.inner1 - block.inner0;
+            const std::int64_t count = (block.outer1 - block.outer0) * row;
+            for (std::int64_t s = 0; s < stats; ++s) {
+                pivots[s] = pivot(args, block, block.stat0 + s, count);
+                for (int i = 0; i < lanes<A>; ++i) sums[s][i] = squares[s][i] = A(0);
+            }
+            for (std::int64_t o = block.outer0; o < block.outer1; ++o) {
+                const T* x = run_of<T>(args.view, args.x, block.batch, o, block.stat0);
+                for (std::int64_t s = 0; s < stats; ++s) {
+                    accumulate(x + block.inner0, row, V(pivots[s]), sums[s], squares[s]);
+                    x = step(x, args.x.stat_stride);
+                }
+            }
+            for (std::int64_t s = 0; s < stats; ++s) {
+                const double pivot = static_cast<double>(pivots[s]);
+                const double sum = sum_of_lanes(sums[s]);
+                const double square_sum = sum_of_lanes(squares[s]);
+                Moments m = moments_about(pivot, static_cast<double>(count), sum, square_sum);
+                if (!trustworthy<A>(m, pivot, sum, square_sum)) {
+                    m = recompute(args, block, block.stat0 + s, m, square_sum, pivots[s]);
+                }
+                totals[s] = merge(totals[s], m);
+            }
+        });
+        for (std::int64_t s = 0; s < stats; ++s) {
+            mean[s] = totals[s].mean;
+            m2[s] = totals[s].m2;
+        }
+    }
+
+    static void normalize(const KernelArgs& args, const Tile& tile, double*, double*) {
+        Sink<T> sink(args.stream);
+        const View& view = args.view;
+        for_rows(args, tile, [&](std::int64_t o, std::int64_t s, std::int64_t run) {
+            const NormalizeMap<V> map = normalize_map(args, tile.batch * view.stat + s);
+            const T* x = run_of<T>(view, args.x, tile.batch, o, s);
+            const T* residual = run_of<T>(view, args.residual, tile.batch, o, s);
+            T* y = run_of<T>(view, args.y, tile.batch, o, s);
+            for_segments(tile.inner0, tile.inner1, [&](std::int64_t i, std::int64_t count) {
+                const Forward<T, kind> forward{x + i, residual == nullptr ? nullptr : residual + i,
+                                               mask_at(args, run, i), params(args)};
+                forward.write(sink.open(y + i), count, [&](auto...) { return map; });
+                sink.close(count);
+            });
+        });
+    }
+
+    static void gradient_sums(const KernelArgs& args, const Tile& tile, double* sum_g,
+                              double* sum_gx) {
+        alignas(64) A sums[rows_tile_stats][lanes<A>];
+        alignas(64) A products[rows_tile_stats][lanes<A>];
+        const std::int64_t stats = tile.stat1 - tile.stat0;
+        for (std::int64_t s = 0; s < stats; ++s) sum_g[s] = sum_gx[s] = 0.0;
+
+        for_row_blocks<A>(tile, [&](const Tile& block) {
+            for (std::int64_t s = 0; s < stats; ++s) {
+                for (int i = 0; i < lanes<A>; ++i) sums[s][i] = products[s][i] = A(0);
+            }
+            for_rows(args, block, [&](std::int64_t o, std::int64_t s, std::int64_t run) {
+                const NormalizeMap<V> map = normalize_map(args, block.batch * args.view.stat + s);
+                const Backward<T, kind> backward = backward_at(args, block, o, s, run, block.inner0);
+                V g[vectors<A>], gx[vectors<A>];
+                A* const g_lanes = sums[s - tile.stat0];
+                A* const gx_lanes = products[s - tile.stat0];
+                for_vectors<A>([&](auto v) {
+                    g[v] = V::load(g_lanes + v * V::width);
+                    gx[v] = V::load(gx_lanes + v * V::width);
+                });
+                backward.each(
+                    block.inner1 - block.inner0, [&](auto...) { return map; },
+                    [&](std::int64_t, auto v, auto valid, const Gradient<V>& at) {
+                        if constexpr (is_full<decltype(valid)>) {
+                            g[v] = g[v] + at.g;
+                            gx[v] = fma(at.g, at.centred, gx[v]);
+                        } else {
+                            const int n = in_vector<A>(valid, v);
+                            const V kept = keep_first(at.g, n);
+                            g[v] = g[v] + kept;
+                            gx[v] = fma(kept, keep_first(at.centred, n), gx[v]);
+                        }
+                    });
+                for_vectors<A>([&](auto v) {
+                    g[v].store(g_lanes + v * V::width);
+                    gx[v].store(gx_lanes + v * V::width);
+                });
+            });
+            for (std::int64_t s = 0; s < stats; ++s) {
+                sum_g[s] += sum_of_lanes(sums[s]);
+                sum_gx[s] += sum_of_lanes(products[s]);
+            }
+        });
+    }
+
+    static void gradient(const KernelArgs& args, const Tile& tile, double*, double*) {
+        Sink<T> dx_sink(args.stream);
+        Sink<T> dresidual_sink(args.stream && args.dresidual);
+        const View& view = args.view;
+        for_rows(args, tile, [&](std::int64_t o, std::int64_t s, std::int64_t run) {
+            const std::int64_t index = tile.batch * view.stat + s;
+            const NormalizeMap<V> map = normalize_map(args, index);
+            const GradientMap<V> gradient_map{V(coefficient<A>(args, grad_a)[index]),
+                                              V(coefficient<A>(args, grad_b)[index]),
+                                              V(coefficient<A>(args, grad_c)[index])};
+            T* dx = run_of<T>(view, args.dx, tile.batch, o, s);
+            T* dresidual = run_of<T>(view, args.dresidual, tile.batch, o, s);
+            for_segments(tile.inner0, tile.inner1, [&](std::int64_t i, std::int64_t count) {
+                T* const dx_to = dx_sink.open(dx + i);
+                T* const dresidual_to =
+                    dresidual == nullptr ? nullptr : dresidual_sink.open(dresidual + i);
+                backward_at(args, tile, o, s, run, i)
+                    .each(
+                        count, [&](auto...) { return map; },
+                        [&](std::int64_t j, auto v, auto valid, const Gradient<V>& at) {
+                            store<A>(dx_to + j, v,
+                                     args.frozen ? gradient_map.a * at.g
+                                                 : gradient_map(at.g, at.centred),
+                                     valid);
+                            if (dresidual_to != nullptr) {
+                                store<A>(dresidual_to + j, v, at.g, valid);
+                            }
+                        });
+                dx_sink.close(count);
+                if (dresidual_to != nullptr) dresidual_sink.close(count);
+            });
+        });
+    }
+
+  private:
+    static FASTNORM_FN const T* step(const T* p, std::int64_t bytes) {
+        return reinterpret_cast<const T*>(reinterpret_cast<const char*>(p) + bytes);
+    }
+
+    static FASTNORM_FN ActParams<A> params(const KernelArgs& args) {
+        return {static_cast<A>(args.alpha), static_cast<A>(args.beta)};
+    }
+
+    static FASTNORM_FN NormalizeMap<V> normalize_map(const KernelArgs& args, std::int64_t index) {
+        return {V(coefficient<A>(args, prescale)[index]), V(coefficient<A>(args, mean_hi)[index]),
+                V(coefficient<A>(args, mean_lo)[index]), V(coefficient<A>(args, scale)[index]),
+                V(coefficient<A>(args, bias)[index])};
+    }
+
+    static FASTNORM_FN Backward<T, kind> backward_at(const KernelArgs& args, const Tile& tile,
+                                                     std::int64_t o, std::int64_t s,
+                                                     std::int64_t run, std::int64_t i) {
+        const T* residual = run_of<T>(args.view, args.residual, tile.batch, o, s);
+        return {run_of<T>(args.view, args.dy, tile.batch, o, s) + i,
+                run_of<T>(args.view, args.x, tile.batch, o, s) + i,
+                residual == nullptr ? nullptr : residual + i, mask_at(args, run, i), params(args)};
+    }
+
+    // Calls f(outer, stat, run) for each row of a tile, in the order of memory.
+    template <class F>
+    static FASTNORM_FN void for_rows(const KernelArgs& args, const Tile& tile, F&& f) {
+        const View& view = args.view;
+        for (std::int64_t o = tile.outer0; o < tile.outer1; ++o) {
+            for (std::int64_t s = tile.stat0; s < tile.stat1; ++s) {
+                f(o, s, (tile.batch * view.outer + o) * view.stat + s);
+            }
+        }
+    }
+
+    template <class F>
+    static FASTNORM_FN void for_segments(std::int64_t from, std::int64_t to, F&& f) {
+        for (std::int64_t i = from; i < to; i += segment) f(i, i + segment < to ? segment : to - i);
+    }
+
+    static FASTNORM_FN void accumulate(const T* x, std::int64_t count, V pivot, A* sums,
+                                       A* squares) {
+        V sum[vectors<A>], square[vectors<A>];
+        for_vectors<A>([&](auto v) {
+            sum[v] = V::load(sums + v * V::width);
+            square[v] = V::load(squares + v * V::width);
+        });
+        for_packs<A>(count, [&](std::int64_t i, auto valid) {
+            for_vectors<A>([&](auto v) {
+                V d = load<A>(x + i, v, valid) - pivot;
+                if constexpr (!is_full<decltype(valid)>) {
+                    d = keep_first(d, in_vector<A>(valid, v));
+                }
+                sum[v] = sum[v] + d;
+                square[v] = fma(d, d, square[v]);
+            });
+        });
+        for_vectors<A>([&](auto v) {
+            sum[v].store(sums + v * V::width);
+            square[v].store(squares + v * V::width);
+        });
+    }
+
+    // Value k of a block's values of one statistic, row by row.
+    static FASTNORM_FN A value_at(const KernelArgs& args, const Tile& block, std::int64_t s,
+                                  std::int64_t k) {
+        const std::int64_t row = block.inner1 - block.inner0;
+        const T* x = run_of<T>(args.view, args.x, block.batch, block.outer0 + k / row, s);
+        return to_float(x[block.inner0 + k % row]);
+    }
+
+    static FASTNORM_FN A pivot(const KernelArgs& args, const Tile& block, std::int64_t s,
+                               std::int64_t count) {
+        const int samples = pivot_samples(count, 8);
+        A mean = A(0);
+        for (int k = 0; k < samples; ++k) {
+            mean += value_at(args, block, s, k * (count / samples)) / static_cast<A>(samples);
+        }
+        return finite_or_zero(mean);
+    }
+
+    // Off the hot path: a block whose pivot was poor, or whose numbers are constant, tiny or huge.
+    static __attribute__((noinline)) Moments recompute(const KernelArgs& args, const Tile& block,
+                                                       std::int64_t s, const Moments& m,
+                                                       double square_sum, A pivot) {
+        if (square_sum == 0.0 && is_constant(args, block, s, pivot)) return m;
+        return exact_moments(static_cast<std::int64_t>(m.count), [&](std::int64_t k) {
+            return value_at(args, block, s, k);
+        });
+    }
+
+    static FASTNORM_FN bool is_constant(const KernelArgs& args, const Tile& block, std::int64_t s,
+                                        A pivot) {
+        const V value(pivot);
+        unsigned differing = 0;
+        for (std::int64_t o = block.outer0; o < block.outer1; ++o) {
+            const T* x = run_of<T>(args.view, args.x, block.batch, o, s) + block.inner0;
+            for_packs<A>(block.inner1 - block.inner0, [&](std::int64_t i, auto valid) {
+                for_vectors<A>([&](auto v) {
+                    const V at = load<A>(x + i, v, valid);
+                    unsigned found = bits((at < value) | (value < at));
+                    if constexpr (!is_full<decltype(valid)>) {
+                        found &= (1u << in_vector<A>(valid, v)) - 1u;
+                    }
+                    differing |= found;
+                });
+            });
+        }
+        return differing == 0;
+    }
+};
+
+}  // namespace
+
+}  // namespace fastnorm::FASTNORM_ISA

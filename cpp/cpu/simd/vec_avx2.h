@@ -1,0 +1,205 @@
+// AVX2 + FMA + F16C: 8 floats or 4 doubles. README.md beside this file says what a Vec is.
+#pragma once
+
+#include <immintrin.h>
+
+#include "core/dtypes.h"
+
+namespace fastnorm::avx2 {
+
+template <class A>
+struct Vec;
+
+template <>
+struct Vec<float> {
+    using Scalar = float;
+    static constexpr int width = 8;
+
+    struct Mask {
+        __m256 m;
+        friend FASTNORM_FN Mask operator&(Mask a, Mask b) { return {_mm256_and_ps(a.m, b.m)}; }
+        friend FASTNORM_FN Mask operator|(Mask a, Mask b) { return {_mm256_or_ps(a.m, b.m)}; }
+        friend FASTNORM_FN Mask operator!(Mask a) {
+            return {_mm256_xor_ps(a.m, _mm256_castsi256_ps(_mm256_set1_epi32(-1)))};
+        }
+        friend FASTNORM_FN unsigned bits(Mask a) {
+            return static_cast<unsigned>(_mm256_movemask_ps(a.m));
+        }
+    };
+
+    __m256 v;
+
+    FASTNORM_FN Vec() : v(_mm256_setzero_ps()) {}
+    FASTNORM_FN explicit Vec(float x) : v(_mm256_set1_ps(x)) {}
+    FASTNORM_FN Vec(__m256 x) : v(x) {}
+
+    static FASTNORM_FN __m256i lanes() { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
+    static FASTNORM_FN __m256i first(int n) {
+        return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lanes());
+    }
+    static FASTNORM_FN Mask mask(unsigned bits) {
+        const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+        const __m256i set = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), bit);
+        return {_mm256_castsi256_ps(_mm256_cmpeq_epi32(set, bit))};
+    }
+
+    static FASTNORM_FN Vec load(const float* p) { return _mm256_loadu_ps(p); }
+    static FASTNORM_FN Vec load(const float* p, int n) { return _mm256_maskload_ps(p, first(n)); }
+    static FASTNORM_FN Vec load(const Half* p) { return widen(p, load_words(p)); }
+    static FASTNORM_FN Vec load(const Half* p, int n) { return widen(p, load_words(p, n)); }
+    static FASTNORM_FN Vec load(const BFloat16* p) { return widen(p, load_words(p)); }
+    static FASTNORM_FN Vec load(const BFloat16* p, int n) { return widen(p, load_words(p, n)); }
+
+    FASTNORM_FN void store(float* p) const { _mm256_storeu_ps(p, v); }
+    FASTNORM_FN void store(float* p, int n) const { _mm256_maskstore_ps(p, first(n), v); }
+    FASTNORM_FN void store(Half* p) const { store_words(p, narrow(p)); }
+    FASTNORM_FN void store(Half* p, int n) const { store_words(p, narrow(p), n); }
+    FASTNORM_FN void store(BFloat16* p) const { store_words(p, narrow(p)); }
+    FASTNORM_FN void store(BFloat16* p, int n) const { store_words(p, narrow(p), n); }
+
+    friend FASTNORM_FN Vec operator+(Vec a, Vec b) { return _mm256_add_ps(a.v, b.v); }
+    friend FASTNORM_FN Vec operator-(Vec a, Vec b) { return _mm256_sub_ps(a.v, b.v); }
+    friend FASTNORM_FN Vec operator*(Vec a, Vec b) { return _mm256_mul_ps(a.v, b.v); }
+    friend FASTNORM_FN Vec operator/(Vec a, Vec b) { return _mm256_div_ps(a.v, b.v); }
+    friend FASTNORM_FN Vec operator-(Vec a) { return _mm256_xor_ps(a.v, _mm256_set1_ps(-0.0f)); }
+    friend FASTNORM_FN Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a.v, b.v, c.v); }
+    friend FASTNORM_FN Vec abs(Vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v); }
+    friend FASTNORM_FN Vec round_nearest(Vec a) {
+        return _mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    }
+    friend FASTNORM_FN Vec exp2_int(Vec n) {
+        const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
+        return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
+    }
+    friend FASTNORM_FN Mask operator<(Vec a, Vec b) {
+        return {_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)};
+    }
+    friend FASTNORM_FN Mask operator<=(Vec a, Vec b) {
+        return {_mm256_cmp_ps(a.v, b.v, _CMP_LE_OQ)};
+    }
+    friend FASTNORM_FN Mask operator>(Vec a, Vec b) { return b < a; }
+    friend FASTNORM_FN Mask operator>=(Vec a, Vec b) { return b <= a; }
+    friend FASTNORM_FN Vec select(Mask m, Vec a, Vec b) {
+        return _mm256_blendv_ps(b.v, a.v, m.m);
+    }
+    friend FASTNORM_FN Vec keep_first(Vec a, int n) {
+        return _mm256_and_ps(a.v, _mm256_castsi256_ps(first(n)));
+    }
+
+  private:
+    static FASTNORM_FN __m128i load_words(const void* p) {
+        return _mm_loadu_si128(static_cast<const __m128i*>(p));
+    }
+    static FASTNORM_FN __m128i load_words(const void* p, int n) {
+        alignas(16) std::uint16_t words[8] = {};
+        const auto* from = static_cast<const char*>(p);
+        for (int i = 0; i < n; ++i) std::memcpy(words + i, from + 2 * i, 2);
+        return _mm_load_si128(reinterpret_cast<const __m128i*>(words));
+    }
+    static FASTNORM_FN void store_words(void* p, __m128i words) {
+        _mm_storeu_si128(static_cast<__m128i*>(p), words);
+    }
+    static FASTNORM_FN void store_words(void* p, __m128i words, int n) {
+        alignas(16) std::uint16_t buffer[8];
+        _mm_store_si128(reinterpret_cast<__m128i*>(buffer), words);
+        auto* to = static_cast<char*>(p);
+        for (int i = 0; i < n; ++i) std::memcpy(to + 2 * i, buffer + i, 2);
+    }
+    static FASTNORM_FN Vec widen(const Half*, __m128i words) { return _mm256_cvtph_ps(words); }
+    static FASTNORM_FN Vec widen(const BFloat16*, __m128i words) {
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(words), 16));
+    }
+    FASTNORM_FN __m128i narrow(Half*) const {
+        return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    }
+    FASTNORM_FN __m128i narrow(BFloat16*) const {
+        const __m256i u = _mm256_castps_si256(v);
+        const __m256i high = _mm256_srli_epi32(u, 16);
+        const __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+        const __m256i bias = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+        const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(u, bias), 16);
+        const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+        const __m256i quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+        const __m256i chosen = _mm256_blendv_epi8(rounded, quiet, nan);
+        return _mm_packus_epi32(_mm256_castsi256_si128(chosen),
+                                _mm256_extracti128_si256(chosen, 1));
+    }
+};
+
+template <>
+struct Vec<double> {
+    using Scalar = double;
+    static constexpr int width = 4;
+
+    struct Mask {
+        __m256d m;
+        friend FASTNORM_FN Mask operator&(Mask a, Mask b) { return {_mm256_and_pd(a.m, b.m)}; }
+        friend FASTNORM_FN Mask operator|(Mask a, Mask b) { return {_mm256_or_pd(a.m, b.m)}; }
+        friend FASTNORM_FN Mask operator!(Mask a) {
+            return {_mm256_xor_pd(a.m, _mm256_castsi256_pd(_mm256_set1_epi64x(-1)))};
+        }
+        friend FASTNORM_FN unsigned bits(Mask a) {
+            return static_cast<unsigned>(_mm256_movemask_pd(a.m));
+        }
+    };
+
+    __m256d v;
+
+    FASTNORM_FN Vec() : v(_mm256_setzero_pd()) {}
+    FASTNORM_FN explicit Vec(double x) : v(_mm256_set1_pd(x)) {}
+    FASTNORM_FN Vec(__m256d x) : v(x) {}
+
+    static FASTNORM_FN __m256i first(int n) {
+        return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+    }
+    static FASTNORM_FN Mask mask(unsigned bits) {
+        const __m256i bit = _mm256_setr_epi64x(1, 2, 4, 8);
+        const __m256i set = _mm256_and_si256(_mm256_set1_epi64x(bits), bit);
+        return {_mm256_castsi256_pd(_mm256_cmpeq_epi64(set, bit))};
+    }
+
+    static FASTNORM_FN Vec load(const double* p) { return _mm256_loadu_pd(p); }
+    static FASTNORM_FN Vec load(const double* p, int n) { return _mm256_maskload_pd(p, first(n)); }
+    FASTNORM_FN void store(double* p) const { _mm256_storeu_pd(p, v); }
+    FASTNORM_FN void store(double* p, int n) const { _mm256_maskstore_pd(p, first(n), v); }
+
+    friend FASTNORM_FN Vec operator+(Vec a, Vec b) { return _mm256_add_pd(a.v, b.v); }
+    friend FASTNORM_FN Vec operator-(Vec a, Vec b) { return _mm256_sub_pd(a.v, b.v); }
+    friend FASTNORM_FN Vec operator*(Vec a, Vec b) { return _mm256_mul_pd(a.v, b.v); }
+    friend FASTNORM_FN Vec operator/(Vec a, Vec b) { return _mm256_div_pd(a.v, b.v); }
+    friend FASTNORM_FN Vec operator-(Vec a) { return _mm256_xor_pd(a.v, _mm256_set1_pd(-0.0)); }
+    friend FASTNORM_FN Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_pd(a.v, b.v, c.v); }
+    friend FASTNORM_FN Vec abs(Vec a) { return _mm256_andnot_pd(_mm256_set1_pd(-0.0), a.v); }
+    friend FASTNORM_FN Vec round_nearest(Vec a) {
+        return _mm256_round_pd(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    }
+    friend FASTNORM_FN Vec exp2_int(Vec n) {
+        const __m256i integral = _mm256_cvtepi32_epi64(_mm256_cvtpd_epi32(n.v));
+        const __m256i biased = _mm256_add_epi64(integral, _mm256_set1_epi64x(1023));
+        return _mm256_castsi256_pd(_mm256_slli_epi64(biased, 52));
+    }
+    friend FASTNORM_FN Mask operator<(Vec a, Vec b) {
+        return {_mm256_cmp_pd(a.v, b.v, _CMP_LT_OQ)};
+    }
+    friend FASTNORM_FN Mask operator<=(Vec a, Vec b) {
+        return {_mm256_cmp_pd(a.v, b.v, _CMP_LE_OQ)};
+    }
+    friend FASTNORM_FN Mask operator>(Vec a, Vec b) { return b < a; }
+    friend FASTNORM_FN Mask operator>=(Vec a, Vec b) { return b <= a; }
+    friend FASTNORM_FN Vec select(Mask m, Vec a, Vec b) {
+        return _mm256_blendv_pd(b.v, a.v, m.m);
+    }
+    friend FASTNORM_FN Vec keep_first(Vec a, int n) {
+        return _mm256_and_pd(a.v, _mm256_castsi256_pd(first(n)));
+    }
+};
+
+FASTNORM_FN void stream_line(void* to, const void* from) {
+    const auto* source = static_cast<const float*>(from);
+    auto* target = static_cast<float*>(to);
+    _mm256_stream_ps(target, _mm256_loadu_ps(source));
+    _mm256_stream_ps(target + 8, _mm256_loadu_ps(source + 8));
+}
+FASTNORM_FN void stream_fence() { _mm_sfence(); }
+
+}  // namespace fastnorm::avx2

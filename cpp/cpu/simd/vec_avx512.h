@@ -1,0 +1,169 @@
+// AVX-512 (F, BW, DQ, VL): 16 floats or 8 doubles. README.md beside this file says what a Vec is.
+#pragma once
+
+#include <immintrin.h>
+
+#include "core/dtypes.h"
+
+namespace fastnorm::avx512 {
+
+template <class A>
+struct Vec;
+
+template <>
+struct Vec<float> {
+    using Scalar = float;
+    static constexpr int width = 16;
+
+    struct Mask {
+        __mmask16 m;
+        friend FASTNORM_FN Mask operator&(Mask a, Mask b) { return {_kand_mask16(a.m, b.m)}; }
+        friend FASTNORM_FN Mask operator|(Mask a, Mask b) { return {_kor_mask16(a.m, b.m)}; }
+        friend FASTNORM_FN Mask operator!(Mask a) { return {_knot_mask16(a.m)}; }
+        friend FASTNORM_FN unsigned bits(Mask a) { return a.m; }
+    };
+
+    __m512 v;
+
+    FASTNORM_FN Vec() : v(_mm512_setzero_ps()) {}
+    FASTNORM_FN explicit Vec(float x) : v(_mm512_set1_ps(x)) {}
+    FASTNORM_FN Vec(__m512 x) : v(x) {}
+
+    static FASTNORM_FN __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
+    static FASTNORM_FN Mask mask(unsigned bits) { return {static_cast<__mmask16>(bits)}; }
+
+    static FASTNORM_FN Vec load(const float* p) { return _mm512_loadu_ps(p); }
+    static FASTNORM_FN Vec load(const float* p, int n) {
+        return _mm512_maskz_loadu_ps(first(n), p);
+    }
+    static FASTNORM_FN Vec load(const Half* p) { return widen(p, _mm256_loadu_epi16(p)); }
+    static FASTNORM_FN Vec load(const Half* p, int n) {
+        return widen(p, _mm256_maskz_loadu_epi16(first(n), p));
+    }
+    static FASTNORM_FN Vec load(const BFloat16* p) { return widen(p, _mm256_loadu_epi16(p)); }
+    static FASTNORM_FN Vec load(const BFloat16* p, int n) {
+        return widen(p, _mm256_maskz_loadu_epi16(first(n), p));
+    }
+
+    FASTNORM_FN void store(float* p) const { _mm512_storeu_ps(p, v); }
+    FASTNORM_FN void store(float* p, int n) const { _mm512_mask_storeu_ps(p, first(n), v); }
+    FASTNORM_FN void store(Half* p) const { _mm256_storeu_epi16(p, narrow(p)); }
+    FASTNORM_FN void store(Half* p, int n) const {
+        _mm256_mask_storeu_epi16(p, first(n), narrow(p));
+    }
+    FASTNORM_FN void store(BFloat16* p) const { _mm256_storeu_epi16(p, narrow(p)); }
+    FASTNORM_FN void store(BFloat16* p, int n) const {
+        _mm256_mask_storeu_epi16(p, first(n), narrow(p));
+    }
+
+    friend FASTNORM_FN Vec operator+(Vec a, Vec b) { return _mm512_add_ps(a.v, b.v); }
+    friend FASTNORM_FN Vec operator-(Vec a, Vec b) { return _mm512_sub_ps(a.v, b.v); }
+    friend FASTNORM_FN Vec operator*(Vec a, Vec b) { return _mm512_mul_ps(a.v, b.v); }
+    friend FASTNORM_FN Vec operator/(Vec a, Vec b) { return _mm512_div_ps(a.v, b.v); }
+    friend FASTNORM_FN Vec operator-(Vec a) { return _mm512_xor_ps(a.v, _mm512_set1_ps(-0.0f)); }
+    friend FASTNORM_FN Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
+    friend FASTNORM_FN Vec abs(Vec a) { return _mm512_abs_ps(a.v); }
+    friend FASTNORM_FN Vec round_nearest(Vec a) {
+        return _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    }
+    friend FASTNORM_FN Vec exp2_int(Vec n) {
+        const __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
+        return _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23));
+    }
+    friend FASTNORM_FN Mask operator<(Vec a, Vec b) {
+        return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)};
+    }
+    friend FASTNORM_FN Mask operator<=(Vec a, Vec b) {
+        return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ)};
+    }
+    friend FASTNORM_FN Mask operator>(Vec a, Vec b) { return b < a; }
+    friend FASTNORM_FN Mask operator>=(Vec a, Vec b) { return b <= a; }
+    friend FASTNORM_FN Vec select(Mask m, Vec a, Vec b) {
+        return _mm512_mask_blend_ps(m.m, b.v, a.v);
+    }
+    friend FASTNORM_FN Vec keep_first(Vec a, int n) { return _mm512_maskz_mov_ps(first(n), a.v); }
+
+  private:
+    static FASTNORM_FN Vec widen(const Half*, __m256i words) { return _mm512_cvtph_ps(words); }
+    static FASTNORM_FN Vec widen(const BFloat16*, __m256i words) {
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
+    }
+    FASTNORM_FN __m256i narrow(Half*) const {
+        return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    }
+    // By integers: the instruction of AVX512_BF16 flushes subnormals.
+    FASTNORM_FN __m256i narrow(BFloat16*) const {
+        const __m512i u = _mm512_castps_si512(v);
+        const __m512i high = _mm512_srli_epi32(u, 16);
+        const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+        const __m512i bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+        const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(u, bias), 16);
+        const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+        return _mm512_cvtepi32_epi16(
+            _mm512_mask_or_epi32(rounded, nan, high, _mm512_set1_epi32(0x40)));
+    }
+};
+
+template <>
+struct Vec<double> {
+    using Scalar = double;
+    static constexpr int width = 8;
+
+    struct Mask {
+        __mmask8 m;
+        friend FASTNORM_FN Mask operator&(Mask a, Mask b) { return {_kand_mask8(a.m, b.m)}; }
+        friend FASTNORM_FN Mask operator|(Mask a, Mask b) { return {_kor_mask8(a.m, b.m)}; }
+        friend FASTNORM_FN Mask operator!(Mask a) { return {_knot_mask8(a.m)}; }
+        friend FASTNORM_FN unsigned bits(Mask a) { return a.m; }
+    };
+
+    __m512d v;
+
+    FASTNORM_FN Vec() : v(_mm512_setzero_pd()) {}
+    FASTNORM_FN explicit Vec(double x) : v(_mm512_set1_pd(x)) {}
+    FASTNORM_FN Vec(__m512d x) : v(x) {}
+
+    static FASTNORM_FN __mmask8 first(int n) { return static_cast<__mmask8>((1u << n) - 1u); }
+    static FASTNORM_FN Mask mask(unsigned bits) { return {static_cast<__mmask8>(bits)}; }
+
+    static FASTNORM_FN Vec load(const double* p) { return _mm512_loadu_pd(p); }
+    static FASTNORM_FN Vec load(const double* p, int n) {
+        return _mm512_maskz_loadu_pd(first(n), p);
+    }
+    FASTNORM_FN void store(double* p) const { _mm512_storeu_pd(p, v); }
+    FASTNORM_FN void store(double* p, int n) const { _mm512_mask_storeu_pd(p, first(n), v); }
+
+    friend FASTNORM_FN Vec operator+(Vec a, Vec b) { return _mm512_add_pd(a.v, b.v); }
+    friend FASTNORM_FN Vec operator-(Vec a, Vec b) { return _mm512_sub_pd(a.v, b.v); }
+    friend FASTNORM_FN Vec operator*(Vec a, Vec b) { return _mm512_mul_pd(a.v, b.v); }
+    friend FASTNORM_FN Vec operator/(Vec a, Vec b) { return _mm512_div_pd(a.v, b.v); }
+    friend FASTNORM_FN Vec operator-(Vec a) { return _mm512_xor_pd(a.v, _mm512_set1_pd(-0.0)); }
+    friend FASTNORM_FN Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_pd(a.v, b.v, c.v); }
+    friend FASTNORM_FN Vec abs(Vec a) { return _mm512_abs_pd(a.v); }
+    friend FASTNORM_FN Vec round_nearest(Vec a) {
+        return _mm512_roundscale_pd(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    }
+    friend FASTNORM_FN Vec exp2_int(Vec n) {
+        const __m512i biased = _mm512_add_epi64(_mm512_cvtpd_epi64(n.v), _mm512_set1_epi64(1023));
+        return _mm512_castsi512_pd(_mm512_slli_epi64(biased, 52));
+    }
+    friend FASTNORM_FN Mask operator<(Vec a, Vec b) {
+        return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_LT_OQ)};
+    }
+    friend FASTNORM_FN Mask operator<=(Vec a, Vec b) {
+        return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_LE_OQ)};
+    }
+    friend FASTNORM_FN Mask operator>(Vec a, Vec b) { return b < a; }
+    friend FASTNORM_FN Mask operator>=(Vec a, Vec b) { return b <= a; }
+    friend FASTNORM_FN Vec select(Mask m, Vec a, Vec b) {
+        return _mm512_mask_blend_pd(m.m, b.v, a.v);
+    }
+    friend FASTNORM_FN Vec keep_first(Vec a, int n) { return _mm512_maskz_mov_pd(first(n), a.v); }
+};
+
+FASTNORM_FN void stream_line(void* to, const void* from) {
+    _mm512_stream_ps(static_cast<float*>(to), _mm512_loadu_ps(from));
+}
+FASTNORM_FN void stream_fence() { _mm_sfence(); }
+
+}  // namespace fastnorm::avx512

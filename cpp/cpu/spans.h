@@ -1,0 +1,108 @@
+// The inner loops: a contiguous span of at most one segment, whatever the traversal. Where a
+// vector's coefficients come from (one set a row, or one a lane) is the caller's: at(offset, v,
+// valid) gives them. Included by kernels.cpp, once per instruction set.
+#pragma once
+
+#include "cpu/lanes.h"
+
+namespace fastnorm::FASTNORM_ISA {
+
+namespace {
+
+// y = act(affine(centred(x)) + residual), and the mask's bits where there is a mask.
+template <class T, ActivationKind kind>
+struct Forward {
+    using A = accumulator_t<T>;
+    using V = Vec<A>;
+
+    const T* x;
+    const T* residual;  // or null
+    unsigned char* mask;  // or null
+    ActParams<A> params;
+
+    template <class MapAt>
+    FASTNORM_FN void write(T* y, std::int64_t count, MapAt&& map_at) const {
+        for_packs<A>(count, [&](std::int64_t i, auto valid) {
+            unsigned pack_bits = 0;
+            for_vectors<A>([&](auto v) {
+                const NormalizeMap<V> map = map_at(i, v, valid);
+                V z = map.affine(map.centred(load<A>(x + i, v, valid)));
+                if (residual != nullptr) z = z + load<A>(residual + i, v, valid);
+                if constexpr (Act<kind>::piecewise) {
+                    if (mask != nullptr) {
+                        pack_bits |= bits(Act<kind>::is_unit(z, params)) << (v * V::width);
+                    }
+                }
+                store<A>(y + i, v, Act<kind>::value(z, params), valid);
+            });
+            if constexpr (Act<kind>::piecewise) {
+                if (mask != nullptr) store_bits(mask + i / 8, pack_bits, valid);
+            }
+        });
+    }
+};
+
+// What backward computes of one vector: g = dy * act'(z), and centred(x).
+template <class V>
+struct Gradient {
+    V g, centred;
+};
+
+template <class T, ActivationKind kind>
+struct Backward {
+    using A = accumulator_t<T>;
+    using V = Vec<A>;
+
+    const T* dy;
+    const T* x;
+    const T* residual;         // or null
+    const unsigned char* mask;  // or null
+    ActParams<A> params;
+
+    // Calls use(i, v, valid, gradient, map) for each vector of the span.
+    template <class MapAt, class Use>
+    FASTNORM_FN void each(std::int64_t count, MapAt&& map_at, Use&& use) const {
+        for_packs<A>(count, [&](std::int64_t i, auto valid) {
+            unsigned pack_bits = 0;
+            if constexpr (Act<kind>::piecewise) {
+                if (mask != nullptr) pack_bits = load_bits(mask + i / 8, valid);
+            }
+            for_vectors<A>([&](auto v) {
+                const NormalizeMap<V> map = map_at(i, v, valid);
+                Gradient<V> result;
+                result.centred = map.centred(load<A>(x + i, v, valid));
+                result.g = load<A>(dy + i, v, valid);
+                if constexpr (kind != ActivationKind::identity) {
+                    result.g = gated(result, map, i, v, valid, pack_bits >> (v * V::width));
+                }
+                use(i, v, valid, result);
+            });
+        });
+    }
+
+  private:
+    template <class Valid>
+    FASTNORM_FN V gated(const Gradient<V>& at, const NormalizeMap<V>& map, std::int64_t i, int v,
+                        Valid valid, unsigned saved_bits) const {
+        if constexpr (Act<kind>::piecewise) {
+            if (mask != nullptr) return gate(at.g, V::mask(saved_bits));
+        }
+        V z = map.affine(at.centred);
+        if (residual != nullptr) z = z + load<A>(residual + i, v, valid);
+        if constexpr (Act<kind>::piecewise) {
+            return gate(at.g, Act<kind>::is_unit(z, params));
+        } else {
+            return at.g * Act<kind>::slope(z, params);
+        }
+    }
+
+    // A slope of zero gives zero, also for an infinite dy.
+    FASTNORM_FN V gate(V dy, typename V::Mask unit) const {
+        const A slope = Act<kind>::slope_else(params);
+        return select(unit, dy, slope == A(0) ? V() : dy * V(slope));
+    }
+};
+
+}  // namespace
+
+}  // namespace fastnorm::FASTNORM_ISA
