@@ -1,0 +1,192 @@
+// The C++ entry points of batch normalization: check, bind the tensors to a view, hand over to the
+// driver. This is where an op ends and the kernels' view of it begins.
+#include <limits>
+
+#include "api/staging.h"
+#include "api/validate.h"
+#include "core/activations.h"
+#include "core/dtypes.h"
+#include "cpu/dispatch.h"
+#include "cpu/driver.h"
+
+namespace fastnorm {
+
+namespace {
+
+Execution default_execution() {
+    return {active_kernels(), openmp_parallel_for(default_threads()), thread_workspace()};
+}
+
+Vector vector_of(const TensorView& v) {
+    return v.given() ? Vector{static_cast<char*>(v.data), v.dtype, v.strides[0]} : Vector{};
+}
+
+void fill(const TensorView& v, std::int64_t count, double value) {
+    for (std::int64_t i = 0; i < count; ++i) vector_of(v).set(i, value);
+}
+
+unsigned char* bytes_of(const TensorView& mask) {
+    return mask.given() ? static_cast<unsigned char*>(mask.data) : nullptr;
+}
+
+Problem problem_of(const TensorView& x, const Activation& activation, const TensorView& weight,
+                   const TensorView& bias) {
+    Problem problem;
+    problem.dtype = x.dtype;
+    problem.activation = activation.kind;
+    problem.args.alpha = activation.alpha;
+    problem.args.beta = activation.beta;
+    problem.weight = vector_of(weight);
+    problem.bias = vector_of(bias);
+    return problem;
+}
+
+MaskShape mask_shape_of(const View& view) {
+    if (view.elements() == 0) return {};
+    return {view.runs(), view.mask_row_bytes()};
+}
+
+}  // namespace
+
+MaskShape batch_norm_mask_shape(const TensorView& x, int channel_axis) {
+    Validation check("batch_norm_mask_shape");
+    return mask_shape_of(Staging(x, check.data(x, channel_axis)).view());
+}
+
+void batch_norm(const TensorView& x, const TensorView& mean, const TensorView& var,
+                const TensorView& weight, const TensorView& bias, const TensorView& out,
+                const BatchNormOptions& options) {
+    Validation check("batch_norm");
+    const int channel_axis = check.data(x, options.channel_axis);
+    check.per_channel("mean", mean);
+    check.per_channel("var", var);
+    check.per_channel_if_given("weight", weight);
+    check.per_channel_if_given("bias", bias);
+    if (options.residual.given()) check.like_data("residual", options.residual);
+    check.like_data("out", out);
+    check.eps(options.eps);
+    check.activation(options.activation);
+    check.writes("out", out, &x);
+    check.reads("x", x);
+    check.reads("mean", mean);
+    check.reads("var", var);
+    check.reads("weight", weight);
+    check.reads("bias", bias);
+    check.reads("residual", options.residual);
+    check.overlap();
+    if (check.elements() == 0) return;
+
+    Staging staging(x, channel_axis);
+    Problem problem = problem_of(x, options.activation, weight, bias);
+    KernelArgs& args = problem.args;
+    args.view = staging.bind({{&staging.input(x), &args.x},
+                              {&staging.input(options.residual), &args.residual},
+                              {&staging.output(out), &args.y}});
+    normalize(default_execution(), problem, vector_of(mean), vector_of(var), options.eps);
+    staging.commit();
+}
+
+void batch_norm_train(const TensorView& x, const TensorView& weight, const TensorView& bias,
+                      const TensorView& out, const TensorView& mean, const TensorView& rstd,
+                      const TensorView& mask, const BatchNormTrainOptions& options) {
+    Validation check("batch_norm_train");
+    const int channel_axis = check.data(x, options.channel_axis);
+    check.per_channel_if_given("weight", weight);
+    check.per_channel_if_given("bias", bias);
+    check.per_channel_if_given("running_mean", options.running_mean);
+    check.per_channel_if_given("running_var", options.running_var);
+    if (options.residual.given()) check.like_data("residual", options.residual);
+    check.like_data("out", out);
+    check.per_channel_if_given("mean", mean);
+    check.per_channel_if_given("rstd", rstd);
+    check.eps(options.eps);
+    check.momentum(options.momentum);
+    check.activation(options.activation);
+    check.more_than_one_value();
+    Staging staging(x, channel_axis);
+    if (mask.given()) check.mask(mask, mask_shape_of(staging.view()), options.activation);
+    check.writes("out", out, &x);
+    check.writes("running_mean", options.running_mean);
+    check.writes("running_var", options.running_var);
+    check.writes("mean", mean);
+    check.writes("rstd", rstd);
+    check.writes("mask", mask);
+    check.reads("x", x);
+    check.reads("weight", weight);
+    check.reads("bias", bias);
+    check.reads("residual", options.residual);
+    check.overlap();
+    if (check.elements() == 0) {
+        fill(mean, check.channels(), std::numeric_limits<double>::quiet_NaN());
+        fill(rstd, check.channels(), std::numeric_limits<double>::quiet_NaN());
+        return;
+    }
+
+    Problem problem = problem_of(x, options.activation, weight, bias);
+    KernelArgs& args = problem.args;
+    args.mask = bytes_of(mask);
+    args.view = staging.bind({{&staging.input(x), &args.x},
+                              {&staging.input(options.residual), &args.residual},
+                              {&staging.output(out), &args.y}});
+    normalize_by_own_statistics(default_execution(), problem, options.eps, vector_of(mean),
+                                vector_of(rstd),
+                                {vector_of(options.running_mean), vector_of(options.running_var),
+                                 options.momentum, options.unbiased});
+    staging.commit();
+}
+
+void batch_norm_backward(const TensorView& dy, const TensorView& x, const TensorView& mean,
+                         const TensorView& rstd, const TensorView& weight, const TensorView& bias,
+                         const BatchNormGradients& gradients,
+                         const BatchNormBackwardOptions& options) {
+    Validation check("batch_norm_backward");
+    const int channel_axis = check.data(x, options.channel_axis);
+    check.like_data("dy", dy);
+    check.per_channel("mean", mean);
+    check.per_channel("rstd", rstd);
+    check.per_channel_if_given("weight", weight);
+    check.per_channel_if_given("bias", bias);
+    if (options.residual.given()) check.like_data("residual", options.residual);
+    check.like_data("out", gradients.out);
+    check.per_channel_if_given("dweight", gradients.dweight);
+    check.per_channel_if_given("dbias", gradients.dbias);
+    if (gradients.dresidual.given()) check.like_data("dresidual", gradients.dresidual);
+    check.activation(options.activation);
+    Staging staging(x, channel_axis);
+    if (options.mask.given()) {
+        check.mask(options.mask, mask_shape_of(staging.view()), options.activation);
+    }
+    check.writes("out", gradients.out, &dy);
+    check.writes("dweight", gradients.dweight);
+    check.writes("dbias", gradients.dbias);
+    check.writes("dresidual", gradients.dresidual);
+    check.reads("dy", dy);
+    check.reads("x", x);
+    check.reads("mean", mean);
+    check.reads("rstd", rstd);
+    check.reads("weight", weight);
+    check.reads("bias", bias);
+    check.reads("residual", options.residual);
+    check.reads("mask", options.mask);
+    check.overlap();
+    if (check.elements() == 0) {
+        fill(gradients.dweight, check.channels(), 0.0);
+        fill(gradients.dbias, check.channels(), 0.0);
+        return;
+    }
+
+    Problem problem = problem_of(x, options.activation, weight, bias);
+    KernelArgs& args = problem.args;
+    args.mask = bytes_of(options.mask);
+    args.view = staging.bind({{&staging.input(x), &args.x},
+                              {&staging.input(dy), &args.dy},
+                              {&staging.input(options.residual), &args.residual},
+                              {&staging.output(gradients.out), &args.dx},
+                              {&staging.output(gradients.dresidual), &args.dresidual}});
+    normalize_backward(default_execution(), problem, vector_of(mean), vector_of(rstd),
+                       !options.training, vector_of(gradients.dweight),
+                       vector_of(gradients.dbias));
+    staging.commit();
+}
+
+}  // namespace fastnorm

@@ -1,0 +1,64 @@
+// What the public header offers beside the ops: tensor views, activations by name, threads,
+// instruction sets.
+#include <algorithm>
+#include <string>
+
+#include "core/activations.h"
+#include "core/dtypes.h"
+#include "cpu/dispatch.h"
+#include "cpu/parallel.h"
+
+namespace fastnorm {
+
+TensorView::TensorView(void* data_, DType dtype_, std::initializer_list<std::int64_t> shape_)
+    : data(data_), dtype(dtype_), ndim(static_cast<int>(shape_.size())) {
+    if (shape_.size() > max_dims) {
+        throw std::invalid_argument("TensorView: shape has " + std::to_string(shape_.size()) +
+                                    " dimensions, expected at most " + std::to_string(max_dims));
+    }
+    std::copy(shape_.begin(), shape_.end(), shape);
+    std::int64_t stride = size_of(dtype);
+    for (int i = ndim - 1; i >= 0; --i) {
+        strides[i] = stride;
+        stride *= shape[i];
+    }
+}
+
+TensorView::TensorView(const void* data_, DType dtype_, std::initializer_list<std::int64_t> shape_)
+    : TensorView(const_cast<void*>(data_), dtype_, shape_) {
+    writable = false;
+}
+
+Activation Activation::named(const std::string& name) {
+    std::string expected;
+    for (const ActivationInfo& info : kActivations) {
+        if (name == info.name) return {info.kind, info.alpha.fallback, info.beta.fallback};
+        expected += (expected.empty() ? "" : ", ") + std::string(info.name);
+    }
+    throw std::invalid_argument("activation is '" + name + "', expected one of " + expected);
+}
+
+const char* version() { return FASTNORM_VERSION; }
+
+void set_num_threads(int threads) {
+    if (threads < 1) {
+        throw std::invalid_argument("set_num_threads: n is " + std::to_string(threads) +
+                                    ", expected a number >= 1");
+    }
+    set_default_threads(threads);
+}
+int get_num_threads() { return default_threads(); }
+const char* openmp_runtime() { return openmp_version(); }
+
+const char* isa() { return active_kernels().name; }
+std::vector<std::string> isas() { return available_isas(); }
+void set_isa(const std::string& name) {
+    if (activate_isa(name)) return;
+    std::string expected;
+    for (const std::string& known : available_isas()) {
+        expected += (expected.empty() ? "" : ", ") + known;
+    }
+    throw std::invalid_argument("set_isa: name is '" + name + "', expected one of " + expected);
+}
+
+}  // namespace fastnorm

@@ -1,0 +1,94 @@
+#include "api/staging.h"
+
+#include <cstring>
+
+#include "core/dtypes.h"
+
+namespace fastnorm {
+
+namespace {
+
+template <int size>
+void copy_run(char* to, std::int64_t to_stride, const char* from, std::int64_t from_stride,
+              std::int64_t count) {
+    for (std::int64_t i = 0; i < count; ++i) {
+        std::memcpy(to + i * to_stride, from + i * from_stride, size);
+    }
+}
+
+// Element by element, in the given order of dimensions.
+void copy(const TensorView& to, const TensorView& from, const DimOrder& order) {
+    const int last = order.axis[order.count - 1];
+    std::int64_t index[max_dims] = {};
+    auto* target = static_cast<char*>(to.data);
+    const auto* source = static_cast<const char*>(from.data);
+    for (;;) {
+        const auto run = [&](auto size) {
+            copy_run<size>(target, to.strides[last], source, from.strides[last], to.shape[last]);
+        };
+        switch (size_of(to.dtype)) {
+            case 2: run(std::integral_constant<int, 2>{}); break;
+            case 4: run(std::integral_constant<int, 4>{}); break;
+            default: run(std::integral_constant<int, 8>{}); break;
+        }
+        int i = order.count - 2;
+        for (; i >= 0; --i) {
+            const int axis = order.axis[i];
+            target += to.strides[axis];
+            source += from.strides[axis];
+            if (++index[i] < to.shape[axis]) break;
+            target -= to.strides[axis] * to.shape[axis];
+            source -= from.strides[axis] * to.shape[axis];
+            index[i] = 0;
+        }
+        if (i < 0) return;
+    }
+}
+
+}  // namespace
+
+Staging::Staging(const TensorView& x, int channel_axis)
+    : order_(order_of_dims(x, channel_axis)),
+      view_(batch_norm_view(x, order_)),
+      dense_(dense_like(x, order_)) {}
+
+const TensorView& Staging::stand_in(const TensorView& tensor) {
+    const auto bytes = static_cast<std::size_t>(view_.elements() * size_of(tensor.dtype));
+    buffers_.emplace_back(new char[bytes]);
+    views_.push_back(dense_);
+    views_.back().data = buffers_.back().get();
+    return views_.back();
+}
+
+const TensorView& Staging::input(const TensorView& tensor) {
+    if (!tensor.given() || walkable(tensor, view_, order_)) return tensor;
+    const TensorView& dense = stand_in(tensor);
+    copy(dense, tensor, order_);
+    return dense;
+}
+
+const TensorView& Staging::output(const TensorView& tensor) {
+    if (!tensor.given() || walkable(tensor, view_, order_)) return tensor;
+    const TensorView& dense = stand_in(tensor);
+    outputs_.emplace_back(&tensor, dense);
+    return dense;
+}
+
+View Staging::bind(std::initializer_list<std::pair<const TensorView*, Operand*>> operands) const {
+    View view = view_;
+    const TensorView* tensors[8];
+    Operand* targets[8];
+    int count = 0;
+    for (const auto& [tensor, operand] : operands) {
+        tensors[count] = tensor;
+        targets[count++] = operand;
+    }
+    bind_operands(view, order_, tensors, targets, count);
+    return view;
+}
+
+void Staging::commit() const {
+    for (const auto& [target, dense] : outputs_) copy(*target, dense, order_);
+}
+
+}  // namespace fastnorm

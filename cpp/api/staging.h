@@ -1,0 +1,42 @@
+// The one copy that SEMANTICS allows: a tensor that cannot be walked in place (misaligned, strided
+// within a run, in another order of dimensions than x) is copied to a dense one in x's order, and
+// an output is copied back.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "core/view.h"
+
+namespace fastnorm {
+
+class Staging {
+  public:
+    Staging(const TensorView& x, int channel_axis);
+
+    const View& view() const { return view_; }
+
+    // The tensor itself, or a dense stand-in for it. References stay valid.
+    const TensorView& input(const TensorView& tensor);
+    const TensorView& output(const TensorView& tensor);
+
+    // Binds tensors (absent ones included) to operands of the view.
+    View bind(std::initializer_list<std::pair<const TensorView*, Operand*>> operands) const;
+
+    // Writes the stand-ins of outputs to where they belong.
+    void commit() const;
+
+  private:
+    const TensorView& stand_in(const TensorView& tensor);
+
+    DimOrder order_;
+    View view_;
+    TensorView dense_;  // x's shape, dense
+    std::deque<TensorView> views_;
+    std::vector<std::unique_ptr<char[]>> buffers_;
+    std::vector<std::pair<const TensorView*, TensorView>> outputs_;
+};
+
+}  // namespace fastnorm

@@ -1,0 +1,256 @@
+#include "api/validate.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+
+#include "core/activations.h"
+#include "core/dtypes.h"
+
+namespace fastnorm {
+
+namespace {
+
+std::string text(const std::int64_t* shape, int ndim) {
+    std::string result = "(";
+    for (int i = 0; i < ndim; ++i) {
+        result += std::to_string(shape[i]);
+        result += i + 1 < ndim ? ", " : ndim == 1 ? "," : "";
+    }
+    return result + ")";
+}
+
+std::string text(double value) {
+    if (std::isnan(value)) return "nan";
+    if (std::isinf(value)) return value > 0 ? "inf" : "-inf";
+    char shortest[32];
+    std::snprintf(shortest, sizeof(shortest), "%g", value);
+    return shortest;
+}
+
+bool is_float(DType dtype) {
+    return dtype == DType::float32 || dtype == DType::float64 || dtype == DType::float16 ||
+           dtype == DType::bfloat16;
+}
+
+bool same_shape(const TensorView& a, const TensorView& b) {
+    return a.ndim == b.ndim && std::equal(a.shape, a.shape + a.ndim, b.shape);
+}
+
+bool same_elements(const TensorView& a, const TensorView& b) {
+    if (a.data != b.data || a.dtype != b.dtype || !same_shape(a, b)) return false;
+    for (int i = 0; i < a.ndim; ++i) {
+        if (a.shape[i] > 1 && a.strides[i] != b.strides[i]) return false;
+    }
+    return true;
+}
+
+bool is_empty(const TensorView& t) {
+    return std::any_of(t.shape, t.shape + t.ndim, [](std::int64_t n) { return n == 0; });
+}
+
+// One step of an equation sum(k_i * stride_i) = target with 0 <= k_i <= most_i, strides positive
+// and in descending order.
+struct Step {
+    std::int64_t stride;
+    std::int64_t most;
+};
+
+// Whether the sums of steps[i..] can come within (target - size, target + size). Large strides
+// first leave few choices for each; budget bounds the search where they do not.
+bool reaches(const std::vector<Step>& steps, std::size_t i, std::int64_t target,
+             std::int64_t below, std::int64_t above, int& budget) {
+    if (--budget < 0) return true;
+    if (i == steps.size()) return -below < target && target < above;
+    std::int64_t rest = 0;
+    for (std::size_t j = i + 1; j < steps.size(); ++j) rest += steps[j].stride * steps[j].most;
+    const auto [stride, most] = steps[i];
+    // k * stride must lie in [target - rest - above, target + below].
+    const std::int64_t low = target - rest - above;
+    const std::int64_t high = target + below;
+    const std::int64_t from = std::max<std::int64_t>(0, low <= 0 ? 0 : (low + stride - 1) / stride);
+    const std::int64_t to = high < 0 ? -1 : std::min(most, high / stride);
+    for (std::int64_t k = from; k <= to; ++k) {
+        if (reaches(steps, i + 1, target - k * stride, below, above, budget)) return true;
+    }
+    return false;
+}
+
+}  // namespace
+
+bool overlaps(const TensorView& a, const TensorView& b) {
+    if (is_empty(a) || is_empty(b)) return false;
+    const std::int64_t size_a = size_of(a.dtype);
+    const std::int64_t size_b = size_of(b.dtype);
+    // Addresses of a: low_a + sum(k_i * |stride_i|). With the indices of b counted from their far
+    // end, a byte is shared where the two sums make up for the distance between the arrays.
+    std::vector<Step> steps;
+    const auto span = [&](const TensorView& t) {
+        std::intptr_t low = reinterpret_cast<std::intptr_t>(t.data);
+        std::intptr_t high = low;
+        for (int i = 0; i < t.ndim; ++i) {
+            const std::int64_t reach = t.strides[i] * (t.shape[i] - 1);
+            (reach < 0 ? low : high) += reach;
+            if (reach != 0) steps.push_back({std::abs(t.strides[i]), t.shape[i] - 1});
+        }
+        return std::pair{low, high};
+    };
+    const auto [low_a, high_a] = span(a);
+    const auto [low_b, high_b] = span(b);
+    if (high_a + size_a <= low_b || high_b + size_b <= low_a) return false;
+    std::sort(steps.begin(), steps.end(),
+              [](const Step& p, const Step& q) { return p.stride > q.stride; });
+    // address_a - address_b = (low_a - high_b) + sum, to lie in (-size_a, size_b).
+    int budget = 20000;
+    return reaches(steps, 0, high_b - low_a, size_a, size_b, budget);
+}
+
+void Validation::fail(const std::string& what) const {
+    throw std::invalid_argument(std::string(op_) + ": " + what);
+}
+
+void Validation::given(const char* argument, const TensorView& tensor) const {
+    if (!tensor.given()) fail(std::string(argument) + " is missing, expected an array");
+}
+
+void Validation::float_dtype(const char* argument, const TensorView& tensor) const {
+    if (is_float(tensor.dtype)) return;
+    throw dtype_error(std::string(op_) + ": " + argument + " has dtype " + name_of(tensor.dtype) +
+                      ", expected float32, float64, float16 or bfloat16");
+}
+
+int Validation::data(const TensorView& x, int channel_axis) {
+    given("x", x);
+    float_dtype("x", x);
+    if (x.ndim < 2 || x.ndim > max_dims) {
+        fail("x has " + std::to_string(x.ndim) + (x.ndim == 1 ? " dimension" : " dimensions") +
+             ", expected 2 to " + std::to_string(max_dims));
+    }
+    if (channel_axis < -x.ndim || channel_axis >= x.ndim) {
+        fail("channel_axis is " + std::to_string(channel_axis) + ", expected " +
+             std::to_string(-x.ndim) + " to " + std::to_string(x.ndim - 1) + " for an x with shape " +
+             text(x.shape, x.ndim));
+    }
+    for (int i = 0; i < x.ndim; ++i) {
+        if (x.shape[i] < 0) {
+            fail("x has shape " + text(x.shape, x.ndim) + ", expected extents >= 0");
+        }
+    }
+    x_ = x;
+    channel_axis_ = channel_axis < 0 ? channel_axis + x.ndim : channel_axis;
+    return channel_axis_;
+}
+
+void Validation::like_data(const char* argument, const TensorView& tensor) const {
+    given(argument, tensor);
+    if (tensor.dtype != x_.dtype) {
+        throw dtype_error(std::string(op_) + ": " + argument + " has dtype " +
+                          name_of(tensor.dtype) + ", expected " + name_of(x_.dtype) +
+                          " as x has it");
+    }
+    if (!same_shape(tensor, x_)) {
+        fail(std::string(argument) + " has shape " + text(tensor.shape, tensor.ndim) +
+             ", expected " + text(x_.shape, x_.ndim));
+    }
+}
+
+void Validation::per_channel(const char* argument, const TensorView& vector) const {
+    given(argument, vector);
+    float_dtype(argument, vector);
+    const std::int64_t expected = channels();
+    if (vector.ndim != 1 || vector.shape[0] != expected) {
+        fail(std::string(argument) + " has shape " + text(vector.shape, vector.ndim) +
+             ", expected " + text(&expected, 1));
+    }
+}
+
+void Validation::mask(const TensorView& mask, const MaskShape& expected,
+                      const Activation& of) const {
+    const ActivationInfo& info = kActivations[static_cast<int>(of.kind)];
+    if (!info.piecewise) {
+        fail(std::string("mask is given, expected none: activation ") + info.name +
+             " does not have one");
+    }
+    if (mask.dtype != DType::uint8) {
+        throw dtype_error(std::string(op_) + ": mask has dtype " + name_of(mask.dtype) +
+                          ", expected uint8");
+    }
+    const std::int64_t shape[2] = {expected.rows, expected.bytes};
+    if (mask.ndim != 2 || mask.shape[0] != shape[0] || mask.shape[1] != shape[1]) {
+        fail("mask has shape " + text(mask.shape, mask.ndim) + ", expected " + text(shape, 2));
+    }
+    const bool dense = (shape[1] <= 1 || mask.strides[1] == 1) &&
+                       (shape[0] <= 1 || mask.strides[0] == shape[1]);
+    if (!dense) fail("mask has strides, expected a contiguous array as the forward pass made it");
+}
+
+void Validation::eps(double eps) const {
+    if (!(eps >= 0)) fail("eps is " + text(eps) + ", expected a number >= 0");
+}
+
+void Validation::momentum(double momentum) const {
+    if (!(momentum >= 0 && momentum <= 1)) {
+        fail("momentum is " + text(momentum) + ", expected a number from 0 to 1");
+    }
+}
+
+void Validation::activation(const Activation& activation) const {
+    const int kind = static_cast<int>(activation.kind);
+    if (kind < 0 || kind >= kActivationCount) {
+        fail("activation is of kind " + std::to_string(kind) + ", expected 0 to " +
+             std::to_string(kActivationCount - 1));
+    }
+}
+
+std::int64_t Validation::elements() const {
+    std::int64_t product = 1;
+    for (int i = 0; i < x_.ndim; ++i) product *= x_.shape[i];
+    return product;
+}
+
+void Validation::more_than_one_value() const {
+    if (elements() != 0 && elements() == channels()) {
+        fail("x has shape " + text(x_.shape, x_.ndim) +
+             ", one value per channel, expected more than one in training");
+    }
+}
+
+void Validation::reads(const char* argument, const TensorView& tensor) {
+    if (tensor.given()) uses_.push_back({argument, &tensor, nullptr, false});
+}
+
+void Validation::writes(const char* argument, const TensorView& tensor,
+                        const TensorView* allowed) {
+    if (!tensor.given()) return;
+    if (!tensor.writable) fail(std::string(argument) + " is read-only, expected a writable array");
+    for (int i = 0; i < tensor.ndim; ++i) {
+        if (tensor.strides[i] == 0 && tensor.shape[i] > 1) {
+            fail(std::string(argument) + " is broadcast along axis " + std::to_string(i) +
+                 ", expected an array whose elements have memory of their own");
+        }
+    }
+    uses_.push_back({argument, &tensor, allowed, true});
+}
+
+void Validation::overlap() const {
+    for (std::size_t i = 0; i < uses_.size(); ++i) {
+        for (std::size_t j = 0; j < uses_.size(); ++j) {
+            const Use& output = uses_[i];
+            const Use& other = uses_[j];
+            if (i == j || !output.write || (other.write && j < i)) continue;
+            const bool in_place = output.allowed == other.tensor && output.allowed != nullptr &&
+                                  same_elements(*output.tensor, *other.tensor);
+            if (!in_place && overlaps(*output.tensor, *other.tensor)) {
+                fail(std::string(output.argument) + " overlaps " + other.argument +
+                     ", expected " +
+                     (output.allowed == other.tensor && output.allowed != nullptr
+                          ? std::string("either the very same array or ")
+                          : std::string()) +
+                     "memory of its own");
+            }
+        }
+    }
+}
+
+}  // namespace fastnorm

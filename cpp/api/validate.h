@@ -1,0 +1,67 @@
+// Every check of an argument, and every message that a user reads. The functions throw
+// std::invalid_argument (dtype_error for a wrong dtype) as "op: argument has what, expected what".
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "fastnorm/fastnorm.hpp"
+
+namespace fastnorm {
+
+class Validation {
+  public:
+    explicit Validation(const char* op) : op_(op) {}
+
+    // Data of 2 to max_dims dimensions and one of the four dtypes; returns the channel axis in
+    // [0, ndim) and remembers x's shape for what follows.
+    int data(const TensorView& x, int channel_axis);
+
+    // Of x's shape and dtype.
+    void like_data(const char* argument, const TensorView& tensor) const;
+
+    // One element per channel, any of the four dtypes.
+    void per_channel(const char* argument, const TensorView& vector) const;
+    void per_channel_if_given(const char* argument, const TensorView& vector) const {
+        if (vector.given()) per_channel(argument, vector);
+    }
+
+    void mask(const TensorView& mask, const MaskShape& expected, const Activation& of) const;
+    void given(const char* argument, const TensorView& tensor) const;
+    void eps(double eps) const;
+    void momentum(double momentum) const;
+    void activation(const Activation& activation) const;
+    // Training: one value per channel has no variance.
+    void more_than_one_value() const;
+
+    // An input or output, for the checks of overlap() below.
+    void reads(const char* argument, const TensorView& tensor);
+    // allowed: an input that the output may coincide with, element by element.
+    void writes(const char* argument, const TensorView& tensor, const TensorView* allowed = nullptr);
+    void overlap() const;
+
+    std::int64_t elements() const;
+    std::int64_t channels() const { return x_.shape[channel_axis_]; }
+
+  private:
+    struct Use {
+        const char* argument;
+        const TensorView* tensor;
+        const TensorView* allowed;  // of a write
+        bool write;
+    };
+
+    [[noreturn]] void fail(const std::string& what) const;
+    void float_dtype(const char* argument, const TensorView& tensor) const;
+
+    const char* op_;
+    TensorView x_{};
+    int channel_axis_ = 0;
+    std::vector<Use> uses_;
+};
+
+// Whether any byte belongs to an element of both. Exact, but for pathological strides, for which
+// the answer may be a needless yes.
+bool overlaps(const TensorView& a, const TensorView& b);
+
+}  // namespace fastnorm
