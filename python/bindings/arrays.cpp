@@ -1,0 +1,112 @@
+#include "arrays.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <numeric>
+#include <string>
+
+namespace fastnorm::python {
+
+namespace {
+
+using py::detail::npy_api;
+
+// NumPy's number of ml_dtypes.bfloat16, once an array of it has been seen.
+int bfloat16_number = -1;
+
+DType dtype_of(const py::dtype& dtype) {
+    switch (dtype.num()) {
+        case npy_api::NPY_FLOAT_: return DType::float32;
+        case npy_api::NPY_DOUBLE_: return DType::float64;
+        case 23: return DType::float16;  // NPY_HALF, which pybind11 does not name
+        case npy_api::NPY_UBYTE_: return DType::uint8;
+        default: break;
+    }
+    if (dtype.num() == bfloat16_number) return DType::bfloat16;
+    if (dtype.num() > 23 && dtype.itemsize() == 2 &&
+        std::string(py::str(dtype.attr("name"))) == "bfloat16") {
+        bfloat16_number = dtype.num();
+        return DType::bfloat16;
+    }
+    return DType::unsupported;
+}
+
+py::dtype numpy_dtype(DType dtype) {
+    switch (dtype) {
+        case DType::float32: return py::dtype(npy_api::NPY_FLOAT_);
+        case DType::float64: return py::dtype(npy_api::NPY_DOUBLE_);
+        case DType::float16: return py::dtype(23);
+        case DType::bfloat16: return py::dtype(bfloat16_number);
+        default: return py::dtype(npy_api::NPY_UBYTE_);
+    }
+}
+
+[[noreturn]] void wrong_type(const char* op, const char* argument, const std::string& what) {
+    throw py::type_error(std::string(op) + ": " + argument + " " + what);
+}
+
+}  // namespace
+
+TensorView view_of(const char* op, const char* argument, py::handle object) {
+    TensorView view;
+    if (object.is_none()) return view;
+    if (!py::isinstance<py::array>(object)) {
+        wrong_type(op, argument,
+                   "is of type " + std::string(Py_TYPE(object.ptr())->tp_name) +
+                       ", expected a NumPy array");
+    }
+    const auto array = py::reinterpret_borrow<py::array>(object);
+    const py::dtype dtype = array.dtype();
+    view.dtype = dtype_of(dtype);
+    const char order = dtype.byteorder();
+    if (view.dtype == DType::unsupported || (order != '=' && order != '|')) {
+        wrong_type(op, argument,
+                   "has dtype " + std::string(py::str(dtype.attr("str"))) + " (" +
+                       std::string(py::str(dtype)) +
+                       "), expected float32, float64, float16 or bfloat16 in native byte order");
+    }
+    const auto dimensions = static_cast<int>(array.ndim());
+    if (dimensions == 0 || dimensions > max_dims) {
+        throw py::value_error(std::string(op) + ": " + argument + " has " +
+                              std::to_string(dimensions) + " dimensions, expected 1 to " +
+                              std::to_string(max_dims));
+    }
+    view.data = const_cast<void*>(array.data());
+    view.ndim = dimensions;
+    view.writable = array.writeable();
+    std::copy_n(array.shape(), dimensions, view.shape);
+    std::copy_n(array.strides(), dimensions, view.strides);
+    return view;
+}
+
+py::array empty_like(const py::array& x) {
+    const auto dimensions = static_cast<std::size_t>(x.ndim());
+    std::vector<std::size_t> order(dimensions);
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+        return std::abs(x.strides(static_cast<py::ssize_t>(a))) >
+               std::abs(x.strides(static_cast<py::ssize_t>(b)));
+    });
+    std::vector<py::ssize_t> shape(x.shape(), x.shape() + x.ndim());
+    std::vector<py::ssize_t> strides(dimensions);
+    py::ssize_t stride = x.itemsize();
+    for (std::size_t i = dimensions; i-- > 0;) {
+        strides[order[i]] = stride;
+        stride *= std::max<py::ssize_t>(shape[order[i]], 1);
+    }
+    return py::array(x.dtype(), std::move(shape), std::move(strides));
+}
+
+py::array empty(DType dtype, std::initializer_list<py::ssize_t> shape) {
+    return py::array(numpy_dtype(dtype), std::vector<py::ssize_t>(shape));
+}
+
+Activation activation_of(py::handle activation) {
+    if (activation.is_none()) return {};
+    Activation result = Activation::named(py::cast<std::string>(activation.attr("name")));
+    result.alpha = py::cast<double>(activation.attr("alpha"));
+    result.beta = py::cast<double>(activation.attr("beta"));
+    return result;
+}
+
+}  // namespace fastnorm::python

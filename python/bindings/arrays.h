@@ -1,0 +1,27 @@
+// NumPy arrays to tensor views, and new arrays for results. No mathematics and no shape rules: what
+// is wrong with a view, validation says.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include "fastnorm/fastnorm.hpp"
+
+namespace fastnorm::python {
+
+namespace py = pybind11;
+
+// The view of an argument, or a view that is not given for None. Throws TypeError ("op: argument
+// is of type list, expected a NumPy array") for anything else, and for byte-swapped arrays.
+TensorView view_of(const char* op, const char* argument, py::handle array);
+
+// A new array of x's shape, dtype and order of dimensions, dense.
+py::array empty_like(const py::array& x);
+
+// New contiguous arrays.
+py::array empty(DType dtype, std::initializer_list<py::ssize_t> shape);
+
+// (name, alpha, beta), as fastnorm.Activation has them, or None.
+Activation activation_of(py::handle activation);
+
+}  // namespace fastnorm::python

@@ -1,0 +1,11 @@
+// One register function per concern.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace fastnorm::python {
+
+void register_batch_norm(pybind11::module_& module);
+void register_process(pybind11::module_& module);
+
+}  // namespace fastnorm::python

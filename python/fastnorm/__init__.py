@@ -1,0 +1,37 @@
+"""Normalization kernels for NumPy arrays, forward and backward.
+
+The functions are `batch_norm`, `batch_norm_train` and `batch_norm_backward`; the layer `BatchNorm`
+keeps parameters and running statistics. `fastnorm.reference` defines in plain NumPy what they
+compute.
+"""
+
+from fastnorm import _core, reference
+from fastnorm.activation import Activation, clip, leaky_relu
+from fastnorm.functional import (
+    BatchNormForward,
+    BatchNormGradients,
+    batch_norm,
+    batch_norm_backward,
+    batch_norm_train,
+)
+from fastnorm.layers import BatchNorm
+from fastnorm.process import get_num_threads, info, set_num_threads
+
+__version__ = _core.version()
+
+__all__ = [
+    "Activation",
+    "BatchNorm",
+    "BatchNormForward",
+    "BatchNormGradients",
+    "__version__",
+    "batch_norm",
+    "batch_norm_backward",
+    "batch_norm_train",
+    "clip",
+    "get_num_threads",
+    "info",
+    "leaky_relu",
+    "reference",
+    "set_num_threads",
+]

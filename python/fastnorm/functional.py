@@ -1,0 +1,260 @@
+"""The ops on NumPy arrays. Each is one call of the compiled core, which checks every argument."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy.typing as npt
+
+from fastnorm import _core
+from fastnorm.activation import Activation, as_activation
+
+Array = npt.NDArray[Any]
+
+
+class BatchNormForward(NamedTuple):
+    """What `batch_norm_train` returns.
+
+    Attributes
+    ----------
+    y : ndarray
+        The output, of x's shape, dtype and memory layout.
+    mean, rstd : ndarray of shape (C,)
+        The batch's mean and 1 / sqrt(variance + eps): float32 for 16-bit x, else float64.
+    mask : ndarray of uint8, or None
+        For relu, leaky_relu and clip: one bit an element, set where the slope is 1. It belongs to
+        x's shape and memory layout; its own layout is of no concern to a caller.
+    """
+
+    y: Array
+    mean: Array
+    rstd: Array
+    mask: Array | None
+
+
+class BatchNormGradients(NamedTuple):
+    """What `batch_norm_backward` returns.
+
+    Attributes
+    ----------
+    dx : ndarray
+        Of x's shape, dtype and memory layout.
+    dweight, dbias : ndarray of shape (C,)
+        Of the dtype of weight and bias. Where one of those is not given, the other's dtype; where
+        neither is, float32 (float64 for float64 x).
+    dresidual : ndarray or None
+        Of x's shape, dtype and memory layout; None unless there was a residual.
+    """
+
+    dx: Array
+    dweight: Array
+    dbias: Array
+    dresidual: Array | None
+
+
+def batch_norm(
+    x: Array,
+    mean: Array,
+    var: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    eps: float = 1e-5,
+    channel_axis: int = 1,
+    residual: Array | None = None,
+    activation: str | Activation | None = None,
+    out: Array | None = None,
+) -> Array:
+    """Batch normalization with given statistics (inference).
+
+    ``y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual)``
+
+    Parameters
+    ----------
+    x : ndarray
+        2 to 5 dimensions; float32, float64, float16 or ml_dtypes.bfloat16. Channel-first and
+        channel-last arrays, and views of them with strided outer dimensions, are read in place;
+        any other layout is copied first.
+    mean, var : ndarray of shape (C,)
+        Any of the four dtypes.
+    weight, bias : ndarray of shape (C,), optional
+        Any of the four dtypes.
+    eps : float
+        Added to the variance inside the square root; any value >= 0.
+    channel_axis : int
+        The axis of x that the channels lie on; -1 for channel-last.
+    residual : ndarray, optional
+        Of x's shape and dtype; added before the activation.
+    activation : None, str or Activation
+        "relu", "leaky_relu", "clip", "sigmoid", "tanh", "silu", "gelu", "gelu_tanh", "hardswish",
+        or one with parameters: `leaky_relu`, `clip`.
+    out : ndarray, optional
+        Of x's shape and dtype; written and returned. May be exactly x.
+
+    Returns
+    -------
+    ndarray
+        y, of x's shape, dtype and memory layout (or `out`).
+
+    Raises
+    ------
+    ValueError
+        For a wrong shape, a value out of range, an `out` that is read-only or overlaps an input.
+    TypeError
+        For anything but NumPy arrays of the four dtypes. Nothing has been written in either case.
+
+    References
+    ----------
+    .. [1] S. Ioffe and C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by
+       Reducing Internal Covariate Shift", 2015, Algorithm 2, step 11.
+    """
+    return _core.batch_norm(
+        x,
+        mean,
+        var,
+        weight,
+        bias,
+        eps,
+        channel_axis,
+        residual,
+        as_activation(activation, "batch_norm"),
+        out,
+    )
+
+
+def batch_norm_train(
+    x: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    running_mean: Array | None = None,
+    running_var: Array | None = None,
+    momentum: float = 0.1,
+    unbiased: bool = True,
+    eps: float = 1e-5,
+    channel_axis: int = 1,
+    residual: Array | None = None,
+    activation: str | Activation | None = None,
+    out: Array | None = None,
+) -> BatchNormForward:
+    """Batch normalization with the statistics of the batch (training).
+
+    As `batch_norm`, with the mean and the biased variance of x over all axes but the channels'.
+
+    Parameters
+    ----------
+    x, weight, bias, eps, channel_axis, residual, activation, out
+        As in `batch_norm`. x has more than one value per channel, or no elements at all: then mean
+        and rstd are NaN and the running statistics stay as they are.
+    running_mean, running_var : ndarray of shape (C,), optional
+        Any of the four dtypes; updated in place:
+        ``running = (1 - momentum) * running + momentum * batch``.
+    momentum : float
+        The weight of the new batch, from 0 to 1 (PyTorch's convention, not ONNX's or Keras').
+    unbiased : bool
+        Whether running_var takes the unbiased variance of the batch.
+
+    Returns
+    -------
+    BatchNormForward
+        ``(y, mean, rstd, mask)``; the last three are for `batch_norm_backward`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `batch_norm` does, and ValueError for one value per channel.
+
+    References
+    ----------
+    .. [1] S. Ioffe and C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by
+       Reducing Internal Covariate Shift", 2015, Algorithm 1.
+    """
+    return BatchNormForward(
+        *_core.batch_norm_train(
+            x,
+            weight,
+            bias,
+            running_mean,
+            running_var,
+            momentum,
+            unbiased,
+            eps,
+            channel_axis,
+            residual,
+            as_activation(activation, "batch_norm_train"),
+            out,
+        )
+    )
+
+
+def batch_norm_backward(
+    dy: Array,
+    x: Array,
+    mean: Array,
+    rstd: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    training: bool = True,
+    channel_axis: int = 1,
+    residual: Array | bool | None = None,
+    activation: str | Activation | None = None,
+    mask: Array | None = None,
+    out: Array | None = None,
+) -> BatchNormGradients:
+    """The gradients of batch normalization.
+
+    With ``g = dy * activation'(z)``: ``dbias = sum(g)``, ``dweight = sum(g * (x - mean) * rstd)``,
+    ``dresidual = g``, and ``dx = weight * rstd * (g - avg(g) - xhat * avg(g * xhat))`` with
+    ``xhat = (x - mean) * rstd``; ``dx = weight * rstd * g`` when not training.
+
+    Parameters
+    ----------
+    dy : ndarray
+        The gradient of y, of x's shape and dtype.
+    x, weight, bias, channel_axis, activation
+        Those of the forward pass.
+    mean, rstd : ndarray of shape (C,)
+        Those that `batch_norm_train` returned; for a forward pass in inference mode the mean and
+        ``1 / sqrt(var + eps)``. Any of the four dtypes.
+    training : bool
+        Whether mean and rstd were taken from x; otherwise they are constants.
+    residual : ndarray or bool, optional
+        The residual of the forward pass. True is enough where its values are not needed: with a
+        mask, or without an activation.
+    mask : ndarray of uint8, optional
+        The one that the forward pass returned; without it, the activation's input is recomputed.
+    out : ndarray, optional
+        Of x's shape and dtype; receives dx. May be exactly dy.
+
+    Returns
+    -------
+    BatchNormGradients
+        ``(dx, dweight, dbias, dresidual)``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `batch_norm` does.
+
+    References
+    ----------
+    .. [1] S. Ioffe and C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by
+       Reducing Internal Covariate Shift", 2015, section 3, the chain rule after Algorithm 1.
+    """
+    return BatchNormGradients(
+        *_core.batch_norm_backward(
+            dy,
+            x,
+            mean,
+            rstd,
+            weight,
+            bias,
+            training,
+            channel_axis,
+            residual,
+            as_activation(activation, "batch_norm_backward"),
+            mask,
+            out,
+        )
+    )

@@ -1,0 +1,399 @@
+"""Layers: a normalization together with its parameters, running statistics and mode.
+
+A layer owns arrays and remembers what backward needs; the ops of `fastnorm.functional` compute.
+"""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fastnorm.activation import Activation, as_activation
+from fastnorm.functional import batch_norm, batch_norm_backward, batch_norm_train
+
+Array = npt.NDArray[Any]
+
+_DTYPES = ("float32", "float64", "float16", "bfloat16")
+_EXPECTED = f"expected one of {', '.join(_DTYPES)}"
+
+
+class _Saved(NamedTuple):
+    """What backward needs from the last call."""
+
+    x: Array
+    mean: Array
+    rstd: Array
+    mask: Array | None
+    residual: Array | bool | None
+    training: bool
+
+
+def _parameter_dtype(op: str, dtype: npt.DTypeLike) -> np.dtype[Any]:
+    if isinstance(dtype, str) and dtype == "bfloat16":
+        # NumPy knows the name only once ml_dtypes has registered it.
+        import ml_dtypes
+
+        dtype = ml_dtypes.bfloat16
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        raise TypeError(f"{op}: dtype is {dtype!r}, {_EXPECTED}") from None
+    if found.name not in _DTYPES or not found.isnative:
+        raise TypeError(f"{op}: dtype is {found}, {_EXPECTED}")
+    return found
+
+
+def _integer(op: str, argument: str, value: object) -> int:
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        found = type(value).__name__
+        raise TypeError(f"{op}: {argument} is of type {found}, expected int") from None
+
+
+class BatchNorm:
+    """Batch normalization with its parameters and running statistics.
+
+    In training mode, the initial one, a call normalizes with the statistics of the batch and
+    updates the running ones; in inference mode it normalizes with the running ones.
+
+    The layer keeps a reference to the x of its last call, and to the residual where backward needs
+    it: do not overwrite them between a call and its backward.
+
+    Parameters
+    ----------
+    channels : int
+        The number of channels C.
+    eps : float
+        Added to the variance inside the square root; any value >= 0.
+    momentum : float or None
+        The weight of the new batch in the running statistics, in [0, 1]; None takes the plain
+        average over all batches so far.
+    affine : bool
+        Whether there are a weight and a bias.
+    track_running_stats : bool
+        Without running statistics, inference mode normalizes with those of the batch too.
+    channel_axis : int
+        The axis of x that the channels lie on; may be negative.
+    activation : None, str or Activation
+        Applied to the output, after the residual is added.
+    dtype : dtype
+        Of the parameters and the running statistics: float32, float64, float16 or bfloat16. It need
+        not be that of x.
+
+    Attributes
+    ----------
+    weight, bias : ndarray of shape (C,), or None
+        Initially ones and zeros.
+    running_mean, running_var : ndarray of shape (C,), or None
+        Initially zeros and ones; the variance is the unbiased one.
+    num_batches_tracked : int or None
+        The number of batches that the running statistics have seen.
+    training : bool
+        The mode.
+    dweight, dbias : ndarray of shape (C,), or None
+        Gradients from the last `backward`.
+    dresidual : ndarray of x's shape and dtype, or None
+        Gradient from the last `backward`, if that call had a residual.
+
+    Raises
+    ------
+    ValueError
+        If channels is negative or the activation unknown.
+    TypeError
+        If channels or channel_axis is no integer, or dtype none of the four.
+
+    References
+    ----------
+    .. [1] S. Ioffe and C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by
+       Reducing Internal Covariate Shift", 2015, Algorithm 1 and section 3.1.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        channel_axis: int = 1,
+        activation: str | Activation | None = None,
+        dtype: npt.DTypeLike = "float32",
+    ) -> None:
+        self.channels = _integer("BatchNorm", "channels", channels)
+        if self.channels < 0:
+            raise ValueError(f"BatchNorm: channels is {channels}, expected a number >= 0")
+        parameter_dtype = _parameter_dtype("BatchNorm", dtype)
+        self.eps = eps
+        self.momentum = momentum
+        self.affine = affine
+        self.track_running_stats = track_running_stats
+        self.channel_axis = _integer("BatchNorm", "channel_axis", channel_axis)
+        self.activation = as_activation(activation, "BatchNorm")
+        self.training = True
+
+        self.weight: Array | None = None
+        self.bias: Array | None = None
+        if affine:
+            self.weight = np.ones(self.channels, parameter_dtype)
+            self.bias = np.zeros(self.channels, parameter_dtype)
+        self.running_mean: Array | None = None
+        self.running_var: Array | None = None
+        self.num_batches_tracked: int | None = None
+        if track_running_stats:
+            self.running_mean = np.zeros(self.channels, parameter_dtype)
+            self.running_var = np.ones(self.channels, parameter_dtype)
+            self.num_batches_tracked = 0
+
+        self.dweight: Array | None = None
+        self.dbias: Array | None = None
+        self.dresidual: Array | None = None
+        self._saved: _Saved | None = None
+        self._warned = False
+
+    def __repr__(self) -> str:
+        names = ("eps", "momentum", "affine", "track_running_stats", "channel_axis", "activation")
+        settings = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        return f"BatchNorm({self.channels}, {settings})"
+
+    def train(self, mode: bool = True) -> BatchNorm:
+        """Switch to training mode (to inference mode if mode is False) and return the layer."""
+        self.training = bool(mode)
+        return self
+
+    def eval(self) -> BatchNorm:
+        """Switch to inference mode and return the layer."""
+        return self.train(False)
+
+    def __call__(
+        self, x: Array, *, residual: Array | None = None, out: Array | None = None
+    ) -> Array:
+        """Normalize x.
+
+        Parameters
+        ----------
+        x : ndarray
+            2 to 5 dimensions, C of them on channel_axis; float32, float64, float16 or bfloat16.
+        residual : ndarray, optional
+            Of x's shape and dtype; added before the activation.
+        out : ndarray, optional
+            Of x's shape and dtype; written and returned. May be x: then there is no backward.
+
+        Returns
+        -------
+        ndarray
+            y, of x's shape, dtype and memory layout.
+
+        Raises
+        ------
+        ValueError
+            For a wrong shape, a partial overlap with out, or, in training, one value per channel.
+        TypeError
+            For anything but NumPy arrays of the four dtypes.
+
+        Warns
+        -----
+        UserWarning
+            Once, in inference mode with running statistics that were never updated.
+        """
+        self._check_channels(x)
+        if self.training or self.running_mean is None or self.running_var is None:
+            y, saved = self._forward_batch(x, residual, out)
+        else:
+            self._warn_if_never_updated(self.running_mean, self.running_var)
+            y, saved = self._forward_running(x, residual, out, self.running_mean, self.running_var)
+        # out is x, or apart from it (the op has checked): then the first elements' addresses tell.
+        overwritten = out is not None and x.size > 0 and out.ctypes.data == x.ctypes.data
+        self._saved = None if overwritten else saved
+        return y
+
+    def backward(self, dy: Array, *, out: Array | None = None) -> Array:
+        """The gradients of the last call, given that of its output.
+
+        Sets dweight and dbias (None without parameters) and dresidual (None without a residual);
+        earlier gradients are replaced, not added to.
+
+        Parameters
+        ----------
+        dy : ndarray
+            Of x's shape and dtype.
+        out : ndarray, optional
+            Of x's shape and dtype; written and returned. May be dy.
+
+        Returns
+        -------
+        ndarray
+            dx, of x's shape, dtype and memory layout.
+
+        Raises
+        ------
+        RuntimeError
+            If there was no call yet, or if it overwrote its x (out=x); else as the op does.
+        """
+        if self._saved is None:
+            raise RuntimeError(
+                "BatchNorm.backward: there is no input to differentiate at, expected a call of the "
+                "layer before, with out other than x"
+            )
+        saved = self._saved
+        grads = batch_norm_backward(
+            dy,
+            saved.x,
+            saved.mean,
+            saved.rstd,
+            self.weight,
+            self.bias,
+            training=saved.training,
+            channel_axis=self.channel_axis,
+            residual=saved.residual,
+            activation=self.activation,
+            mask=saved.mask,
+            out=out,
+        )
+        self.dweight = grads.dweight if self.affine else None
+        self.dbias = grads.dbias if self.affine else None
+        self.dresidual = grads.dresidual
+        return grads.dx
+
+    def state_dict(self) -> dict[str, Array]:
+        """Copies of the parameters and running statistics, under PyTorch's names.
+
+        Returns
+        -------
+        dict of str to ndarray
+            weight, bias (with affine), running_mean, running_var and num_batches_tracked, an int64
+            of shape () (with track_running_stats).
+        """
+        state = {name: array.copy() for name, array in self._arrays().items()}
+        if self.num_batches_tracked is not None:
+            state["num_batches_tracked"] = np.array(self.num_batches_tracked, dtype=np.int64)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Copy parameters and running statistics into the layer's arrays, all or none.
+
+        Parameters
+        ----------
+        state : mapping of str to array
+            As `state_dict` gives it, or a PyTorch module's arrays. Values are converted to the
+            layer's dtype. num_batches_tracked may be missing, as it is in old checkpoints.
+
+        Raises
+        ------
+        ValueError
+            For missing or unexpected names, a wrong shape or a negative count.
+        TypeError
+            For values that are not of one of the four dtypes, or a count that is no integer.
+        """
+        op = "BatchNorm.load_state_dict"
+        arrays = self._arrays()
+        count = self.num_batches_tracked
+        missing = sorted(arrays.keys() - state.keys())
+        optional = set() if count is None else {"num_batches_tracked"}
+        unexpected = sorted(state.keys() - arrays.keys() - optional)
+        if missing or unexpected:
+            names = f"{', '.join(sorted(state))}, expected {', '.join(arrays)}"
+            raise ValueError(f"{op}: state has {names}: missing {missing}, unexpected {unexpected}")
+        loaded = {name: np.asarray(state[name]) for name in arrays}
+        for name, value in loaded.items():
+            if value.dtype.name not in _DTYPES:
+                raise TypeError(f"{op}: {name} has dtype {value.dtype}, {_EXPECTED}")
+            if value.shape != (self.channels,):
+                raise ValueError(
+                    f"{op}: {name} has shape {value.shape}, expected ({self.channels},)"
+                )
+        if "num_batches_tracked" in state:
+            count = _integer(op, "num_batches_tracked", state["num_batches_tracked"])
+            if count < 0:
+                raise ValueError(f"{op}: num_batches_tracked is {count}, expected a number >= 0")
+        for name, array in arrays.items():
+            array[...] = loaded[name].astype(array.dtype)
+        self.num_batches_tracked = count
+
+    def _arrays(self) -> dict[str, Array]:
+        named = {
+            "weight": self.weight,
+            "bias": self.bias,
+            "running_mean": self.running_mean,
+            "running_var": self.running_var,
+        }
+        return {name: array for name, array in named.items() if array is not None}
+
+    def _check_channels(self, x: Array) -> None:
+        """The one shape that no argument of the op shows when the layer has no arrays."""
+        if not isinstance(x, np.ndarray) or not -x.ndim <= self.channel_axis < x.ndim:
+            return  # the op says what is wrong
+        found = x.shape[self.channel_axis]
+        if found != self.channels:
+            raise ValueError(
+                f"BatchNorm: x has shape {x.shape}, expected {self.channels} channels on axis "
+                f"{self.channel_axis}"
+            )
+
+    def _forward_batch(
+        self, x: Array, residual: Array | None, out: Array | None
+    ) -> tuple[Array, _Saved]:
+        update = self.training and self.track_running_stats
+        momentum = self.momentum
+        if momentum is None:
+            momentum = 1.0 / ((self.num_batches_tracked or 0) + 1)
+        forward = batch_norm_train(
+            x,
+            self.weight,
+            self.bias,
+            running_mean=self.running_mean if update else None,
+            running_var=self.running_var if update else None,
+            momentum=momentum,
+            eps=self.eps,
+            channel_axis=self.channel_axis,
+            residual=residual,
+            activation=self.activation,
+            out=out,
+        )
+        # An empty batch leaves the running statistics as they are, so it does not count either.
+        if update and self.num_batches_tracked is not None and x.size > 0:
+            self.num_batches_tracked += 1
+        # With the mask, or without an activation, backward does not need the residual's values.
+        without_values = self.activation is None or forward.mask is not None
+        keep = True if residual is not None and without_values else residual
+        return forward.y, _Saved(x, forward.mean, forward.rstd, forward.mask, keep, training=True)
+
+    def _forward_running(
+        self, x: Array, residual: Array | None, out: Array | None, mean: Array, var: Array
+    ) -> tuple[Array, _Saved]:
+        y = batch_norm(
+            x,
+            mean,
+            var,
+            self.weight,
+            self.bias,
+            eps=self.eps,
+            channel_axis=self.channel_axis,
+            residual=residual,
+            activation=self.activation,
+            out=out,
+        )
+        # Copies: backward must see the statistics of this call.
+        with np.errstate(all="ignore"):
+            rstd = 1.0 / np.sqrt(var.astype(np.float64) + self.eps)
+        keep = True if residual is not None and self.activation is None else residual
+        return y, _Saved(x, mean.astype(np.float64), rstd, None, keep, training=False)
+
+    def _warn_if_never_updated(self, running_mean: Array, running_var: Array) -> None:
+        if self._warned or self.num_batches_tracked or self.channels == 0:
+            return
+        if bool(np.any(running_mean != 0)) or bool(np.any(running_var != 1)):
+            return
+        self._warned = True
+        warnings.warn(
+            "BatchNorm: inference with running statistics that were never updated: train first, "
+            "load a state_dict, or use track_running_stats=False",
+            UserWarning,
+            stacklevel=3,
+        )

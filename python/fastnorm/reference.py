@@ -1,0 +1,279 @@
+"""Every op in straight float64 NumPy: the definition that the kernels are tested against.
+
+    z = (x - mean) * rstd * weight + bias + residual,    rstd = 1 / sqrt(var + eps)
+    y = activation(z)
+
+Slow on purpose. Arrays of any dtype go in, everything is computed and returned in float64. The
+signatures are those of the ops without `out` and `mask`; arguments are not validated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fastnorm.activation import Activation, as_activation
+
+Array = npt.NDArray[Any]
+Float64 = npt.NDArray[np.float64]
+
+
+class Forward(NamedTuple):
+    """What `batch_norm_train` returns."""
+
+    y: Float64
+    mean: Float64
+    rstd: Float64
+
+
+class Gradients(NamedTuple):
+    """What `batch_norm_backward` returns."""
+
+    dx: Float64
+    dweight: Float64
+    dbias: Float64
+    dresidual: Float64 | None
+
+
+# --- activations and their slopes, functions of (z, alpha, beta) ---------------------------------
+
+_erfc = np.vectorize(math.erfc, otypes=[np.float64])
+_GELU_TANH_SCALE = math.sqrt(2.0 / math.pi)
+_GELU_TANH_CUBIC = 0.044715
+
+
+def _sigmoid(z: Float64) -> Float64:
+    return 1.0 / (1.0 + np.exp(-z))
+
+
+def _normal_cdf(z: Float64) -> Float64:
+    # erfc, not 1 + erf: this keeps its relative accuracy far below zero.
+    return np.asarray(0.5 * _erfc(-z / math.sqrt(2.0)), dtype=np.float64)
+
+
+def _normal_pdf(z: Float64) -> Float64:
+    return np.exp(-0.5 * z * z) / math.sqrt(2.0 * math.pi)
+
+
+def _gelu_tanh(z: Float64) -> Float64:
+    # 0.5 * (1 + tanh(t)) is sigmoid(2 t), without the cancellation below zero.
+    return z * _sigmoid(2.0 * _GELU_TANH_SCALE * (z + _GELU_TANH_CUBIC * z**3))
+
+
+def _gelu_tanh_slope(z: Float64) -> Float64:
+    s = _sigmoid(2.0 * _GELU_TANH_SCALE * (z + _GELU_TANH_CUBIC * z**3))
+    inner = 2.0 * _GELU_TANH_SCALE * (1.0 + 3.0 * _GELU_TANH_CUBIC * z**2)
+    return s + z * s * (1.0 - s) * inner
+
+
+def _hardswish_slope(z: Float64) -> Float64:
+    return np.where(z <= -3.0, 0.0, np.where(z >= 3.0, 1.0, z / 3.0 + 0.5))
+
+
+Function = Callable[[Float64, float, float], Float64]
+
+# name: (value, slope). The slopes of relu, leaky_relu and clip at a kink are those of the flat (or
+# the shallow) side, so that the comparison below is also the one that the saved mask holds.
+_ACTIVATIONS: dict[str, tuple[Function, Function]] = {
+    "relu": (
+        lambda z, a, b: np.where(z <= 0.0, 0.0, z),
+        lambda z, a, b: np.where(z <= 0.0, 0.0, 1.0),
+    ),
+    "leaky_relu": (
+        lambda z, a, b: np.where(z <= 0.0, a * z, z),
+        lambda z, a, b: np.where(z <= 0.0, a, 1.0),
+    ),
+    "clip": (
+        lambda z, a, b: np.where(z <= a, a, np.where(z >= b, b, z)),
+        lambda z, a, b: np.where((z <= a) | (z >= b), 0.0, 1.0),
+    ),
+    "sigmoid": (
+        lambda z, a, b: _sigmoid(z),
+        lambda z, a, b: _sigmoid(z) * _sigmoid(-z),
+    ),
+    "tanh": (
+        lambda z, a, b: np.tanh(z),
+        lambda z, a, b: 1.0 - np.tanh(z) ** 2,
+    ),
+    "silu": (
+        lambda z, a, b: z * _sigmoid(z),
+        lambda z, a, b: _sigmoid(z) * (1.0 + z * _sigmoid(-z)),
+    ),
+    "gelu": (
+        lambda z, a, b: z * _normal_cdf(z),
+        lambda z, a, b: _normal_cdf(z) + z * _normal_pdf(z),
+    ),
+    "gelu_tanh": (
+        lambda z, a, b: _gelu_tanh(z),
+        lambda z, a, b: _gelu_tanh_slope(z),
+    ),
+    "hardswish": (
+        lambda z, a, b: z * np.clip(z + 3.0, 0.0, 6.0) / 6.0,
+        lambda z, a, b: _hardswish_slope(z),
+    ),
+}
+
+
+@np.errstate(all="ignore")
+def activate(z: Array, activation: str | Activation | None) -> Float64:
+    """activation(z), element by element."""
+    z64 = np.asarray(z, dtype=np.float64)
+    act = as_activation(activation, "reference")
+    return z64 if act is None else _ACTIVATIONS[act.name][0](z64, act.alpha, act.beta)
+
+
+@np.errstate(all="ignore")
+def activation_slope(z: Array, activation: str | Activation | None) -> Float64:
+    """The derivative of activation at z, element by element."""
+    z64 = np.asarray(z, dtype=np.float64)
+    act = as_activation(activation, "reference")
+    return np.ones_like(z64) if act is None else _ACTIVATIONS[act.name][1](z64, act.alpha, act.beta)
+
+
+# --- batch normalization (Ioffe & Szegedy 2015) ---------------------------------------------------
+
+
+def _axes(x: Array, channel_axis: int) -> tuple[int, ...]:
+    """The axes that the statistics are taken over: all but the channels."""
+    channel = channel_axis % x.ndim
+    return tuple(axis for axis in range(x.ndim) if axis != channel)
+
+
+def _per_channel(values: Array | None, x: Array, channel_axis: int, default: float) -> Float64:
+    """Values of shape (C,), or the default, shaped to broadcast against x."""
+    if values is None:
+        return np.full((1,) * x.ndim, default)
+    shape = [1] * x.ndim
+    shape[channel_axis] = -1
+    return np.asarray(values, dtype=np.float64).reshape(shape)
+
+
+def _pre_activation(
+    x: Array,
+    mean: Array,
+    rstd: Array,
+    weight: Array | None,
+    bias: Array | None,
+    channel_axis: int,
+    residual: Array | bool | None,
+) -> Float64:
+    x64 = np.asarray(x, dtype=np.float64)
+    centred = x64 - _per_channel(mean, x, channel_axis, 0.0)
+    xhat = centred * _per_channel(rstd, x, channel_axis, 1.0)
+    z = xhat * _per_channel(weight, x, channel_axis, 1.0)
+    z = z + _per_channel(bias, x, channel_axis, 0.0)
+    if residual is not None and not isinstance(residual, bool):
+        z = z + np.asarray(residual, dtype=np.float64)
+    return z
+
+
+@np.errstate(all="ignore")
+def batch_norm(
+    x: Array,
+    mean: Array,
+    var: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    eps: float = 1e-5,
+    channel_axis: int = 1,
+    residual: Array | None = None,
+    activation: str | Activation | None = None,
+) -> Float64:
+    """Normalize with given statistics: Algorithm 2, step 11.
+
+    Parameters are those of `fastnorm.batch_norm`; returns y, float64, of x's shape.
+    """
+    rstd = 1.0 / np.sqrt(np.asarray(var, dtype=np.float64) + eps)
+    z = _pre_activation(x, mean, rstd, weight, bias, channel_axis, residual)
+    return activate(z, activation)
+
+
+@np.errstate(all="ignore")
+def batch_norm_train(
+    x: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    running_mean: Array | None = None,
+    running_var: Array | None = None,
+    momentum: float = 0.1,
+    unbiased: bool = True,
+    eps: float = 1e-5,
+    channel_axis: int = 1,
+    residual: Array | None = None,
+    activation: str | Activation | None = None,
+) -> Forward:
+    """Normalize with the statistics of the batch: Algorithm 1.
+
+    Parameters are those of `fastnorm.batch_norm_train`; running_mean and running_var are updated in
+    place. Returns y of x's shape, and mean and rstd of shape (C,), all float64.
+    """
+    channels = x.shape[channel_axis]
+    if x.size == 0:
+        nothing = np.full(channels, np.nan)
+        return Forward(np.zeros(x.shape), nothing, nothing.copy())
+    count = x.size // channels
+    if count == 1:
+        raise ValueError("reference: x has 1 value per channel, expected more than 1")
+
+    x64 = np.asarray(x, dtype=np.float64)
+    axes = _axes(x, channel_axis)
+    mean = x64.mean(axis=axes)
+    centred = x64 - _per_channel(mean, x, channel_axis, 0.0)
+    var = (centred**2).sum(axis=axes) / count
+    rstd = 1.0 / np.sqrt(var + eps)
+
+    if running_mean is not None:
+        old = np.asarray(running_mean, dtype=np.float64)
+        running_mean[...] = (1.0 - momentum) * old + momentum * mean
+    if running_var is not None:
+        old = np.asarray(running_var, dtype=np.float64)
+        batch_var = var * (count / (count - 1)) if unbiased else var
+        running_var[...] = (1.0 - momentum) * old + momentum * batch_var
+
+    z = _pre_activation(x, mean, rstd, weight, bias, channel_axis, residual)
+    return Forward(activate(z, activation), mean, rstd)
+
+
+@np.errstate(all="ignore")
+def batch_norm_backward(
+    dy: Array,
+    x: Array,
+    mean: Array,
+    rstd: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    training: bool = True,
+    channel_axis: int = 1,
+    residual: Array | bool | None = None,
+    activation: str | Activation | None = None,
+) -> Gradients:
+    """The chain rule through `batch_norm_train`, or through `batch_norm` when not training.
+
+    Parameters are those of `fastnorm.batch_norm_backward`; without an activation residual may be
+    True: there was one. Returns dx and dresidual (None without a residual) of x's shape, dweight
+    and dbias of shape (C,), all float64. The formulas are those of section 3 of the paper.
+    """
+    axes = _axes(x, channel_axis)
+    z = _pre_activation(x, mean, rstd, weight, bias, channel_axis, residual)
+    g = np.asarray(dy, dtype=np.float64) * activation_slope(z, activation)
+    xhat = _pre_activation(x, mean, rstd, None, None, channel_axis, None)
+
+    dbias = g.sum(axis=axes)
+    dweight = (g * xhat).sum(axis=axes)
+    if training and x.size > 0:
+        count = x.size // x.shape[channel_axis]
+        mean_g = _per_channel(dbias / count, x, channel_axis, 0.0)
+        mean_g_xhat = _per_channel(dweight / count, x, channel_axis, 0.0)
+        dxhat = g - mean_g - xhat * mean_g_xhat
+    else:
+        dxhat = g
+    scale = _per_channel(weight, x, channel_axis, 1.0) * _per_channel(rstd, x, channel_axis, 1.0)
+    had_residual = residual is not None and residual is not False
+    return Gradients(dxhat * scale, dweight, dbias, g if had_residual else None)
