@@ -1,0 +1,200 @@
+/* Batch norm from C99: what a C program does with fastnorm.h, and what it is told on a mistake. */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "fastnorm/fastnorm.h"
+
+enum { N = 2, C = 3, S = 4, SIZE = N * C * S };
+
+static int failures = 0;
+
+static void expect(int holds, const char* what) {
+    if (holds) return;
+    ++failures;
+    fprintf(stderr, "FAILED: %s (last error: %s)\n", what, fastnorm_last_error());
+}
+
+static void expect_error(fastnorm_status actual, fastnorm_status expected, const char* message) {
+    expect(actual == expected, message);
+    if (strcmp(fastnorm_last_error(), message) == 0) return;
+    ++failures;
+    fprintf(stderr, "FAILED: got: %s\n   expected: %s\n", fastnorm_last_error(), message);
+}
+
+static int close_to(double actual, double expected) { return fabs(actual - expected) < 1e-5; }
+
+static const int64_t x_shape[3] = {N, C, S};
+static const int64_t c_shape[1] = {C};
+
+static fastnorm_tensor data_of(const float* values) {
+    return fastnorm_dense(values, FASTNORM_FLOAT32, 3, x_shape);
+}
+static fastnorm_tensor vector_of(const double* values) {
+    return fastnorm_dense(values, FASTNORM_FLOAT64, 1, c_shape);
+}
+
+/* Element i of an (N, C, S) tensor belongs to this channel. */
+static int channel_of(int i) { return i / S % C; }
+
+static void fill(float* x, float* dy) {
+    int i;
+    for (i = 0; i < SIZE; ++i) {
+        x[i] = (float)(i * 7 % 13) / 4.0f - 1.0f;
+        dy[i] = (float)(i * 5 % 11) / 8.0f - 0.5f;
+    }
+}
+
+static void test_training_and_backward(void) {
+    const double count = N * S;
+    const double weight[C] = {1.0, 2.0, -0.5};
+    const double bias[C] = {0.25, -0.5, 0.0};
+    float x[SIZE], dy[SIZE], y[SIZE] = {0}, dx[SIZE] = {0};
+    double mean[C] = {0}, rstd[C] = {0}, dweight[C] = {0}, dbias[C] = {0};
+    double running_mean[C] = {0}, running_var[C] = {0};
+    double expected_mean[C] = {0}, expected_var[C] = {0};
+    double sum_g[C] = {0}, sum_g_x_hat[C] = {0};
+    unsigned char bits[SIZE] = {0};
+    int64_t mask_shape[2];
+    int i;
+    fastnorm_tensor x_t, dy_t, y_t, dx_t, mean_t, rstd_t, weight_t, bias_t, dweight_t, dbias_t;
+    fastnorm_tensor running_mean_t, running_var_t, mask_t;
+    fastnorm_batch_norm_options options = fastnorm_batch_norm_defaults();
+
+    fill(x, dy);
+    for (i = 0; i < SIZE; ++i) expected_mean[channel_of(i)] += x[i] / count;
+    for (i = 0; i < SIZE; ++i) {
+        const double d = x[i] - expected_mean[channel_of(i)];
+        expected_var[channel_of(i)] += d * d / count;
+    }
+
+    x_t = data_of(x);
+    dy_t = data_of(dy);
+    y_t = data_of(y);
+    dx_t = data_of(dx);
+    mean_t = vector_of(mean);
+    rstd_t = vector_of(rstd);
+    weight_t = vector_of(weight);
+    bias_t = vector_of(bias);
+    dweight_t = vector_of(dweight);
+    dbias_t = vector_of(dbias);
+    running_mean_t = vector_of(running_mean);
+    running_var_t = vector_of(running_var);
+    expect(fastnorm_batch_norm_mask_shape(&x_t, 1, &mask_shape[0], &mask_shape[1]) == FASTNORM_OK,
+           "mask_shape");
+    expect(mask_shape[0] * mask_shape[1] <= (int64_t)sizeof(bits), "the mask is too large");
+    mask_t = fastnorm_dense(bits, FASTNORM_UINT8, 2, mask_shape);
+    options.activation.kind = FASTNORM_RELU;
+    options.running_mean = &running_mean_t;
+    options.running_var = &running_var_t;
+    options.mask = &mask_t;
+
+    expect(fastnorm_batch_norm_train(&x_t, &weight_t, &bias_t, &y_t, &mean_t, &rstd_t, &options) ==
+               FASTNORM_OK,
+           "batch_norm_train");
+    expect(fastnorm_batch_norm_backward(&dy_t, &x_t, &mean_t, &rstd_t, &weight_t, &bias_t, &dx_t,
+                                        &dweight_t, &dbias_t, NULL, &options) == FASTNORM_OK,
+           "batch_norm_backward");
+
+    for (i = 0; i < C; ++i) {
+        expect(close_to(mean[i], expected_mean[i]), "mean");
+        expect(close_to(rstd[i], 1 / sqrt(expected_var[i] + options.eps)), "rstd");
+        expect(close_to(running_mean[i], 0.1 * expected_mean[i]), "running_mean");
+        expect(close_to(running_var[i], 0.1 * expected_var[i] * count / (count - 1)),
+               "running_var");
+    }
+    for (i = 0; i < SIZE; ++i) {
+        const int c = channel_of(i);
+        const double x_hat = (x[i] - mean[c]) * rstd[c];
+        const double z = x_hat * weight[c] + bias[c];
+        expect(close_to(y[i], z > 0 ? z : 0), "y");
+        if (z > 0) {
+            sum_g[c] += dy[i];
+            sum_g_x_hat[c] += dy[i] * x_hat;
+        }
+    }
+    for (i = 0; i < C; ++i) {
+        expect(close_to(dbias[i], sum_g[i]), "dbias");
+        expect(close_to(dweight[i], sum_g_x_hat[i]), "dweight");
+    }
+    for (i = 0; i < SIZE; ++i) {
+        const int c = channel_of(i);
+        const double x_hat = (x[i] - mean[c]) * rstd[c];
+        const double g = x_hat * weight[c] + bias[c] > 0 ? dy[i] : 0;
+        expect(close_to(dx[i], weight[c] * rstd[c] *
+                                   (g - sum_g[c] / count - x_hat * sum_g_x_hat[c] / count)),
+               "dx");
+    }
+}
+
+/* No weight, no bias, no options. */
+static void test_inference(void) {
+    const double mean[C] = {0.5, -1.0, 0.0};
+    const double var[C] = {1.0, 4.0, 0.25};
+    float x[SIZE], y[SIZE];
+    fastnorm_tensor x_t, y_t, mean_t, var_t;
+    int i;
+
+    fill(x, y);
+    x_t = data_of(x);
+    y_t = data_of(y);
+    mean_t = vector_of(mean);
+    var_t = vector_of(var);
+    expect(fastnorm_batch_norm(&x_t, &mean_t, &var_t, NULL, NULL, &y_t, NULL) == FASTNORM_OK,
+           "batch_norm");
+    for (i = 0; i < SIZE; ++i) {
+        const int c = channel_of(i);
+        expect(close_to(y[i], (x[i] - mean[c]) / sqrt(var[c] + 1e-5)), "y of inference");
+    }
+}
+
+static void test_errors(void) {
+    const double four[4] = {0, 0, 0, 0};
+    const int64_t four_shape[1] = {4};
+    const fastnorm_tensor weight_t = fastnorm_dense(four, FASTNORM_FLOAT64, 1, four_shape);
+    const fastnorm_tensor vector_t = vector_of(four);
+    float x[SIZE], y[SIZE];
+    fastnorm_tensor x_t, y_t;
+    int64_t rows, bytes;
+    int i;
+
+    fill(x, y);
+    for (i = 0; i < SIZE; ++i) y[i] = -7.0f;
+    x_t = data_of(x);
+    y_t = data_of(y);
+    expect_error(fastnorm_batch_norm(&x_t, &vector_t, &vector_t, &weight_t, NULL, &y_t, NULL),
+                 FASTNORM_INVALID_ARGUMENT, "batch_norm: weight has shape (4,), expected (3,)");
+    expect_error(fastnorm_batch_norm(NULL, &vector_t, &vector_t, NULL, NULL, &y_t, NULL),
+                 FASTNORM_INVALID_ARGUMENT, "batch_norm: x is missing, expected an array");
+    expect_error(fastnorm_batch_norm_train(&x_t, NULL, NULL, NULL, NULL, NULL, NULL),
+                 FASTNORM_INVALID_ARGUMENT, "batch_norm_train: out is missing, expected an array");
+    y_t.dtype = FASTNORM_FLOAT64;
+    expect_error(fastnorm_batch_norm_train(&x_t, NULL, NULL, &y_t, NULL, NULL, NULL),
+                 FASTNORM_WRONG_DTYPE,
+                 "batch_norm_train: out has dtype float64, expected float32 as x has it");
+    x_t.dtype = (fastnorm_dtype)77;
+    expect(fastnorm_batch_norm_mask_shape(&x_t, 1, &rows, &bytes) == FASTNORM_WRONG_DTYPE,
+           "a dtype that does not exist");
+    x_t = fastnorm_dense(x, FASTNORM_FLOAT32, 6, x_shape);
+    expect_error(fastnorm_batch_norm_mask_shape(&x_t, 1, &rows, &bytes), FASTNORM_INVALID_ARGUMENT,
+                 "fastnorm_tensor: ndim is 6, expected 1 to 5");
+    expect_error(fastnorm_set_num_threads(-1), FASTNORM_INVALID_ARGUMENT,
+                 "set_num_threads: n is -1, expected a number >= 1");
+    for (i = 0; i < SIZE; ++i) expect(y[i] == -7.0f, "y was written in spite of an error");
+}
+
+static void test_process(void) {
+    expect(strlen(fastnorm_version()) >= 5, "version");
+    expect(fastnorm_isa() != NULL, "isa");
+    expect(fastnorm_set_num_threads(2) == FASTNORM_OK, "set_num_threads");
+    expect(fastnorm_get_num_threads() == 2, "get_num_threads");
+}
+
+int main(void) {
+    test_process();
+    test_training_and_backward();
+    test_inference();
+    test_errors();
+    if (failures == 0) puts("all passed");
+    return failures == 0 ? 0 : 1;
+}

@@ -1,0 +1,304 @@
+"""Accuracy where it is hard: far means, extreme magnitudes, long sums, special values.
+
+The limits are those that the library promises: with float32 data and an output of unit variance, y
+within 4e-6 of float64 and the variance within 1e-6; with the 16-bit types the rounding of y more.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import platform
+import sys
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import fastnorm as fn
+import tolerances as tol
+from cases import DTYPES, to_dtype
+from fastnorm import reference
+
+Array = npt.NDArray[Any]
+
+Y_LIMIT = 4e-6
+VARIANCE_LIMIT = 1e-6
+
+# Both traversals, planes with tails, few channels and many.
+LAYOUTS = [((4, 5, 37, 41), 1), ((4, 37, 41, 5), -1), ((6007, 3), 1), ((300, 67, 7), 1)]
+EVERY_LAYOUT = pytest.mark.parametrize(("shape", "axis"), LAYOUTS, ids=lambda v: str(v))
+
+
+def per_channel(values: Array, shape: tuple[int, ...], axis: int) -> Array:
+    """Values of shape (C,), shaped to broadcast against x."""
+    where = [1] * len(shape)
+    where[axis] = -1
+    return values.reshape(where)
+
+
+def check_unit_variance(x: Array, axis: int, eps: float = 0.0) -> None:
+    """y and the variance against float64, on an output of unit variance."""
+    expected = reference.batch_norm_train(x, eps=eps, channel_axis=axis)
+    fwd = fn.batch_norm_train(x, eps=eps, channel_axis=axis)
+    limit = Y_LIMIT + tol.rounding(expected.y, x.dtype)
+    if x.dtype.itemsize == 2:
+        # mean is float32 here; the kernels work with the rounded one.
+        own = tol.unit_roundoff(np.float32) * np.abs(expected.mean) * expected.rstd
+        limit = limit + per_channel(own, x.shape, axis)
+    tol.assert_close(fwd.y, expected.y, limit, "y")
+    if eps == 0.0:
+        ratio = (fwd.rstd.astype(np.float64) / expected.rstd) ** -2
+        np.testing.assert_allclose(ratio, 1.0, rtol=0, atol=VARIANCE_LIMIT)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6])
+@EVERY_LAYOUT
+def test_mean_far_from_zero(shape: tuple[int, ...], axis: int, ratio: float) -> None:
+    rng = np.random.default_rng(1)
+    channels = shape[axis]
+    sign = np.where(np.arange(channels) % 2 == 0, 1.0, -1.0)
+    sigma = 10.0 ** rng.uniform(-3.0, 3.0, channels)
+    x = (rng.standard_normal(shape) + per_channel(ratio * sign, shape, axis)) * per_channel(
+        sigma, shape, axis
+    )
+    check_unit_variance(x.astype(np.float32), axis)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1e3, 1e6])
+@EVERY_LAYOUT
+def test_mean_far_from_zero_inference_and_backward(
+    shape: tuple[int, ...], axis: int, ratio: float
+) -> None:
+    rng = np.random.default_rng(2)
+    x = (rng.standard_normal(shape) + ratio).astype(np.float32)
+    dy = rng.standard_normal(shape).astype(np.float32)
+    exact = reference.batch_norm_train(x, eps=0.0, channel_axis=axis)
+    y = fn.batch_norm(x, exact.mean, exact.rstd**-2.0, eps=0.0, channel_axis=axis)
+    tol.assert_close(y, exact.y, np.asarray(Y_LIMIT), "y")
+
+    arguments = (dy, x, exact.mean, exact.rstd)
+    grads = fn.batch_norm_backward(*arguments, channel_axis=axis)
+    expected = reference.batch_norm_backward(*arguments, channel_axis=axis)
+    # dx has the scale of rstd * dy, and dweight that of a sum of n terms dy * xhat.
+    scale = per_channel(exact.rstd, shape, axis)
+    magnitude = np.abs(dy).max() * (1.0 + np.abs(exact.y).max())
+    tol.assert_close(grads.dx, expected.dx, Y_LIMIT * scale * magnitude, "dx")
+    count = x.size // shape[axis]
+    tol.assert_close(grads.dweight, expected.dweight, np.asarray(Y_LIMIT * count), "dweight")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("ratio", [1.0, 30.0, 1000.0])
+@EVERY_LAYOUT
+def test_mean_far_from_zero_other_types(
+    shape: tuple[int, ...], axis: int, ratio: float, dtype: str
+) -> None:
+    rng = np.random.default_rng(3)
+    # Rounded to 16 bits, data far from zero become a few steps of a grid: still a variance.
+    x = (2.0 * rng.standard_normal(shape) + 2.0 * ratio).astype(to_dtype(dtype))
+    check_unit_variance(x, axis)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [0.0, 1.0, -0.1, 1234.5, 6e4])
+@EVERY_LAYOUT
+def test_constant_channels_give_exactly_the_bias(
+    shape: tuple[int, ...], axis: int, value: float, dtype: str
+) -> None:
+    channels = shape[axis]
+    element = to_dtype(dtype)
+    values = np.linspace(value, value + 0.01, channels).astype(element)
+    x = np.ascontiguousarray(np.broadcast_to(per_channel(values, shape, axis), shape))
+    weight = np.linspace(-2.0, 2.0, channels).astype(np.float32)
+    bias = np.linspace(-1.0, 1.0, channels).astype(element)
+    fwd = fn.batch_norm_train(x, weight, bias, channel_axis=axis)
+    expected = np.broadcast_to(per_channel(bias, shape, axis), shape)
+    assert np.array_equal(fwd.y, expected)
+    assert np.array_equal(fwd.mean, values.astype(fwd.mean.dtype))
+    np.testing.assert_allclose(fwd.rstd, 1e-5**-0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1, 10_000_000), (10_000_000, 1), (1_250_000, 1, 8)])
+def test_ten_million_values_in_a_channel(shape: tuple[int, ...], dtype: str) -> None:
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal(shape, np.float32)
+    x += 3.0
+    check_unit_variance(x.astype(to_dtype(dtype)), 1)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_ten_million_gradients_of_one_sign(offset: float) -> None:
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((10, 1, 1_000_003), np.float32) + np.float32(offset)
+    dy = rng.random(x.shape, np.float32)
+    mean, rstd = np.array([offset]), np.ones(1)
+    grads = fn.batch_norm_backward(dy, x, mean, rstd)
+    exact = dy.astype(np.float64)
+    np.testing.assert_allclose(grads.dbias[0], exact.sum(), rtol=1e-6)
+    expected = (exact * (x.astype(np.float64) - offset)).sum()
+    assert abs(grads.dweight[0] - expected) <= 1e-6 * (exact * np.abs(x - offset)).sum()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "magnitude"),
+    [
+        ("float16", 65504.0),
+        ("bfloat16", 3.38e38),
+        ("float32", 3e38),
+        ("float32", 1e38),
+        ("float32", 1e20),
+        ("float32", 1e-19),
+        ("float32", 1e-30),
+        ("float64", 1e150),
+        ("float64", 1e-150),
+    ],
+)
+@pytest.mark.parametrize("kind", ["one_side", "both_sides"])
+@EVERY_LAYOUT
+def test_extreme_magnitudes(
+    shape: tuple[int, ...], axis: int, kind: str, dtype: str, magnitude: float
+) -> None:
+    """Sums and squares of such values leave float32's range in both directions."""
+    rng = np.random.default_rng(6)
+    if kind == "one_side":
+        x = magnitude * rng.uniform(0.8, 1.0, shape)
+    else:
+        x = magnitude * rng.uniform(-1.0, 1.0, shape)
+        # Each channel's mean is 0, so that x - mean stays in range.
+        x[shape[0] // 2 : 2 * (shape[0] // 2)] = -x[: shape[0] // 2]
+    check_unit_variance(x.astype(to_dtype(dtype)), axis)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["sorted", "trend", "outlier_first", "outlier_last", "two_levels"])
+@EVERY_LAYOUT
+def test_data_that_are_no_noise(shape: tuple[int, ...], axis: int, kind: str, dtype: str) -> None:
+    """Blocks that differ from each other: the merge of their statistics does the work."""
+    rng = np.random.default_rng(7)
+    channels = shape[axis]
+    count = int(np.prod(shape)) // channels
+    x = rng.standard_normal((count, channels))
+    if kind == "sorted":
+        x = np.sort(x, axis=0)
+    elif kind == "trend":
+        x += np.linspace(0.0, 1000.0, count)[:, None]
+    elif kind == "two_levels":
+        x = 0.001 * x
+        x[count // 3 :] += 100.0
+    else:
+        x[0 if kind == "outlier_first" else -1] = 1e4
+    others = [extent for i, extent in enumerate(shape) if i != axis % len(shape)]
+    x = np.moveaxis(x.reshape(*others, channels), -1, axis)
+    check_unit_variance(np.ascontiguousarray(x).astype(to_dtype(dtype)), axis)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("activation", [None, "relu", "tanh"])
+@EVERY_LAYOUT
+def test_special_values_stay_in_their_channel(
+    shape: tuple[int, ...], axis: int, activation: str | None, value: float, dtype: str
+) -> None:
+    rng = np.random.default_rng(8)
+    channels = shape[axis]
+    clean = rng.standard_normal(shape).astype(to_dtype(dtype))
+    dy = rng.standard_normal(shape).astype(to_dtype(dtype))
+    spoilt = clean.copy()
+    index = [extent // 2 for extent in shape]
+    index[axis] = 1
+    spoilt[tuple(index)] = value
+    others = [c for c in range(channels) if c != 1]
+    options: dict[str, Any] = {"channel_axis": axis, "activation": activation}
+
+    def run(x: Array) -> tuple[list[Array], list[Array]]:
+        running = [np.zeros(channels), np.ones(channels)]
+        fwd = fn.batch_norm_train(x, running_mean=running[0], running_var=running[1], **options)
+        grads = fn.batch_norm_backward(dy, x, fwd.mean, fwd.rstd, mask=fwd.mask, **options)
+        y = fn.batch_norm(x, np.zeros(channels), np.ones(channels), **options)
+        small = [fwd.mean, fwd.rstd, *running, grads.dweight, grads.dbias]
+        return [fwd.y, grads.dx, y], small
+
+    for a, b in zip(*(run(x)[0] for x in (clean, spoilt)), strict=True):
+        kept_a, kept_b = (np.take(v, others, axis=axis) for v in (a, b))
+        assert kept_a.tobytes() == kept_b.tobytes()
+    for a, b in zip(*(run(x)[1] for x in (clean, spoilt)), strict=True):
+        assert a[others].tobytes() == b[others].tobytes()
+
+    (y, _, inference), (_, rstd, _, running_var, *_) = run(spoilt)
+    assert np.isnan(np.take(y, 1, axis=axis).astype(np.float64)).all()
+    assert np.isnan(rstd[1])
+    assert np.isnan(running_var[1])
+    # With given statistics the value passes through, alone.
+    expected = reference.activate(np.array([value]) * (1 + 1e-5) ** -0.5, activation)[0]
+    found = np.take(inference, 1, axis=axis).astype(np.float64)
+    where = tuple(v for i, v in enumerate(index) if i != axis % len(shape))
+    np.testing.assert_equal(found[where], expected)
+    assert np.isfinite(np.delete(found.ravel(), np.ravel_multi_index(where, found.shape))).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@EVERY_LAYOUT
+def test_denormals_are_kept(shape: tuple[int, ...], axis: int, dtype: str) -> None:
+    element = to_dtype(dtype)
+    bits = np.random.default_rng(9).integers(1, 128, shape)
+    unsigned = {2: np.uint16, 4: np.uint32, 8: np.uint64}[element.itemsize]
+    x = bits.astype(unsigned).view(element)  # the smallest 127 positive numbers
+    zeros, ones = np.zeros(shape[axis]), np.ones(shape[axis])
+    y = fn.batch_norm(x, zeros, ones, eps=0.0, channel_axis=axis, activation="relu")
+    assert y.tobytes() == x.tobytes()
+    grads = fn.batch_norm_backward(x, x, zeros, ones, training=False, channel_axis=axis)
+    assert grads.dx.tobytes() == x.tobytes()
+    # The variance vanishes against eps: y is (x - mean) / sqrt(eps).
+    trained = fn.batch_norm_train(x, eps=1.0, channel_axis=axis)
+    expected = reference.batch_norm_train(x, eps=1.0, channel_axis=axis)
+    step = x.astype(np.float64).max() / 127
+    limit = 2.0 * step + tol.rounding(expected.y, element)
+    tol.assert_close(trained.y, expected.y, limit, "y")
+
+
+def test_very_large_eps_and_none() -> None:
+    x = np.random.default_rng(10).standard_normal((8, 3)).astype(np.float32)
+    assert (fn.batch_norm_train(x, eps=1e300).y == 0.0).all()
+    check_unit_variance(x, 1, eps=0.0)
+
+
+def environment() -> bytes:
+    """The thread's floating-point environment without the sticky exception flags."""
+    libm = ctypes.CDLL(ctypes.util.find_library("m"))
+    buffer = ctypes.create_string_buffer(256)
+    libm.fegetenv(buffer)
+    # glibc's layout on x86-64: the control word of the x87 first, MXCSR in bytes 28 to 31.
+    mxcsr = int.from_bytes(buffer.raw[28:32], "little") & ~0x3F
+    return buffer.raw[:2] + mxcsr.to_bytes(4, "little")
+
+
+@pytest.mark.skipif(
+    not (sys.platform == "linux" and platform.machine() == "x86_64"),
+    reason="reads the environment in glibc's layout for x86-64",
+)
+@pytest.mark.parametrize("rounding", [0x000, 0x400, 0x800, 0xC00])
+def test_floating_point_environment_is_left_as_found(rounding: int) -> None:
+    libm = ctypes.CDLL(ctypes.util.find_library("m"))
+    x = np.random.default_rng(11).standard_normal((64, 8, 33)).astype(np.float32)
+    zeros, ones = np.zeros(8), np.ones(8)
+    original = libm.fegetround()
+    libm.fesetround(rounding)
+    try:
+        before = environment()
+        fwd = fn.batch_norm_train(x, activation="gelu")
+        fn.batch_norm_backward(x, x, fwd.mean, fwd.rstd, activation="gelu")
+        fn.batch_norm(x, zeros, ones, activation="silu")
+        after = environment()
+    finally:
+        libm.fesetround(original)
+    assert before == after
+
+
+def test_denormal_arithmetic_of_the_caller_survives() -> None:
+    tiny = np.full(1, 1e-40, np.float32)
+    x = np.ones((512, 16, 33), np.float32)
+    fn.batch_norm_train(x, activation="relu")
+    assert (tiny * np.float32(0.5))[0] > 0.0

@@ -1,0 +1,101 @@
+"""The same calls in PyTorch, gradients by its autograd; only where PyTorch is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastnorm as fn
+
+torch = pytest.importorskip("torch")
+F = torch.nn.functional
+
+ACTIVATIONS: dict[Any, Callable[[Any], Any]] = {
+    None: lambda z: z,
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,
+    fn.leaky_relu(0.2): lambda z: F.leaky_relu(z, 0.2),
+    "clip": F.relu6,
+    fn.clip(-1.0, 0.5): lambda z: F.hardtanh(z, -1.0, 0.5),
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
+    "hardswish": F.hardswish,
+}
+SHAPES = [(16, 5), (4, 5, 9), (3, 5, 7, 6), (2, 5, 3, 4, 5)]
+CLOSE = {"float64": {"rtol": 1e-10, "atol": 1e-11}, "float32": {"rtol": 2e-4, "atol": 2e-5}}
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+def test_same_as_torch(activation: Any, training: bool, shape: tuple[int, ...], dtype: str) -> None:
+    rng = np.random.default_rng(3)
+    x, residual, dy = (rng.standard_normal(shape).astype(dtype) for _ in range(3))
+    weight, bias, mean = (rng.standard_normal(5).astype(dtype) for _ in range(3))
+    var = rng.uniform(0.5, 2.0, 5).astype(dtype)
+    close = CLOSE[dtype]
+
+    tx, tr, tw, tb = (torch.tensor(a, requires_grad=True) for a in (x, residual, weight, bias))
+    tm, tv = torch.tensor(mean), torch.tensor(var)
+    z = F.batch_norm(tx, tm, tv, tw, tb, training=training, momentum=0.3, eps=1e-3) + tr
+    ty = ACTIVATIONS[activation](z)
+    ty.backward(torch.tensor(dy))
+
+    options: dict[str, Any] = {"activation": activation, "residual": residual}
+    if training:
+        fwd = fn.batch_norm_train(
+            x,
+            weight,
+            bias,
+            running_mean=mean,
+            running_var=var,
+            momentum=0.3,
+            eps=1e-3,
+            **options,
+        )
+        y, used, rstd, mask = fwd
+        np.testing.assert_allclose(mean, tm.numpy(), **close)
+        np.testing.assert_allclose(var, tv.numpy(), **close)
+    else:
+        y = fn.batch_norm(x, mean, var, weight, bias, eps=1e-3, **options)
+        used, rstd, mask = mean, 1.0 / np.sqrt(var.astype(np.float64) + 1e-3), None
+    np.testing.assert_allclose(y, ty.detach().numpy(), **close)
+    for saved in {id(mask): mask, id(None): None}.values():
+        grads = fn.batch_norm_backward(
+            dy, x, used, rstd, weight, bias, training=training, mask=saved, **options
+        )
+        np.testing.assert_allclose(grads.dx, tx.grad.numpy(), **close)
+        np.testing.assert_allclose(grads.dweight, tw.grad.numpy(), **close)
+        np.testing.assert_allclose(grads.dbias, tb.grad.numpy(), **close)
+        np.testing.assert_allclose(grads.dresidual, tr.grad.numpy(), **close)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_checkpoint_of_a_module(momentum: float | None) -> None:
+    module = torch.nn.BatchNorm2d(6, momentum=momentum, dtype=torch.float64)
+    torch.nn.init.normal_(module.weight)
+    torch.nn.init.normal_(module.bias)
+    rng = np.random.default_rng(4)
+    batches = [rng.standard_normal((3, 6, 4, 5)) for _ in range(4)]
+    for x in batches[:2]:
+        module(torch.tensor(x))
+    bn = fn.BatchNorm(6, momentum=momentum, dtype="float64")
+    bn.load_state_dict({name: value.numpy() for name, value in module.state_dict().items()})
+    # Training goes on from the checkpoint as the module does.
+    for x in batches[2:3]:
+        expected = module(torch.tensor(x)).detach().numpy()
+        np.testing.assert_allclose(bn(x), expected, rtol=1e-11, atol=1e-12)
+    expected = module.eval()(torch.tensor(batches[3])).detach().numpy()
+    np.testing.assert_allclose(bn.eval()(batches[3]), expected, rtol=1e-11, atol=1e-12)
+    state = bn.state_dict()
+    assert list(state) == list(module.state_dict())
+    for name, value in module.state_dict().items():
+        np.testing.assert_allclose(state[name], value.numpy(), rtol=1e-12)
+        assert state[name].shape == tuple(value.shape)
