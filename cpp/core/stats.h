@@ -33,13 +33,13 @@ FASTNORM_FN Moments moments_about(double pivot, double count, double sum, double
 }
 
 // Whether moments_about() may be trusted when the sums were rounded to the accumulator type A: the
-// pivot lies within two standard deviations of the mean (so that at most a factor of five is lost
-// to cancellation), and no square overflowed or vanished among the subnormals. NaN is not to be
+// pivot lies within a standard deviation of the mean (so that at most a factor of two is lost to
+// cancellation), and no square overflowed or vanished among the subnormals. NaN is not to be
 // trusted, and an all-constant block of floats only where no difference can have been so small.
 template <class A>
 FASTNORM_FN bool trustworthy(const Moments& m, double pivot, double sum, double square_sum) {
     const double shift = m.mean - pivot;
-    if (!(shift * shift * m.count <= 4.0 * m.m2)) return false;
+    if (!(shift * shift * m.count <= m.m2)) return false;
     if constexpr (sizeof(A) == sizeof(double)) return true;
     if (square_sum > m.count * 0x1p-100 && square_sum < 0x1p126) return true;
     return sum == 0 && square_sum == 0 && magnitude(pivot) > 0x1p-38;

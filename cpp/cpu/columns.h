@@ -15,35 +15,34 @@ struct Columns {
     using V = Vec<A>;
 
     static void moments(const KernelArgs& args, const Tile& tile, double* mean, double* m2) {
-        alignas(64) A pivots[columns_tile_lanes];
-        alignas(64) A sums[columns_tile_lanes];
-        alignas(64) A squares[columns_tile_lanes];
+        Sums sums;
         alignas(64) double means[columns_tile_lanes];
         alignas(64) double m2s[columns_tile_lanes];
         const Lanes at(args, tile);
+        for (std::int64_t j = 0; j < at.count; ++j) means[j] = m2s[j] = 0.0;
         double count = 0;
 
         for_blocks(tile, [&](std::int64_t outer0, std::int64_t outer1) {
-            const std::int64_t rows = outer1 - outer0;
-            guess_pivots(args, tile, at, outer0, rows, pivots);
-            for (std::int64_t j = 0; j < at.count; ++j) sums[j] = squares[j] = A(0);
-            for (std::int64_t o = outer0; o < outer1; ++o) {
-                accumulate(row_of(args, args.x, tile, o) + at.first, at.count, pivots, sums,
-                           squares);
-            }
+            const auto add = [&](std::int64_t j, const Moments& m) {
+                const Moments total = merge({count, means[j], m2s[j]}, m);
+                means[j] = total.mean;
+                m2s[j] = total.m2;
+            };
+            const double rows = static_cast<double>(outer1 - outer0);
+            if (count == 0) sums.guess_pivots(args, tile, at, outer0, outer1);
+            sums.add(args, tile, at, outer0, outer1);
+            std::int64_t poor = 0;
             for (std::int64_t j = 0; j < at.count; ++j) {
-                const double pivot = static_cast<double>(pivots[j]);
-                const double sum = static_cast<double>(sums[j]);
-                const double square_sum = static_cast<double>(squares[j]);
-                Moments m = moments_about(pivot, static_cast<double>(rows), sum, square_sum);
-                if (!trustworthy<A>(m, pivot, sum, square_sum)) {
-                    m = recompute(args, tile, at.first + j, outer0, rows, m, square_sum, pivots[j]);
+                bool good;
+                const Moments m = sums.moments(j, rows, good);
+                if (good) {
+                    add(j, m);
+                } else {
+                    sums.poor[poor++] = {j, m.mean};
                 }
-                m = merge({count, means[j], m2s[j]}, m);
-                means[j] = m.mean;
-                m2s[j] = m.m2;
             }
-            count += static_cast<double>(rows);
+            if (poor > 0) recompute(args, tile, at, outer0, outer1, sums, poor, add);
+            count += rows;
         });
 
         const std::int64_t inner = args.view.inner;
@@ -206,45 +205,110 @@ struct Columns {
         }
     }
 
-    static FASTNORM_FN void accumulate(const T* x, std::int64_t count, const A* pivots, A* sums,
-                                       A* squares) {
-        for_packs<A>(count, [&](std::int64_t i, auto valid) {
-            for_vectors<A>([&](auto v) {
-                const V d = load<A>(x + i, v, valid) - load<A>(pivots + i, v, valid);
-                store<A>(sums + i, v, load<A>(sums + i, v, valid) + d, valid);
-                store<A>(squares + i, v, fma(d, d, load<A>(squares + i, v, valid)), valid);
-            });
-        });
+    // Sums of d = x - pivot and of d^2 over the rows of a block, a lane each.
+    struct Sums {
+        alignas(64) A pivots[columns_tile_lanes];
+        alignas(64) A sums[columns_tile_lanes];
+        alignas(64) A squares[columns_tile_lanes];
+        // Lanes whose sums cannot be trusted, with their means as far as those are known.
+        struct {
+            std::int64_t lane;
+            double mean;
+        } poor[columns_tile_lanes];
+
+        // The mean of some rows; that of equal values is exact.
+        FASTNORM_FN void guess_pivots(const KernelArgs& args, const Tile& tile, const Lanes& at,
+                                      std::int64_t outer0, std::int64_t outer1) {
+            const int samples = pivot_samples(outer1 - outer0);
+            const T* const first = row_of(args, args.x, tile, outer0) + at.first;
+            for (std::int64_t j = 0; j < at.count; ++j) sums[j] = squares[j] = A(0);
+            for (int k = 1; k < samples; ++k) {
+                const std::int64_t o = outer0 + k * ((outer1 - outer0) / samples);
+                const T* const x = row_of(args, args.x, tile, o) + at.first;
+                for_packs<A>(at.count, [&](std::int64_t i, auto valid) {
+                    for_vectors<A>([&](auto v) {
+                        const V d = load<A>(x + i, v, valid) - load<A>(first + i, v, valid);
+                        store<A>(sums + i, v, load<A>(sums + i, v, valid) + d, valid);
+                        store<A>(squares + i, v, load<A>(squares + i, v, valid) + abs(d), valid);
+                    });
+                });
+            }
+            const A share = A(1) / static_cast<A>(samples);
+            for (std::int64_t j = 0; j < at.count; ++j) {
+                pivots[j] = pivot_near(to_float(first[j]) + sums[j] * share, squares[j] * share);
+            }
+        }
+
+        FASTNORM_FN void add(const KernelArgs& args, const Tile& tile, const Lanes& at,
+                             std::int64_t outer0, std::int64_t outer1) {
+            for (std::int64_t j = 0; j < at.count; ++j) sums[j] = squares[j] = A(0);
+            for (std::int64_t o = outer0; o < outer1; ++o) {
+                const T* const x = row_of(args, args.x, tile, o) + at.first;
+                for_packs<A>(at.count, [&](std::int64_t i, auto valid) {
+                    for_vectors<A>([&](auto v) {
+                        const V d = load<A>(x + i, v, valid) - load<A>(pivots + i, v, valid);
+                        store<A>(sums + i, v, load<A>(sums + i, v, valid) + d, valid);
+                        store<A>(squares + i, v, fma(d, d, load<A>(squares + i, v, valid)), valid);
+                    });
+                });
+            }
+        }
+
+        FASTNORM_FN Moments moments(std::int64_t j, double rows, bool& good) const {
+            const double pivot = static_cast<double>(pivots[j]);
+            const double sum = static_cast<double>(sums[j]);
+            const double square_sum = static_cast<double>(squares[j]);
+            const Moments m = moments_about(pivot, rows, sum, square_sum);
+            good = trustworthy<A>(m, pivot, sum, square_sum);
+            return m;
+        }
+    };
+
+    // Off the hot path: lanes whose pivot was poor, or whose numbers are constant, tiny or huge.
+    // Once more about their own means (all lanes: that is what vectors do), and in double where
+    // that does not help.
+    template <class Add>
+    static __attribute__((noinline)) void recompute(const KernelArgs& args, const Tile& tile,
+                                                    const Lanes& at, std::int64_t outer0,
+                                                    std::int64_t outer1, Sums& sums,
+                                                    std::int64_t poor, Add&& add) {
+        for (std::int64_t p = 0; p < poor; ++p) {
+            sums.pivots[sums.poor[p].lane] = pivot_near(static_cast<A>(sums.poor[p].mean), A(0));
+        }
+        sums.add(args, tile, at, outer0, outer1);
+        alignas(64) A spread[columns_tile_lanes];
+        largest_deviations(args, tile, at, outer0, outer1, sums.pivots, spread);
+        for (std::int64_t p = 0; p < poor; ++p) {
+            const std::int64_t j = sums.poor[p].lane;
+            bool good;
+            Moments m = sums.moments(j, static_cast<double>(outer1 - outer0), good);
+            if (!good && !(spread[j] == A(0) && sums.sums[j] == A(0))) {
+                const auto value = [&](std::int64_t o) {
+                    return to_float(row_of(args, args.x, tile, o)[at.first + j]);
+                };
+                m = exact_moments(m.count, value(outer0), [&](auto&& use) {
+                    for (std::int64_t o = outer0; o < outer1; ++o) use(value(o));
+                });
+            }
+            add(j, m);
+        }
     }
 
-    static FASTNORM_FN void guess_pivots(const KernelArgs& args, const Tile& tile, const Lanes& at,
-                                         std::int64_t outer0, std::int64_t rows, A* pivots) {
-        const int samples = pivot_samples(rows, 4);
-        for (std::int64_t j = 0; j < at.count; ++j) pivots[j] = A(0);
-        const V share(A(1) / static_cast<A>(samples));
-        for (int k = 0; k < samples; ++k) {
-            const T* x = row_of(args, args.x, tile, outer0 + k * (rows / samples)) + at.first;
+    // The largest |x - pivot| of each lane, NaN left out: 0 where all values are the pivot.
+    static FASTNORM_FN void largest_deviations(const KernelArgs& args, const Tile& tile,
+                                               const Lanes& at, std::int64_t outer0,
+                                               std::int64_t outer1, const A* pivots, A* largest) {
+        for (std::int64_t j = 0; j < at.count; ++j) largest[j] = A(0);
+        for (std::int64_t o = outer0; o < outer1; ++o) {
+            const T* const x = row_of(args, args.x, tile, o) + at.first;
             for_packs<A>(at.count, [&](std::int64_t i, auto valid) {
                 for_vectors<A>([&](auto v) {
-                    const V sum = load<A>(pivots + i, v, valid);
-                    store<A>(pivots + i, v, fma(load<A>(x + i, v, valid), share, sum), valid);
+                    const V d = abs(load<A>(x + i, v, valid) - load<A>(pivots + i, v, valid));
+                    const V most = load<A>(largest + i, v, valid);
+                    store<A>(largest + i, v, select(d > most, d, most), valid);
                 });
             });
         }
-        for (std::int64_t j = 0; j < at.count; ++j) pivots[j] = finite_or_zero(pivots[j]);
-    }
-
-    // Off the hot path: a lane whose pivot was poor, or whose numbers are constant, tiny or huge.
-    static __attribute__((noinline)) Moments recompute(const KernelArgs& args, const Tile& tile,
-                                                       std::int64_t lane, std::int64_t outer0,
-                                                       std::int64_t rows, const Moments& m,
-                                                       double square_sum, A pivot) {
-        const auto at = [&](std::int64_t k) {
-            return to_float(row_of(args, args.x, tile, outer0 + k)[lane]);
-        };
-        bool constant = square_sum == 0.0;
-        for (std::int64_t k = 0; k < rows && constant; ++k) constant = at(k) == pivot;
-        return constant ? m : exact_moments(rows, at);
     }
 };
 

@@ -29,10 +29,14 @@ FASTNORM_FN void unrolled(F&& f, std::integer_sequence<int, v...>) {
     (f(std::integral_constant<int, v>{}), ...);
 }
 
-// Calls f(v) for each vector of a pack, unrolled.
+// Calls f(v) for each vector of a pack.
 template <class A, class F>
 FASTNORM_FN void for_vectors(F&& f) {
-    unrolled(f, std::make_integer_sequence<int, vectors<A>>{});
+    if constexpr (Vec<A>::unroll) {
+        unrolled(f, std::make_integer_sequence<int, vectors<A>>{});
+    } else {
+        for (int v = 0; v < vectors<A>; ++v) f(v);
+    }
 }
 
 // Calls f(offset, valid) for each pack of count elements; valid is a compile-time constant for the
@@ -126,35 +130,44 @@ FASTNORM_FN const A* coefficient(const KernelArgs& args, Coefficient which) {
     return static_cast<const A*>(args.coefficients) + which * args.coefficients_stride;
 }
 
-// A number of spread samples whose mean serves as a pivot: a power of two, so that the mean of
-// equal values is that value exactly.
-FASTNORM_FN int pivot_samples(std::int64_t count, int most) {
-    int samples = 1;
-    while (2 * samples <= most && 2 * samples <= count) samples *= 2;
-    return samples;
+// 0 for 0, for infinity and NaN something that is not finite.
+FASTNORM_FN float power_of_two_below(float x) {
+    return bit_copy<float>(bit_copy<std::uint32_t>(x) & 0x7f800000u);
+}
+FASTNORM_FN double power_of_two_below(double x) {
+    return bit_copy<double>(bit_copy<std::uint64_t>(x) & 0x7ff0000000000000u);
 }
 
-// A pivot may be any number, but not infinite or NaN: those belong to the sums.
+// How many values of a block are looked at for a guess of its mean, spread over the block.
+FASTNORM_FN int pivot_samples(std::int64_t count) {
+    return count < 16 ? static_cast<int>(count) : 16;
+}
+
+// A pivot near a mean: any number will do but infinity and NaN (those belong to the sums), so one
+// of few digits, a multiple of about an eighth of the values' spread. Values on a grid, as integers
+// and the 16-bit types are, then differ from it by numbers of few digits, whose sums hardly round;
+// with all the mean's digits in every difference they would all round to one side.
 template <class A>
-FASTNORM_FN A finite_or_zero(A pivot) {
+FASTNORM_FN A pivot_near(A mean, A spread) {
+    const A magic = power_of_two_below(spread) * (sizeof(A) == 4 ? A(0x1.8p20) : A(0x1.8p49));
+    const A pivot = (mean + magic) - magic;
     return pivot - pivot == A(0) ? pivot : A(0);
 }
 
-// The moments of count values in double, in two passes: for the rare block whose pivot was poor or
-// whose squares left float's range. at(i) gives value i in the accumulator type.
-template <class F>
-FASTNORM_FN Moments exact_moments(std::int64_t count, F&& at) {
-    const double n = static_cast<double>(count);
-    const double first = static_cast<double>(at(0));
+// The moments of count values in double, in two passes: for the rare block whose squares leave
+// float's range. each(f) calls f with each value; first is one of them.
+template <class A, class Each>
+FASTNORM_FN Moments exact_moments(double count, A first, Each&& each) {
+    const double origin = static_cast<double>(first);
     double sum = 0;
-    for (std::int64_t i = 0; i < count; ++i) sum += static_cast<double>(at(i)) - first;
-    const double mean = first + sum / n;
+    each([&](A x) { sum += static_cast<double>(x) - origin; });
+    const double mean = origin + sum / count;
     double m2 = 0;
-    for (std::int64_t i = 0; i < count; ++i) {
-        const double d = static_cast<double>(at(i)) - mean;
+    each([&](A x) {
+        const double d = static_cast<double>(x) - mean;
         m2 += d * d;
-    }
-    return {n, mean, m2};
+    });
+    return {count, mean, m2};
 }
 
 }  // namespace

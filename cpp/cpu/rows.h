@@ -46,34 +46,26 @@ struct Rows {
     using V = Vec<A>;
 
     static void moments(const KernelArgs& args, const Tile& tile, double* mean, double* m2) {
-        alignas(64) A sums[rows_tile_stats][lanes<A>];
-        alignas(64) A squares[rows_tile_stats][lanes<A>];
-        A pivots[rows_tile_stats];
+        Sums sums[rows_tile_stats];
         Moments totals[rows_tile_stats];
         const std::int64_t stats = tile.stat1 - tile.stat0;
 
         for_row_blocks<A>(tile, [&](const Tile& block) {
             const std::int64_t row = block.inner1 - block.inner0;
-            const std::int64_t count = (block.outer1 - block.outer0) * row;
             for (std::int64_t s = 0; s < stats; ++s) {
-                pivots[s] = pivot(args, block, block.stat0 + s, count);
-                for (int i = 0; i < lanes<A>; ++i) sums[s][i] = squares[s][i] = A(0);
+                sums[s].clear(guess_pivot(args, block, block.stat0 + s));
             }
             for (std::int64_t o = block.outer0; o < block.outer1; ++o) {
                 const T* x = run_of<T>(args.view, args.x, block.batch, o, block.stat0);
                 for (std::int64_t s = 0; s < stats; ++s) {
-                    accumulate(x + block.inner0, row, V(pivots[s]), sums[s], squares[s]);
+                    sums[s].add(x + block.inner0, row);
                     x = step(x, args.x.stat_stride);
                 }
             }
             for (std::int64_t s = 0; s < stats; ++s) {
-                const double pivot = static_cast<double>(pivots[s]);
-                const double sum = sum_of_lanes(sums[s]);
-                const double square_sum = sum_of_lanes(squares[s]);
-                Moments m = moments_about(pivot, static_cast<double>(count), sum, square_sum);
-                if (!trustworthy<A>(m, pivot, sum, square_sum)) {
-                    m = recompute(args, block, block.stat0 + s, m, square_sum, pivots[s]);
-                }
+                bool good;
+                Moments m = sums[s].moments(count_of(block), good);
+                if (!good) m = recompute(args, block, block.stat0 + s, m.mean);
                 totals[s] = merge(totals[s], m);
             }
         });
@@ -113,7 +105,8 @@ struct Rows {
             }
             for_rows(args, block, [&](std::int64_t o, std::int64_t s, std::int64_t run) {
                 const NormalizeMap<V> map = normalize_map(args, block.batch * args.view.stat + s);
-                const Backward<T, kind> backward = backward_at(args, block, o, s, run, block.inner0);
+                const Backward<T, kind> backward =
+                    backward_at(args, block, o, s, run, block.inner0);
                 V g[vectors<A>], gx[vectors<A>];
                 A* const g_lanes = sums[s - tile.stat0];
                 A* const gx_lanes = products[s - tile.stat0];
@@ -220,54 +213,94 @@ struct Rows {
         for (std::int64_t i = from; i < to; i += segment) f(i, i + segment < to ? segment : to - i);
     }
 
-    static FASTNORM_FN void accumulate(const T* x, std::int64_t count, V pivot, A* sums,
-                                       A* squares) {
-        V sum[vectors<A>], square[vectors<A>];
-        for_vectors<A>([&](auto v) {
-            sum[v] = V::load(sums + v * V::width);
-            square[v] = V::load(squares + v * V::width);
-        });
-        for_packs<A>(count, [&](std::int64_t i, auto valid) {
-            for_vectors<A>([&](auto v) {
-                V d = load<A>(x + i, v, valid) - pivot;
-                if constexpr (!is_full<decltype(valid)>) {
-                    d = keep_first(d, in_vector<A>(valid, v));
-                }
-                sum[v] = sum[v] + d;
-                square[v] = fma(d, d, square[v]);
-            });
-        });
-        for_vectors<A>([&](auto v) {
-            sum[v].store(sums + v * V::width);
-            square[v].store(squares + v * V::width);
-        });
-    }
+    // Sums of d = x - pivot and of d^2, a lane each.
+    struct Sums {
+        alignas(64) A sums[lanes<A>];
+        alignas(64) A squares[lanes<A>];
+        A pivot;
 
-    // Value k of a block's values of one statistic, row by row.
-    static FASTNORM_FN A value_at(const KernelArgs& args, const Tile& block, std::int64_t s,
-                                  std::int64_t k) {
-        const std::int64_t row = block.inner1 - block.inner0;
-        const T* x = run_of<T>(args.view, args.x, block.batch, block.outer0 + k / row, s);
-        return to_float(x[block.inner0 + k % row]);
-    }
-
-    static FASTNORM_FN A pivot(const KernelArgs& args, const Tile& block, std::int64_t s,
-                               std::int64_t count) {
-        const int samples = pivot_samples(count, 8);
-        A mean = A(0);
-        for (int k = 0; k < samples; ++k) {
-            mean += value_at(args, block, s, k * (count / samples)) / static_cast<A>(samples);
+        FASTNORM_FN void clear(A new_pivot) {
+            pivot = new_pivot;
+            for (int i = 0; i < lanes<A>; ++i) sums[i] = squares[i] = A(0);
         }
-        return finite_or_zero(mean);
+
+        FASTNORM_FN void add(const T* x, std::int64_t count) {
+            const V origin(pivot);
+            V sum[vectors<A>], square[vectors<A>];
+            for_vectors<A>([&](auto v) {
+                sum[v] = V::load(sums + v * V::width);
+                square[v] = V::load(squares + v * V::width);
+            });
+            for_packs<A>(count, [&](std::int64_t i, auto valid) {
+                for_vectors<A>([&](auto v) {
+                    V d = load<A>(x + i, v, valid) - origin;
+                    if constexpr (!is_full<decltype(valid)>) {
+                        d = keep_first(d, in_vector<A>(valid, v));
+                    }
+                    sum[v] = sum[v] + d;
+                    square[v] = fma(d, d, square[v]);
+                });
+            });
+            for_vectors<A>([&](auto v) {
+                sum[v].store(sums + v * V::width);
+                square[v].store(squares + v * V::width);
+            });
+        }
+
+        FASTNORM_FN Moments moments(double count, bool& good) const {
+            const double sum = sum_of_lanes(sums);
+            const double square_sum = sum_of_lanes(squares);
+            const Moments m = moments_about(static_cast<double>(pivot), count, sum, square_sum);
+            good = trustworthy<A>(m, static_cast<double>(pivot), sum, square_sum);
+            return m;
+        }
+    };
+
+    static FASTNORM_FN double count_of(const Tile& block) {
+        return static_cast<double>((block.outer1 - block.outer0) * (block.inner1 - block.inner0));
+    }
+
+    static FASTNORM_FN const T* row_of(const KernelArgs& args, const Tile& block, std::int64_t o,
+                                       std::int64_t s) {
+        return run_of<T>(args.view, args.x, block.batch, o, s) + block.inner0;
+    }
+
+    // The mean of some values; that of equal values is exact.
+    static FASTNORM_FN A guess_pivot(const KernelArgs& args, const Tile& block, std::int64_t s) {
+        const std::int64_t row = block.inner1 - block.inner0;
+        const std::int64_t count = (block.outer1 - block.outer0) * row;
+        const int samples = pivot_samples(count);
+        const A first = to_float(row_of(args, block, block.outer0, s)[0]);
+        A sum = A(0), spread = A(0);
+        for (int k = 1; k < samples; ++k) {
+            const std::int64_t at = k * (count / samples);
+            const A d = to_float(row_of(args, block, block.outer0 + at / row, s)[at % row]) - first;
+            sum += d;
+            spread += d < A(0) ? -d : d;
+        }
+        const A share = A(1) / static_cast<A>(samples);
+        return pivot_near(first + sum * share, spread * share);
     }
 
     // Off the hot path: a block whose pivot was poor, or whose numbers are constant, tiny or huge.
+    // Once more about its own mean, and in double where that does not help.
     static __attribute__((noinline)) Moments recompute(const KernelArgs& args, const Tile& block,
-                                                       std::int64_t s, const Moments& m,
-                                                       double square_sum, A pivot) {
-        if (square_sum == 0.0 && is_constant(args, block, s, pivot)) return m;
-        return exact_moments(static_cast<std::int64_t>(m.count), [&](std::int64_t k) {
-            return value_at(args, block, s, k);
+                                                       std::int64_t s, double mean) {
+        const std::int64_t row = block.inner1 - block.inner0;
+        Sums sums;
+        sums.clear(pivot_near(static_cast<A>(mean), A(0)));
+        for (std::int64_t o = block.outer0; o < block.outer1; ++o) {
+            sums.add(row_of(args, block, o, s), row);
+        }
+        bool good;
+        const Moments m = sums.moments(count_of(block), good);
+        if (good || is_constant(args, block, s, sums.pivot)) return m;
+        const A first = to_float(row_of(args, block, block.outer0, s)[0]);
+        return exact_moments(m.count, first, [&](auto&& use) {
+            for (std::int64_t o = block.outer0; o < block.outer1; ++o) {
+                const T* x = row_of(args, block, o, s);
+                for (std::int64_t i = 0; i < row; ++i) use(to_float(x[i]));
+            }
         });
     }
 
@@ -276,7 +309,7 @@ struct Rows {
         const V value(pivot);
         unsigned differing = 0;
         for (std::int64_t o = block.outer0; o < block.outer1; ++o) {
-            const T* x = run_of<T>(args.view, args.x, block.batch, o, s) + block.inner0;
+            const T* x = row_of(args, block, o, s);
             for_packs<A>(block.inner1 - block.inner0, [&](std::int64_t i, auto valid) {
                 for_vectors<A>([&](auto v) {
                     const V at = load<A>(x + i, v, valid);

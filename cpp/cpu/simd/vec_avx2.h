@@ -14,6 +14,7 @@ template <>
 struct Vec<float> {
     using Scalar = float;
     static constexpr int width = 8;
+    static constexpr bool unroll = true;
 
     struct Mask {
         __m256 m;
@@ -79,9 +80,7 @@ struct Vec<float> {
     }
     friend FASTNORM_FN Mask operator>(Vec a, Vec b) { return b < a; }
     friend FASTNORM_FN Mask operator>=(Vec a, Vec b) { return b <= a; }
-    friend FASTNORM_FN Vec select(Mask m, Vec a, Vec b) {
-        return _mm256_blendv_ps(b.v, a.v, m.m);
-    }
+    friend FASTNORM_FN Vec select(Mask m, Vec a, Vec b) { return _mm256_blendv_ps(b.v, a.v, m.m); }
     friend FASTNORM_FN Vec keep_first(Vec a, int n) {
         return _mm256_and_ps(a.v, _mm256_castsi256_ps(first(n)));
     }
@@ -130,6 +129,7 @@ template <>
 struct Vec<double> {
     using Scalar = double;
     static constexpr int width = 4;
+    static constexpr bool unroll = true;
 
     struct Mask {
         __m256d m;
@@ -186,9 +186,7 @@ struct Vec<double> {
     }
     friend FASTNORM_FN Mask operator>(Vec a, Vec b) { return b < a; }
     friend FASTNORM_FN Mask operator>=(Vec a, Vec b) { return b <= a; }
-    friend FASTNORM_FN Vec select(Mask m, Vec a, Vec b) {
-        return _mm256_blendv_pd(b.v, a.v, m.m);
-    }
+    friend FASTNORM_FN Vec select(Mask m, Vec a, Vec b) { return _mm256_blendv_pd(b.v, a.v, m.m); }
     friend FASTNORM_FN Vec keep_first(Vec a, int n) {
         return _mm256_and_pd(a.v, _mm256_castsi256_pd(first(n)));
     }

@@ -12,11 +12,16 @@ struct Vec {
     using Scalar = A;
     static constexpr int half = Half::width;
     static constexpr int width = 2 * half;
+    static constexpr bool unroll = true;
 
     struct Mask {
         typename Half::Mask low, high;
-        friend FASTNORM_FN Mask operator&(Mask a, Mask b) { return {a.low & b.low, a.high & b.high}; }
-        friend FASTNORM_FN Mask operator|(Mask a, Mask b) { return {a.low | b.low, a.high | b.high}; }
+        friend FASTNORM_FN Mask operator&(Mask a, Mask b) {
+            return {a.low & b.low, a.high & b.high};
+        }
+        friend FASTNORM_FN Mask operator|(Mask a, Mask b) {
+            return {a.low | b.low, a.high | b.high};
+        }
         friend FASTNORM_FN Mask operator!(Mask a) { return {!a.low, !a.high}; }
         friend FASTNORM_FN unsigned bits(Mask a) { return bits(a.low) | (bits(a.high) << half); }
     };

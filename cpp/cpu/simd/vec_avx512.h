@@ -14,6 +14,7 @@ template <>
 struct Vec<float> {
     using Scalar = float;
     static constexpr int width = 16;
+    static constexpr bool unroll = true;
 
     struct Mask {
         __mmask16 m;
@@ -108,6 +109,7 @@ template <>
 struct Vec<double> {
     using Scalar = double;
     static constexpr int width = 8;
+    static constexpr bool unroll = true;
 
     struct Mask {
         __mmask8 m;

@@ -46,6 +46,7 @@ template <class A>
 struct Vec {
     using Scalar = A;
     static constexpr int width = 16 / sizeof(A);
+    static constexpr bool unroll = false;  // 8 vectors a pack: four times the code, and to compile
     using Lanes = typename Vectors<A>::Lanes;
     using Int = typename Vectors<A>::Int;
     using IntLanes = typename Vectors<A>::IntLanes;
@@ -121,9 +122,7 @@ struct Vec {
         const Vec biased = n + Vec(A(bias) + (sizeof(A) == 4 ? A(0x1.8p23) : A(0x1.8p52)));
         return bit_copy<Lanes>(bit_copy<IntLanes>(biased.v) << mantissa);
     }
-    friend FASTNORM_FN Mask operator<(Vec a, Vec b) {
-        return {bit_copy<IntLanes>(less(a.v, b.v))};
-    }
+    friend FASTNORM_FN Mask operator<(Vec a, Vec b) { return {bit_copy<IntLanes>(less(a.v, b.v))}; }
     friend FASTNORM_FN Mask operator<=(Vec a, Vec b) {
         return {bit_copy<IntLanes>(less_equal(a.v, b.v))};
     }

@@ -15,6 +15,7 @@ template <>
 struct Vec<float> {
     using Scalar = float;
     static constexpr int width = 4;
+    static constexpr bool unroll = true;
 
     struct Mask {
         uint32x4_t m;
@@ -122,6 +123,7 @@ template <>
 struct Vec<double> {
     using Scalar = double;
     static constexpr int width = 2;
+    static constexpr bool unroll = true;
 
     struct Mask {
         uint64x2_t m;
