@@ -13,7 +13,7 @@ import pytest
 import fastnorm as fn
 from cases import ACTIVATIONS, activation_id
 from fastnorm import reference
-from fastnorm.activation import DEFAULTS, as_activation
+from fastnorm.activation import PARAMETERS, as_activation
 
 Array = npt.NDArray[Any]
 
@@ -105,7 +105,7 @@ def test_activation_values() -> None:
         "gelu_tanh": lambda v: 0.5 * v * (1.0 + math.tanh(scale * (v + 0.044715 * v**3))),
         "hardswish": lambda v: v * min(max(v + 3.0, 0.0), 6.0) / 6.0,
     }
-    assert plain.keys() == DEFAULTS.keys()
+    assert plain.keys() == PARAMETERS.keys()
     for name, function in plain.items():
         expected = [function(float(v)) for v in z]
         np.testing.assert_allclose(reference.activate(z, name), expected, rtol=1e-12, atol=1e-14)
@@ -213,7 +213,7 @@ class TestActivation:
         assert fn.clip(1, 1).alpha == 1.0
         assert fn.clip(-math.inf, math.inf).beta == math.inf
 
-    @pytest.mark.parametrize("name", DEFAULTS)
+    @pytest.mark.parametrize("name", PARAMETERS)
     def test_every_name_has_its_functions(self, name: str) -> None:
         activation = as_activation(name, "op")
         assert activation is not None
@@ -229,11 +229,11 @@ class TestActivation:
     @pytest.mark.parametrize(
         ("make", "words"),
         [
-            (lambda: fn.clip(2.0, 1.0), "clip: min is 2.0 and max is 1.0"),
-            (lambda: fn.clip(math.nan, 1.0), "clip: min is nan"),
-            (lambda: fn.clip(0.0, math.nan), "max is nan"),
-            (lambda: fn.leaky_relu(math.nan), "leaky_relu: negative_slope is nan"),
-            (lambda: fn.leaky_relu(math.inf), "leaky_relu: negative_slope is inf"),
+            (lambda: fn.clip(2.0, 1.0), "clip has min 2 and max 1, expected min <= max"),
+            (lambda: fn.clip(math.nan, 1.0), "clip has min nan"),
+            (lambda: fn.clip(0.0, math.nan), "max nan"),
+            (lambda: fn.leaky_relu(math.nan), "leaky_relu has negative_slope nan"),
+            (lambda: fn.leaky_relu(math.inf), "leaky_relu has negative_slope inf"),
             (lambda: fn.Activation("foo", 0.0, 0.0), "Activation: name is 'foo', expected one of"),
             (lambda: fn.Activation("relu", 1.0, 0.0), "relu: alpha is 1.0"),
             (lambda: as_activation("foo", "op"), "op: activation is 'foo', expected one of relu,"),

@@ -41,16 +41,11 @@ Problem problem_of(const TensorView& x, const Activation& activation, const Tens
     return problem;
 }
 
-MaskShape mask_shape_of(const View& view) {
-    if (view.elements() == 0) return {};
-    return {view.runs(), view.mask_row_bytes()};
-}
-
 }  // namespace
 
 MaskShape batch_norm_mask_shape(const TensorView& x, int channel_axis) {
     Validation check("batch_norm_mask_shape");
-    return mask_shape_of(Staging(x, check.data(x, channel_axis)).view());
+    return Staging(x, check.data(x, channel_axis)).mask_shape();
 }
 
 void batch_norm(const TensorView& x, const TensorView& mean, const TensorView& var,
@@ -104,7 +99,7 @@ void batch_norm_train(const TensorView& x, const TensorView& weight, const Tenso
     check.activation(options.activation);
     check.more_than_one_value();
     Staging staging(x, channel_axis);
-    if (mask.given()) check.mask(mask, mask_shape_of(staging.view()), options.activation);
+    if (mask.given()) check.mask(mask, staging.mask_shape(), options.activation);
     check.writes("out", out, &x);
     check.writes("running_mean", options.running_mean);
     check.writes("running_var", options.running_var);
@@ -153,9 +148,7 @@ void batch_norm_backward(const TensorView& dy, const TensorView& x, const Tensor
     if (gradients.dresidual.given()) check.like_data("dresidual", gradients.dresidual);
     check.activation(options.activation);
     Staging staging(x, channel_axis);
-    if (options.mask.given()) {
-        check.mask(options.mask, mask_shape_of(staging.view()), options.activation);
-    }
+    if (options.mask.given()) check.mask(options.mask, staging.mask_shape(), options.activation);
     check.writes("out", gradients.out, &dy);
     check.writes("dweight", gradients.dweight);
     check.writes("dbias", gradients.dbias);
@@ -184,8 +177,7 @@ void batch_norm_backward(const TensorView& dy, const TensorView& x, const Tensor
                               {&staging.output(gradients.out), &args.dx},
                               {&staging.output(gradients.dresidual), &args.dresidual}});
     normalize_backward(default_execution(), problem, vector_of(mean), vector_of(rstd),
-                       !options.training, vector_of(gradients.dweight),
-                       vector_of(gradients.dbias));
+                       !options.training, vector_of(gradients.dweight), vector_of(gradients.dbias));
     staging.commit();
 }
 

@@ -2,6 +2,7 @@
 #include "fastnorm/fastnorm.h"
 
 #include <algorithm>
+#include <cstring>
 #include <new>
 #include <string>
 
@@ -49,6 +50,15 @@ fastnorm_status guarded(F&& f) noexcept {
     }
 }
 
+// A C caller can store any number in an enum; C++ may not even read such a one as the enum.
+template <class Enum>
+int number_of(const Enum& value) {
+    int number;
+    static_assert(sizeof(value) == sizeof(number));
+    std::memcpy(&number, &value, sizeof(number));
+    return number;
+}
+
 TensorView view(const fastnorm_tensor* tensor) {
     TensorView result;
     if (tensor == nullptr) return result;
@@ -56,10 +66,10 @@ TensorView view(const fastnorm_tensor* tensor) {
         throw std::invalid_argument("fastnorm_tensor: ndim is " + std::to_string(tensor->ndim) +
                                     ", expected 1 to " + std::to_string(fastnorm::max_dims));
     }
-    const int dtype = static_cast<int>(tensor->dtype);
+    const int dtype = number_of(tensor->dtype);
     result.data = tensor->data;
-    result.dtype = dtype >= 0 && dtype <= FASTNORM_UINT8 ? static_cast<DType>(dtype)
-                                                         : DType::unsupported;
+    result.dtype =
+        dtype >= 0 && dtype <= FASTNORM_UINT8 ? static_cast<DType>(dtype) : DType::unsupported;
     result.ndim = tensor->ndim;
     std::copy_n(tensor->shape, tensor->ndim, result.shape);
     std::copy_n(tensor->strides, tensor->ndim, result.strides);
@@ -67,7 +77,7 @@ TensorView view(const fastnorm_tensor* tensor) {
 }
 
 fastnorm::Activation activation(const fastnorm_activation& a) {
-    return {static_cast<fastnorm::ActivationKind>(a.kind), a.alpha, a.beta};
+    return {static_cast<fastnorm::ActivationKind>(number_of(a.kind)), a.alpha, a.beta};
 }
 
 fastnorm_batch_norm_options or_defaults(const fastnorm_batch_norm_options* options) {
@@ -85,8 +95,10 @@ fastnorm_tensor fastnorm_dense(const void* data, fastnorm_dtype dtype, int ndim,
     tensor.dtype = dtype;
     tensor.ndim = ndim;
     if (ndim < 1 || ndim > FASTNORM_MAX_DIMS) return tensor;  // the op says that it is wrong
-    int64_t stride = dtype == FASTNORM_FLOAT64 ? 8 : dtype == FASTNORM_FLOAT32 ? 4
-                     : dtype == FASTNORM_UINT8 ? 1 : 2;
+    int64_t stride = dtype == FASTNORM_FLOAT64   ? 8
+                     : dtype == FASTNORM_FLOAT32 ? 4
+                     : dtype == FASTNORM_UINT8   ? 1
+                                                 : 2;
     for (int i = ndim - 1; i >= 0; --i) {
         tensor.shape[i] = shape[i];
         tensor.strides[i] = stride;

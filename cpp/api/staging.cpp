@@ -52,6 +52,11 @@ Staging::Staging(const TensorView& x, int channel_axis)
       view_(batch_norm_view(x, order_)),
       dense_(dense_like(x, order_)) {}
 
+MaskShape Staging::mask_shape() const {
+    if (view_.elements() == 0) return {};
+    return {view_.runs(), view_.mask_row_bytes()};
+}
+
 const TensorView& Staging::stand_in(const TensorView& tensor) {
     const auto bytes = static_cast<std::size_t>(view_.elements() * size_of(tensor.dtype));
     buffers_.emplace_back(new char[bytes]);

@@ -17,6 +17,7 @@ class Staging {
     Staging(const TensorView& x, int channel_axis);
 
     const View& view() const { return view_; }
+    MaskShape mask_shape() const;
 
     // The tensor itself, or a dense stand-in for it. References stay valid.
     const TensorView& input(const TensorView& tensor);

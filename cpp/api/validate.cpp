@@ -47,7 +47,7 @@ bool same_elements(const TensorView& a, const TensorView& b) {
 }
 
 bool is_empty(const TensorView& t) {
-    return std::any_of(t.shape, t.shape + t.ndim, [](std::int64_t n) { return n == 0; });
+    return std::find(t.shape, t.shape + t.ndim, 0) != t.shape + t.ndim;
 }
 
 // One step of an equation sum(k_i * stride_i) = target with 0 <= k_i <= most_i, strides positive
@@ -59,8 +59,8 @@ struct Step {
 
 // Whether the sums of steps[i..] can come within (target - size, target + size). Large strides
 // first leave few choices for each; budget bounds the search where they do not.
-bool reaches(const std::vector<Step>& steps, std::size_t i, std::int64_t target,
-             std::int64_t below, std::int64_t above, int& budget) {
+bool reaches(const std::vector<Step>& steps, std::size_t i, std::int64_t target, std::int64_t below,
+             std::int64_t above, int& budget) {
     if (--budget < 0) return true;
     if (i == steps.size()) return -below < target && target < above;
     std::int64_t rest = 0;
@@ -129,8 +129,8 @@ int Validation::data(const TensorView& x, int channel_axis) {
     }
     if (channel_axis < -x.ndim || channel_axis >= x.ndim) {
         fail("channel_axis is " + std::to_string(channel_axis) + ", expected " +
-             std::to_string(-x.ndim) + " to " + std::to_string(x.ndim - 1) + " for an x with shape " +
-             text(x.shape, x.ndim));
+             std::to_string(-x.ndim) + " to " + std::to_string(x.ndim - 1) +
+             " for an x with shape " + text(x.shape, x.ndim));
     }
     for (int i = 0; i < x.ndim; ++i) {
         if (x.shape[i] < 0) {
@@ -180,8 +180,8 @@ void Validation::mask(const TensorView& mask, const MaskShape& expected,
     if (mask.ndim != 2 || mask.shape[0] != shape[0] || mask.shape[1] != shape[1]) {
         fail("mask has shape " + text(mask.shape, mask.ndim) + ", expected " + text(shape, 2));
     }
-    const bool dense = (shape[1] <= 1 || mask.strides[1] == 1) &&
-                       (shape[0] <= 1 || mask.strides[0] == shape[1]);
+    const bool dense =
+        (shape[1] <= 1 || mask.strides[1] == 1) && (shape[0] <= 1 || mask.strides[0] == shape[1]);
     if (!dense) fail("mask has strides, expected a contiguous array as the forward pass made it");
 }
 
@@ -201,6 +201,20 @@ void Validation::activation(const Activation& activation) const {
         fail("activation is of kind " + std::to_string(kind) + ", expected 0 to " +
              std::to_string(kActivationCount - 1));
     }
+    const std::string objection = objection_to(activation);
+    if (!objection.empty()) fail("activation " + objection);
+}
+
+std::string objection_to(const Activation& activation) {
+    const ActivationInfo& info = kActivations[static_cast<int>(activation.kind)];
+    const char* expected = info.expected(activation.alpha, activation.beta);
+    if (expected == nullptr) return {};
+    std::string got =
+        std::string(info.name) + " has " + info.alpha.name + " " + text(activation.alpha);
+    if (info.parameters > 1) {
+        got += std::string(" and ") + info.beta.name + " " + text(activation.beta);
+    }
+    return got + ", expected " + expected;
 }
 
 std::int64_t Validation::elements() const {
@@ -212,7 +226,7 @@ std::int64_t Validation::elements() const {
 void Validation::more_than_one_value() const {
     if (elements() != 0 && elements() == channels()) {
         fail("x has shape " + text(x_.shape, x_.ndim) +
-             ", one value per channel, expected more than one in training");
+             ", 1 value per channel, expected more than 1 in training");
     }
 }
 
@@ -220,11 +234,10 @@ void Validation::reads(const char* argument, const TensorView& tensor) {
     if (tensor.given()) uses_.push_back({argument, &tensor, nullptr, false});
 }
 
-void Validation::writes(const char* argument, const TensorView& tensor,
-                        const TensorView* allowed) {
+void Validation::writes(const char* argument, const TensorView& tensor, const TensorView* allowed) {
     if (!tensor.given()) return;
     if (!tensor.writable) fail(std::string(argument) + " is read-only, expected a writable array");
-    for (int i = 0; i < tensor.ndim; ++i) {
+    for (int i = 0; i < tensor.ndim && !is_empty(tensor); ++i) {
         if (tensor.strides[i] == 0 && tensor.shape[i] > 1) {
             fail(std::string(argument) + " is broadcast along axis " + std::to_string(i) +
                  ", expected an array whose elements have memory of their own");
@@ -242,8 +255,7 @@ void Validation::overlap() const {
             const bool in_place = output.allowed == other.tensor && output.allowed != nullptr &&
                                   same_elements(*output.tensor, *other.tensor);
             if (!in_place && overlaps(*output.tensor, *other.tensor)) {
-                fail(std::string(output.argument) + " overlaps " + other.argument +
-                     ", expected " +
+                fail(std::string(output.argument) + " overlaps " + other.argument + ", expected " +
                      (output.allowed == other.tensor && output.allowed != nullptr
                           ? std::string("either the very same array or ")
                           : std::string()) +

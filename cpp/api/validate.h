@@ -37,7 +37,8 @@ class Validation {
     // An input or output, for the checks of overlap() below.
     void reads(const char* argument, const TensorView& tensor);
     // allowed: an input that the output may coincide with, element by element.
-    void writes(const char* argument, const TensorView& tensor, const TensorView* allowed = nullptr);
+    void writes(const char* argument, const TensorView& tensor,
+                const TensorView* allowed = nullptr);
     void overlap() const;
 
     std::int64_t elements() const;
@@ -59,6 +60,10 @@ class Validation {
     int channel_axis_ = 0;
     std::vector<Use> uses_;
 };
+
+// What is wrong with an activation's parameters ("clip has min 2 and max 1, expected min <= max"),
+// empty if nothing is. Its kind must be one.
+std::string objection_to(const Activation& activation);
 
 // Whether any byte belongs to an element of both. Exact, but for pathological strides, for which
 // the answer may be a needless yes.

@@ -31,6 +31,7 @@ struct ActivationParameter {
 
 // Act<kind> holds
 //   name, parameters (how many of alpha and beta are used), alpha, beta;
+//   expected(alpha, beta): what parameters there may be, or null if these are fine;
 //   value(z, p), slope(z, p);
 //   piecewise: the slope takes two values only, so that one bit an element is enough for backward:
 //   is_unit(z, p), where it is 1, and slope_else(p), what it is elsewhere.
@@ -41,6 +42,7 @@ struct SmoothAct {
     static constexpr int parameters = 0;
     static constexpr ActivationParameter alpha{}, beta{};
     static constexpr bool piecewise = false;
+    static constexpr const char* expected(double, double) { return nullptr; }
 };
 struct PiecewiseAct : SmoothAct {
     static constexpr bool piecewise = true;
@@ -87,6 +89,9 @@ struct Act<ActivationKind::leaky_relu> : PiecewiseAct {
     static constexpr const char* name = "leaky_relu";
     static constexpr int parameters = 1;
     static constexpr ActivationParameter alpha{"negative_slope", 0.01};
+    static constexpr const char* expected(double alpha, double) {
+        return alpha - alpha == 0 ? nullptr : "a finite negative_slope";
+    }
 
     template <class V>
     static FASTNORM_FN V value(V z, ActParams<scalar_t<V>> p) {
@@ -111,6 +116,9 @@ struct Act<ActivationKind::clip> : PiecewiseAct {
     static constexpr const char* name = "clip";
     static constexpr int parameters = 2;
     static constexpr ActivationParameter alpha{"min", 0.0}, beta{"max", 6.0};
+    static constexpr const char* expected(double alpha, double beta) {
+        return alpha <= beta ? nullptr : "min <= max";
+    }
 
     template <class V>
     static FASTNORM_FN V value(V z, ActParams<scalar_t<V>> p) {
@@ -254,12 +262,13 @@ struct ActivationInfo {
     int parameters;
     ActivationParameter alpha, beta;
     bool piecewise;
+    const char* (*expected)(double alpha, double beta);
 };
 
 template <ActivationKind which>
 consteval ActivationInfo activation_info() {
     using A = Act<which>;
-    return {which, A::name, A::parameters, A::alpha, A::beta, A::piecewise};
+    return {which, A::name, A::parameters, A::alpha, A::beta, A::piecewise, &A::expected};
 }
 
 constexpr ActivationInfo kActivations[] = {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "core/activations.h"
 #include "core/view.h"
 
 namespace fastnorm {
@@ -43,7 +44,7 @@ using Kernel = void (*)(const KernelArgs& args, const Tile& tile, double* first,
 
 inline constexpr int traversals = 2;
 inline constexpr int dtypes = 4;
-inline constexpr int activations = 10;
+inline constexpr int activations = kActivationCount;
 
 struct KernelTable {
     const char* name;

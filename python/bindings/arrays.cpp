@@ -45,15 +45,59 @@ py::dtype numpy_dtype(DType dtype) {
     throw py::type_error(std::string(op) + ": " + argument + " " + what);
 }
 
+[[noreturn]] void wrong_type(const char* op, const char* argument, py::handle found,
+                             const char* expected) {
+    wrong_type(
+        op, argument,
+        "is of type " + std::string(Py_TYPE(found.ptr())->tp_name) + ", expected " + expected);
+}
+
+[[noreturn]] void out_of_range(const char* op, const char* argument, py::handle value) {
+    PyErr_Clear();
+    throw py::value_error(std::string(op) + ": " + argument + " is " + std::string(py::str(value)) +
+                          ", expected a number of usual size");
+}
+
 }  // namespace
+
+TensorView optional_view_of(const char* op, const char* argument, py::handle array) {
+    return array.is_none() ? TensorView{} : view_of(op, argument, array);
+}
+
+double number_of(const char* op, const char* argument, py::handle value) {
+    const double number = PyFloat_AsDouble(value.ptr());
+    if (number == -1.0 && PyErr_Occurred() != nullptr) {
+        if (PyErr_ExceptionMatches(PyExc_OverflowError)) out_of_range(op, argument, value);
+        PyErr_Clear();
+        wrong_type(op, argument, value, "a number");
+    }
+    return number;
+}
+
+int integer_of(const char* op, const char* argument, py::handle value) {
+    const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
+    if (!index) {
+        PyErr_Clear();
+        wrong_type(op, argument, value, "an integer");
+    }
+    int overflow = 0;
+    const long number = PyLong_AsLongAndOverflow(index.ptr(), &overflow);
+    if (overflow != 0 || number != static_cast<int>(number)) out_of_range(op, argument, value);
+    return static_cast<int>(number);
+}
+
+bool flag_of(const char* op, const char* argument, py::handle value) {
+    if (!PyBool_Check(value.ptr()) &&
+        std::string(Py_TYPE(value.ptr())->tp_name).rfind("numpy.bool", 0) != 0) {
+        wrong_type(op, argument, value, "a bool");
+    }
+    return PyObject_IsTrue(value.ptr()) == 1;
+}
 
 TensorView view_of(const char* op, const char* argument, py::handle object) {
     TensorView view;
-    if (object.is_none()) return view;
     if (!py::isinstance<py::array>(object)) {
-        wrong_type(op, argument,
-                   "is of type " + std::string(Py_TYPE(object.ptr())->tp_name) +
-                       ", expected a NumPy array");
+        wrong_type(op, argument, object, "a NumPy array");
     }
     const auto array = py::reinterpret_borrow<py::array>(object);
     const py::dtype dtype = array.dtype();
@@ -66,10 +110,10 @@ TensorView view_of(const char* op, const char* argument, py::handle object) {
                        "), expected float32, float64, float16 or bfloat16 in native byte order");
     }
     const auto dimensions = static_cast<int>(array.ndim());
-    if (dimensions == 0 || dimensions > max_dims) {
+    if (dimensions == 0 || dimensions > max_dims) {  // more than a view can say
         throw py::value_error(std::string(op) + ": " + argument + " has " +
-                              std::to_string(dimensions) + " dimensions, expected 1 to " +
-                              std::to_string(max_dims));
+                              std::to_string(dimensions) + " dimensions, expected at " +
+                              (dimensions == 0 ? "least 1" : "most " + std::to_string(max_dims)));
     }
     view.data = const_cast<void*>(array.data());
     view.ndim = dimensions;

@@ -11,9 +11,17 @@ namespace fastnorm::python {
 
 namespace py = pybind11;
 
-// The view of an argument, or a view that is not given for None. Throws TypeError ("op: argument
-// is of type list, expected a NumPy array") for anything else, and for byte-swapped arrays.
+// The view of an array. Throws TypeError ("op: argument is of type list, expected a NumPy array")
+// for anything else, and for byte-swapped arrays.
 TensorView view_of(const char* op, const char* argument, py::handle array);
+
+// The same, and a view that is not given for None.
+TensorView optional_view_of(const char* op, const char* argument, py::handle array);
+
+// A number, an integer, a bool. Throw TypeError for anything else.
+double number_of(const char* op, const char* argument, py::handle value);
+int integer_of(const char* op, const char* argument, py::handle value);
+bool flag_of(const char* op, const char* argument, py::handle value);
 
 // A new array of x's shape, dtype and order of dimensions, dense.
 py::array empty_like(const py::array& x);

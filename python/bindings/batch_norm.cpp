@@ -1,5 +1,7 @@
 // Batch normalization on NumPy arrays: arguments to views, new arrays for what the caller did not
 // give, the GIL released around the call.
+#include "api/staging.h"
+#include "api/validate.h"
 #include "arrays.h"
 #include "core/activations.h"
 #include "module.h"
@@ -17,35 +19,28 @@ DType statistics_dtype(DType x) {
     return x == DType::float16 || x == DType::bfloat16 ? DType::float32 : DType::float64;
 }
 
-py::ssize_t channels_of(const char* op, const TensorView& x, int channel_axis) {
-    const int axis = channel_axis < 0 ? channel_axis + x.ndim : channel_axis;
-    // An axis that does not exist is for validation to report; any number of channels will do.
-    return axis >= 0 && axis < x.ndim ? static_cast<py::ssize_t>(x.shape[axis]) : 0;
-}
-
 // The array to write: the caller's, or a new one like x.
 py::object output_or_new(const py::object& out, const py::object& x) {
     return out.is_none() ? py::object(empty_like(py::reinterpret_borrow<py::array>(x))) : out;
 }
 
 py::object inference(const py::object& x, const py::object& mean, const py::object& var,
-                     const py::object& weight, const py::object& bias, double eps,
-                     int channel_axis, const py::object& residual, const py::object& activation,
-                     const py::object& out) {
+                     const py::object& weight, const py::object& bias, const py::object& eps,
+                     const py::object& channel_axis, const py::object& residual,
+                     const py::object& activation, const py::object& out) {
     constexpr const char* op = "batch_norm";
     const TensorView x_view = view_of(op, "x", x);
     const TensorView mean_view = view_of(op, "mean", mean);
     const TensorView var_view = view_of(op, "var", var);
-    const TensorView weight_view = view_of(op, "weight", weight);
-    const TensorView bias_view = view_of(op, "bias", bias);
+    const TensorView weight_view = optional_view_of(op, "weight", weight);
+    const TensorView bias_view = optional_view_of(op, "bias", bias);
     BatchNormOptions options;
-    options.eps = eps;
-    options.channel_axis = channel_axis;
+    options.eps = number_of(op, "eps", eps);
+    options.channel_axis = integer_of(op, "channel_axis", channel_axis);
     options.activation = activation_of(activation);
-    options.residual = view_of(op, "residual", residual);
-    const TensorView out_given = view_of(op, "out", out);
-    const py::object y = x_view.given() ? output_or_new(out, x) : out;
-    const TensorView y_view = out_given.given() ? out_given : view_of(op, "out", y);
+    options.residual = optional_view_of(op, "residual", residual);
+    const py::object y = output_or_new(out, x);
+    const TensorView y_view = view_of(op, "out", y);
     {
         py::gil_scoped_release release;
         batch_norm(x_view, mean_view, var_view, weight_view, bias_view, y_view, options);
@@ -54,37 +49,39 @@ py::object inference(const py::object& x, const py::object& mean, const py::obje
 }
 
 py::tuple train(const py::object& x, const py::object& weight, const py::object& bias,
-                const py::object& running_mean, const py::object& running_var, double momentum,
-                bool unbiased, double eps, int channel_axis, const py::object& residual,
+                const py::object& running_mean, const py::object& running_var,
+                const py::object& momentum, const py::object& unbiased, const py::object& eps,
+                const py::object& channel_axis, const py::object& residual,
                 const py::object& activation, const py::object& out) {
     constexpr const char* op = "batch_norm_train";
     const TensorView x_view = view_of(op, "x", x);
-    const TensorView weight_view = view_of(op, "weight", weight);
-    const TensorView bias_view = view_of(op, "bias", bias);
+    const TensorView weight_view = optional_view_of(op, "weight", weight);
+    const TensorView bias_view = optional_view_of(op, "bias", bias);
     BatchNormTrainOptions options;
-    options.running_mean = view_of(op, "running_mean", running_mean);
-    options.running_var = view_of(op, "running_var", running_var);
-    options.momentum = momentum;
-    options.unbiased = unbiased;
-    options.eps = eps;
-    options.channel_axis = channel_axis;
-    options.residual = view_of(op, "residual", residual);
+    options.running_mean = optional_view_of(op, "running_mean", running_mean);
+    options.running_var = optional_view_of(op, "running_var", running_var);
+    options.momentum = number_of(op, "momentum", momentum);
+    options.unbiased = flag_of(op, "unbiased", unbiased);
+    options.eps = number_of(op, "eps", eps);
+    options.channel_axis = integer_of(op, "channel_axis", channel_axis);
+    options.residual = optional_view_of(op, "residual", residual);
     options.activation = activation_of(activation);
-    const TensorView out_given = view_of(op, "out", out);
+    const py::object y = output_or_new(out, x);
+    const TensorView y_view = view_of(op, "out", y);
 
-    const py::object y = x_view.given() ? output_or_new(out, x) : out;
-    const TensorView y_view = out_given.given() ? out_given : view_of(op, "out", y);
-    const py::ssize_t channels = channels_of(op, x_view, channel_axis);
-    const py::array mean = empty(statistics_dtype(x_view.dtype), {channels});
-    const py::array rstd = empty(statistics_dtype(x_view.dtype), {channels});
+    // The new arrays need shapes that only a valid x has.
+    Validation check(op);
+    const int axis = check.data(x_view, options.channel_axis);
+    const py::array mean = empty(statistics_dtype(x_view.dtype), {check.channels()});
+    const py::array rstd = empty(statistics_dtype(x_view.dtype), {check.channels()});
     py::object mask = py::none();
     if (saves_mask(options.activation)) {
-        const MaskShape shape = batch_norm_mask_shape(x_view, channel_axis);
+        const MaskShape shape = Staging(x_view, axis).mask_shape();
         mask = empty(DType::uint8, {shape.rows, shape.bytes});
     }
     const TensorView mean_view = view_of(op, "mean", mean);
     const TensorView rstd_view = view_of(op, "rstd", rstd);
-    const TensorView mask_view = view_of(op, "mask", mask);
+    const TensorView mask_view = optional_view_of(op, "mask", mask);
     {
         py::gil_scoped_release release;
         batch_norm_train(x_view, weight_view, bias_view, y_view, mean_view, rstd_view, mask_view,
@@ -102,45 +99,47 @@ DType gradient_dtype(const TensorView& own, const TensorView& other, const Tenso
 
 py::tuple backward(const py::object& dy, const py::object& x, const py::object& mean,
                    const py::object& rstd, const py::object& weight, const py::object& bias,
-                   bool training, int channel_axis, const py::object& residual,
-                   const py::object& activation, const py::object& mask, const py::object& out) {
+                   const py::object& training, const py::object& channel_axis,
+                   const py::object& residual, const py::object& activation, const py::object& mask,
+                   const py::object& out) {
     constexpr const char* op = "batch_norm_backward";
     const TensorView dy_view = view_of(op, "dy", dy);
     const TensorView x_view = view_of(op, "x", x);
     const TensorView mean_view = view_of(op, "mean", mean);
     const TensorView rstd_view = view_of(op, "rstd", rstd);
-    const TensorView weight_view = view_of(op, "weight", weight);
-    const TensorView bias_view = view_of(op, "bias", bias);
+    const TensorView weight_view = optional_view_of(op, "weight", weight);
+    const TensorView bias_view = optional_view_of(op, "bias", bias);
     BatchNormBackwardOptions options;
-    options.training = training;
-    options.channel_axis = channel_axis;
+    options.training = flag_of(op, "training", training);
+    options.channel_axis = integer_of(op, "channel_axis", channel_axis);
     options.activation = activation_of(activation);
-    options.mask = view_of(op, "mask", mask);
+    options.mask = optional_view_of(op, "mask", mask);
 
     // True: the forward had a residual, whose values are not needed here.
     const bool residual_without_values = py::isinstance<py::bool_>(residual);
     const bool had_residual = residual_without_values ? residual.cast<bool>() : !residual.is_none();
-    if (!residual_without_values) options.residual = view_of(op, "residual", residual);
-    const bool recomputes = options.activation.kind != ActivationKind::identity &&
-                            !options.mask.given();
+    if (!residual_without_values) options.residual = optional_view_of(op, "residual", residual);
+    const bool recomputes =
+        options.activation.kind != ActivationKind::identity && !options.mask.given();
     if (residual_without_values && had_residual && recomputes) {
         throw py::value_error(std::string(op) +
                               ": residual is True, expected the array: without a mask, the "
                               "activation's input is recomputed from it");
     }
 
-    const TensorView out_given = view_of(op, "out", out);
-    const py::object dx = x_view.given() ? output_or_new(out, x) : out;
-    const py::ssize_t channels = channels_of(op, x_view, channel_axis);
-    const py::array dweight = empty(gradient_dtype(weight_view, bias_view, x_view), {channels});
-    const py::array dbias = empty(gradient_dtype(bias_view, weight_view, x_view), {channels});
+    const py::object dx = output_or_new(out, x);
+    const TensorView dx_view = view_of(op, "out", dx);
+    Validation check(op);
+    check.data(x_view, options.channel_axis);
+    const py::array dweight =
+        empty(gradient_dtype(weight_view, bias_view, x_view), {check.channels()});
+    const py::array dbias =
+        empty(gradient_dtype(bias_view, weight_view, x_view), {check.channels()});
     py::object dresidual = py::none();
-    if (had_residual && x_view.given()) {
-        dresidual = empty_like(py::reinterpret_borrow<py::array>(x));
-    }
-    const BatchNormGradients gradients{
-        out_given.given() ? out_given : view_of(op, "out", dx), view_of(op, "dweight", dweight),
-        view_of(op, "dbias", dbias), view_of(op, "dresidual", dresidual)};
+    if (had_residual) dresidual = empty_like(py::reinterpret_borrow<py::array>(x));
+    const BatchNormGradients gradients{dx_view, view_of(op, "dweight", dweight),
+                                       view_of(op, "dbias", dbias),
+                                       optional_view_of(op, "dresidual", dresidual)};
     {
         py::gil_scoped_release release;
         batch_norm_backward(dy_view, x_view, mean_view, rstd_view, weight_view, bias_view,

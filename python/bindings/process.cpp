@@ -1,6 +1,7 @@
-// Threads, instruction sets and the list of activations.
+// Threads, instruction sets and the activations.
 #include <pybind11/stl.h>
 
+#include "api/validate.h"
 #include "core/activations.h"
 #include "module.h"
 
@@ -16,14 +17,28 @@ void register_process(py::module_& module) {
     module.def("isa", &isa);
     module.def("isas", &isas);
     module.def("set_isa", &set_isa, py::arg("name"));
+    // {name: ((parameter, its default), ...)}
     module.def("activations", [] {
         py::dict result;
         for (const ActivationInfo& info : kActivations) {
             if (info.kind == ActivationKind::identity) continue;
-            result[info.name] = py::make_tuple(info.alpha.fallback, info.beta.fallback);
+            const ActivationParameter both[] = {info.alpha, info.beta};
+            py::tuple parameters(info.parameters);
+            for (int i = 0; i < info.parameters; ++i) {
+                parameters[static_cast<std::size_t>(i)] =
+                    py::make_tuple(both[i].name, both[i].fallback);
+            }
+            result[info.name] = parameters;
         }
         return result;
     });
+    module.def(
+        "check_activation",
+        [](const std::string& name, double alpha, double beta) {
+            const std::string objection = objection_to({Activation::named(name).kind, alpha, beta});
+            if (!objection.empty()) throw py::value_error("Activation: " + objection);
+        },
+        py::arg("name"), py::arg("alpha"), py::arg("beta"));
 }
 
 }  // namespace fastnorm::python

@@ -1,30 +1,21 @@
 """Activations that an op applies to its normalized output: y = activation(z).
 
-An activation is a name and two parameters, plain values that travel to the kernels as they are.
-`DEFAULTS` is the one list of names; what each name computes is defined in `fastnorm.reference`.
+An activation is a name and two parameters, plain values that travel to the kernels as they are. The
+compiled core has the one list of them; what each computes is defined in `fastnorm.reference`.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-# Every activation, with the parameters (alpha, beta) that its bare name stands for.
-DEFAULTS: dict[str, tuple[float, float]] = {
-    "relu": (0.0, 0.0),
-    "leaky_relu": (0.01, 0.0),
-    "clip": (0.0, 6.0),
-    "sigmoid": (0.0, 0.0),
-    "tanh": (0.0, 0.0),
-    "silu": (0.0, 0.0),
-    "gelu": (0.0, 0.0),
-    "gelu_tanh": (0.0, 0.0),
-    "hardswish": (0.0, 0.0),
-}
+from fastnorm import _core
+
+# Every activation's parameters by name, with the values that its bare name stands for.
+PARAMETERS = _core.activations()
 
 
 def _unknown(op: str, argument: str, name: str) -> ValueError:
-    known = ", ".join(DEFAULTS)
+    known = ", ".join(PARAMETERS)
     return ValueError(f"{op}: {argument} is {name!r}, expected one of {known}")
 
 
@@ -45,7 +36,7 @@ class Activation:
     Parameters
     ----------
     name : str
-        One of the names in `fastnorm.activation.DEFAULTS`.
+        One of the names in `fastnorm.activation.PARAMETERS`.
     alpha : float
         leaky_relu: the slope below zero. clip: the lower bound. Else 0.
     beta : float
@@ -65,33 +56,19 @@ class Activation:
 
     def __post_init__(self) -> None:
         """Check the values and store both parameters as Python floats."""
-        if not isinstance(self.name, str):
-            found = type(self.name).__name__
-            raise TypeError(f"Activation: name is of type {found}, expected str")
-        if self.name not in DEFAULTS:
-            raise _unknown("Activation", "name", self.name)
-        if self.name == "clip":
-            alpha = _number("clip", "min", self.alpha)
-            beta = _number("clip", "max", self.beta)
-            if math.isnan(alpha) or math.isnan(beta) or alpha > beta:
-                raise ValueError(f"clip: min is {alpha} and max is {beta}, expected min <= max")
-        elif self.name == "leaky_relu":
-            alpha = _number("leaky_relu", "negative_slope", self.alpha)
-            beta = _number("leaky_relu", "beta", self.beta)
-            if not math.isfinite(alpha):
-                raise ValueError(f"leaky_relu: negative_slope is {alpha}, expected a finite number")
-            if beta != 0.0:
-                raise ValueError(f"leaky_relu: beta is {beta}, expected 0")
-        else:
-            alpha = _number(self.name, "alpha", self.alpha)
-            beta = _number(self.name, "beta", self.beta)
-            if alpha != 0.0 or beta != 0.0:
-                raise ValueError(
-                    f"{self.name}: alpha is {alpha} and beta is {beta}, expected 0 and 0: "
-                    f"{self.name} has no parameters"
-                )
-        object.__setattr__(self, "alpha", alpha)
-        object.__setattr__(self, "beta", beta)
+        name: object = self.name  # whatever the caller gave
+        if not isinstance(name, str):
+            raise TypeError(f"Activation: name is of type {type(name).__name__}, expected str")
+        if name not in PARAMETERS:
+            raise _unknown("Activation", "name", name)
+        own = [parameter for parameter, _ in PARAMETERS[name]]
+        for i, field in enumerate(("alpha", "beta")):
+            value = _number(name, own[i] if i < len(own) else field, getattr(self, field))
+            if i >= len(own) and value != 0.0:
+                parameters = " and ".join(own) or "no parameters"
+                raise ValueError(f"{name}: {field} is {value}, expected 0: it has {parameters}")
+            object.__setattr__(self, field, value)
+        _core.check_activation(name, self.alpha, self.beta)
 
 
 def leaky_relu(negative_slope: float = 0.01) -> Activation:
@@ -158,13 +135,15 @@ def as_activation(value: str | Activation | None, op: str) -> Activation | None:
     TypeError
         For a value of any other type.
     """
-    if value is None or isinstance(value, Activation):
-        return value
-    if not isinstance(value, str):
-        found = type(value).__name__
+    given: object = value  # whatever the caller gave
+    if given is None or isinstance(given, Activation):
+        return given
+    if not isinstance(given, str):
+        found = type(given).__name__
         raise TypeError(
             f"{op}: activation is of type {found}, expected None, a name or fastnorm.Activation"
         )
-    if value not in DEFAULTS:
-        raise _unknown(op, "activation", value)
-    return Activation(value, *DEFAULTS[value])
+    if given not in PARAMETERS:
+        raise _unknown(op, "activation", given)
+    defaults = [default for _, default in PARAMETERS[given]]
+    return Activation(given, *defaults, *[0.0] * (2 - len(defaults)))

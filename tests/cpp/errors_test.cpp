@@ -70,7 +70,7 @@ void test_arguments() {
 
 void test_other_functions() {
     expect_error<std::invalid_argument>(
-        "batch_norm_train: x has shape (1, 4), one value per channel, expected more than one in "
+        "batch_norm_train: x has shape (1, 4), 1 value per channel, expected more than 1 in "
         "training",
         [] {
             std::vector<float> x(4);
