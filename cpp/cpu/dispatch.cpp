@@ -77,8 +77,8 @@ const KernelTable* choose() {
     for (const std::string& name : available_isas()) {
         expected += (expected.empty() ? "" : ", ") + name;
     }
-    throw std::invalid_argument(std::string("FASTNORM_ISA is '") + forced +
-                                "', expected one of " + expected);
+    throw std::invalid_argument(std::string("FASTNORM_ISA is '") + forced + "', expected one of " +
+                                expected);
 }
 
 }  // namespace

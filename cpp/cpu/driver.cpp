@@ -58,8 +58,8 @@ struct Scratch {
         const std::int64_t values = divide_up(partials * view.stats(), 8) * 8;
         const std::int64_t bytes =
             2 * values * 8 + coefficients_count * coefficients_stride * scalar;
-        auto* memory = static_cast<char*>(
-            execution.workspace.reserve(execution.workspace.context, static_cast<std::size_t>(bytes)));
+        auto* memory = static_cast<char*>(execution.workspace.reserve(
+            execution.workspace.context, static_cast<std::size_t>(bytes)));
         first = reinterpret_cast<double*>(memory);
         second = first + values;
         coefficients = memory + 2 * values * 8;
@@ -74,8 +74,8 @@ struct Scratch {
     template <class A>
     void set(const View& view, Coefficient which, std::int64_t stat, double value) const {
         const std::int64_t copies = view.traversal == Traversal::columns ? view.inner : 1;
-        A* const to = reinterpret_cast<A*>(coefficients) + which * coefficients_stride +
-                      stat * copies;
+        A* const to =
+            reinterpret_cast<A*>(coefficients) + which * coefficients_stride + stat * copies;
         std::fill(to, to + copies, static_cast<A>(value));
     }
 };
@@ -283,8 +283,8 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
                     const double var = merged[i].m2 / (running.unbiased ? count - 1.0 : count);
                     running.mean.set(s, running_update(running.mean.get(s, 0.0), merged[i].mean,
                                                        running.momentum));
-                    running.var.set(
-                        s, running_update(running.var.get(s, 0.0), var, running.momentum));
+                    running.var.set(s,
+                                    running_update(running.var.get(s, 0.0), var, running.momentum));
                 }
             });
         }

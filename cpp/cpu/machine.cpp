@@ -29,16 +29,34 @@ int quota_in_cores() {
     return 0;
 }
 
-std::int64_t cache_bytes(int name, std::int64_t fallback) {
-    const long bytes = sysconf(name);
+// What the kernel says of the first processor's data cache of a level; 0 if it says nothing.
+std::int64_t sysfs_cache_bytes(int level) {
+    for (int i = 0; i < 8; ++i) {
+        const std::string folder =
+            "/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(i) + "/";
+        int found_level = 0;
+        std::string type;
+        std::int64_t kilobytes = 0;  // "2048K"
+        std::ifstream(folder + "level") >> found_level;
+        std::ifstream(folder + "type") >> type;
+        std::ifstream(folder + "size") >> kilobytes;
+        if (found_level == level && type != "Instruction") return kilobytes * 1024;
+    }
+    return 0;
+}
+
+// glibc knows the caches of x86, on Arm it answers 0.
+std::int64_t cache_bytes(int name, int level, std::int64_t fallback) {
+    if (const long bytes = sysconf(name); bytes > 0) return bytes;
+    const std::int64_t bytes = sysfs_cache_bytes(level);
     return bytes > 0 ? bytes : fallback;
 }
 
 }  // namespace
 
 const Caches& caches() {
-    static const Caches found{cache_bytes(_SC_LEVEL2_CACHE_SIZE, 1 << 20),
-                              cache_bytes(_SC_LEVEL3_CACHE_SIZE, 8 << 20)};
+    static const Caches found{cache_bytes(_SC_LEVEL2_CACHE_SIZE, 2, 1 << 20),
+                              cache_bytes(_SC_LEVEL3_CACHE_SIZE, 3, 8 << 20)};
     return found;
 }
 

@@ -45,24 +45,22 @@ int default_threads() {
     return chosen > 0 ? chosen : threads_from_environment();
 }
 
-void set_default_threads(int threads) {
-    chosen_threads.store(threads, std::memory_order_relaxed);
-}
+void set_default_threads(int threads) { chosen_threads.store(threads, std::memory_order_relaxed); }
 
 ParallelFor openmp_parallel_for(int threads) {
-    return {threads, reinterpret_cast<void*>(static_cast<std::intptr_t>(threads)),
-            [](void* context, std::int64_t tasks, void (*body)(void*, std::int64_t),
-               void* argument) {
-                const auto limit = static_cast<std::int64_t>(reinterpret_cast<std::intptr_t>(context));
-                const int team = static_cast<int>(tasks < limit ? tasks : limit);
-                if (tasks <= limit) {
+    return {
+        threads, reinterpret_cast<void*>(static_cast<std::intptr_t>(threads)),
+        [](void* context, std::int64_t tasks, void (*body)(void*, std::int64_t), void* argument) {
+            const auto limit = static_cast<std::int64_t>(reinterpret_cast<std::intptr_t>(context));
+            const int team = static_cast<int>(tasks < limit ? tasks : limit);
+            if (tasks <= limit) {
 #pragma omp parallel for num_threads(team) schedule(static, 1)
-                    for (std::int64_t task = 0; task < tasks; ++task) body(argument, task);
-                } else {
+                for (std::int64_t task = 0; task < tasks; ++task) body(argument, task);
+            } else {
 #pragma omp parallel for num_threads(team) schedule(dynamic, 1)
-                    for (std::int64_t task = 0; task < tasks; ++task) body(argument, task);
-                }
-            }};
+                for (std::int64_t task = 0; task < tasks; ++task) body(argument, task);
+            }
+        }};
 }
 
 const char* openmp_version() {

@@ -87,8 +87,8 @@ Plan reduction_plan(const View& view, std::int64_t element_bytes) {
     } else {
         const std::int64_t rows = divide_up(columns_chunk_elements, view.stat * view.inner);
         cut_stat(plan, columns_tile_lanes / view.inner / 32 * 32);
-        cut_outer(plan, std::max(divide_up(rows, columns_block) * columns_block,
-                                 columns_chunk_rows));
+        cut_outer(plan,
+                  std::max(divide_up(rows, columns_block) * columns_block, columns_chunk_rows));
     }
     return plan;
 }
@@ -114,6 +114,8 @@ bool cooperative(const Plan& plan, std::int64_t bytes_per_value, int threads) {
     return !balanced || unit_bytes > caches().l2;
 }
 
-bool should_stream(std::int64_t bytes) { return bytes > std::min<std::int64_t>(caches().l3, 1 << 24); }
+bool should_stream(std::int64_t bytes) {
+    return bytes > std::min<std::int64_t>(caches().l3, 1 << 24);
+}
 
 }  // namespace fastnorm

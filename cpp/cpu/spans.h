@@ -16,7 +16,7 @@ struct Forward {
     using V = Vec<A>;
 
     const T* x;
-    const T* residual;  // or null
+    const T* residual;    // or null
     unsigned char* mask;  // or null
     ActParams<A> params;
 
@@ -55,7 +55,7 @@ struct Backward {
 
     const T* dy;
     const T* x;
-    const T* residual;         // or null
+    const T* residual;          // or null
     const unsigned char* mask;  // or null
     ActParams<A> params;
 

@@ -53,7 +53,7 @@ typedef struct fastnorm_activation {
 /* A tensor in the caller's memory; strides in bytes. Functions take pointers to tensors; a null
  * pointer means "not given". Inputs are never written. */
 typedef struct fastnorm_tensor {
-    void *data;
+    void* data;
     fastnorm_dtype dtype;
     int ndim;
     int64_t shape[FASTNORM_MAX_DIMS];
@@ -61,8 +61,8 @@ typedef struct fastnorm_tensor {
 } fastnorm_tensor;
 
 /* A dense tensor in C order over data. ndim must be 1 to FASTNORM_MAX_DIMS. */
-fastnorm_tensor fastnorm_dense(const void *data, fastnorm_dtype dtype, int ndim,
-                               const int64_t *shape);
+fastnorm_tensor fastnorm_dense(const void* data, fastnorm_dtype dtype, int ndim,
+                               const int64_t* shape);
 
 /* The fields of BatchNormOptions, BatchNormTrainOptions and BatchNormBackwardOptions; fill it with
  * fastnorm_batch_norm_defaults() first. */
@@ -70,50 +70,50 @@ typedef struct fastnorm_batch_norm_options {
     double eps;
     int channel_axis;
     fastnorm_activation activation;
-    const fastnorm_tensor *residual;
-    const fastnorm_tensor *running_mean; /* training: updated in place */
-    const fastnorm_tensor *running_var;  /* training: updated in place */
+    const fastnorm_tensor* residual;
+    const fastnorm_tensor* running_mean; /* training: updated in place */
+    const fastnorm_tensor* running_var;  /* training: updated in place */
     double momentum;                     /* training: the weight of the new batch */
     int unbiased;                        /* training */
     int training;                        /* backward: 0 if mean and rstd are constants */
-    const fastnorm_tensor *mask;         /* training: written; backward: read */
+    const fastnorm_tensor* mask;         /* training: written; backward: read */
 } fastnorm_batch_norm_options;
 
 fastnorm_batch_norm_options fastnorm_batch_norm_defaults(void);
 
 /* out = activation((x - mean) / sqrt(var + eps) * weight + bias + residual). weight and bias may be
  * null, and so may options (the defaults). */
-fastnorm_status fastnorm_batch_norm(const fastnorm_tensor *x, const fastnorm_tensor *mean,
-                                    const fastnorm_tensor *var, const fastnorm_tensor *weight,
-                                    const fastnorm_tensor *bias, const fastnorm_tensor *out,
-                                    const fastnorm_batch_norm_options *options);
+fastnorm_status fastnorm_batch_norm(const fastnorm_tensor* x, const fastnorm_tensor* mean,
+                                    const fastnorm_tensor* var, const fastnorm_tensor* weight,
+                                    const fastnorm_tensor* bias, const fastnorm_tensor* out,
+                                    const fastnorm_batch_norm_options* options);
 
 /* The same with the batch's own statistics, which mean and rstd receive unless they are null. */
-fastnorm_status fastnorm_batch_norm_train(const fastnorm_tensor *x, const fastnorm_tensor *weight,
-                                          const fastnorm_tensor *bias, const fastnorm_tensor *out,
-                                          const fastnorm_tensor *mean, const fastnorm_tensor *rstd,
-                                          const fastnorm_batch_norm_options *options);
+fastnorm_status fastnorm_batch_norm_train(const fastnorm_tensor* x, const fastnorm_tensor* weight,
+                                          const fastnorm_tensor* bias, const fastnorm_tensor* out,
+                                          const fastnorm_tensor* mean, const fastnorm_tensor* rstd,
+                                          const fastnorm_batch_norm_options* options);
 
 /* dx, dweight, dbias and dresidual are written; all but dx may be null. */
 fastnorm_status fastnorm_batch_norm_backward(
-    const fastnorm_tensor *dy, const fastnorm_tensor *x, const fastnorm_tensor *mean,
-    const fastnorm_tensor *rstd, const fastnorm_tensor *weight, const fastnorm_tensor *bias,
-    const fastnorm_tensor *dx, const fastnorm_tensor *dweight, const fastnorm_tensor *dbias,
-    const fastnorm_tensor *dresidual, const fastnorm_batch_norm_options *options);
+    const fastnorm_tensor* dy, const fastnorm_tensor* x, const fastnorm_tensor* mean,
+    const fastnorm_tensor* rstd, const fastnorm_tensor* weight, const fastnorm_tensor* bias,
+    const fastnorm_tensor* dx, const fastnorm_tensor* dweight, const fastnorm_tensor* dbias,
+    const fastnorm_tensor* dresidual, const fastnorm_batch_norm_options* options);
 
 /* The shape of the uint8 mask of x. */
-fastnorm_status fastnorm_batch_norm_mask_shape(const fastnorm_tensor *x, int channel_axis,
-                                               int64_t *rows, int64_t *bytes);
+fastnorm_status fastnorm_batch_norm_mask_shape(const fastnorm_tensor* x, int channel_axis,
+                                               int64_t* rows, int64_t* bytes);
 
 /* What was wrong with the last call of this thread that did not return FASTNORM_OK. Valid until the
  * next such call. */
-const char *fastnorm_last_error(void);
+const char* fastnorm_last_error(void);
 
-const char *fastnorm_version(void);
+const char* fastnorm_version(void);
 fastnorm_status fastnorm_set_num_threads(int threads);
 int fastnorm_get_num_threads(void);
 /* The instruction set in use, or null (and an error) if FASTNORM_ISA names none. */
-const char *fastnorm_isa(void);
+const char* fastnorm_isa(void);
 
 #ifdef __cplusplus
 }
