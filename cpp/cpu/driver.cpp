@@ -242,7 +242,8 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
     KernelArgs args = problem.args;
     const View& view = args.view;
     const std::int64_t size = size_of(problem.dtype);
-    const Plan plan = reduction_plan(view, size);
+    const ParallelFor parallel_for = threads_for(execution, view);
+    const Plan plan = reduction_plan(view, size, parallel_for.threads);
     const Scratch scratch(execution, problem, plan, plan.chunks(), forward_coefficients);
     scratch.attach(args);
     args.stream = should_stream(2 * view.elements() * size);
@@ -290,8 +291,8 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
         }
     };
     const Kernels kernels(execution.kernels, problem);
-    reduce_finish_map(threads_for(execution, view), args, plan, scratch, size, kernels.moments,
-                      kernels.normalize, finish);
+    reduce_finish_map(parallel_for, args, plan, scratch, size, kernels.moments, kernels.normalize,
+                      finish);
 }
 
 void normalize_backward(const Execution& execution, const Problem& problem, const Vector& mean,
@@ -300,13 +301,13 @@ void normalize_backward(const Execution& execution, const Problem& problem, cons
     KernelArgs args = problem.args;
     const View& view = args.view;
     const std::int64_t size = size_of(problem.dtype);
-    const Plan plan = reduction_plan(view, size);
+    const ParallelFor parallel_for = threads_for(execution, view);
+    const Plan plan = reduction_plan(view, size, parallel_for.threads);
     const Scratch scratch(execution, problem, plan, plan.chunks(), backward_coefficients);
     scratch.attach(args);
     args.frozen = frozen;
     args.stream = should_stream(3 * view.elements() * size);
     const double count = static_cast<double>(view.reduced());
-    const ParallelFor parallel_for = threads_for(execution, view);
 
     for_stats(parallel_for, view.stats(), [&](std::int64_t from, std::int64_t to) {
         with_accumulator(problem, [&](auto selects) {

@@ -15,6 +15,8 @@ constexpr std::int64_t rows_chunk = 4 * rows_block;
 // partial results a lane.
 constexpr std::int64_t columns_chunk_elements = 65536;
 constexpr std::int64_t columns_chunk_rows = 4 * columns_block;
+// A tile's statistics come in this many: whole bytes of a mask, whole packs.
+constexpr std::int64_t columns_stats = 32;
 // Elements of a tile of a map that stands alone.
 constexpr std::int64_t map_tile = 32768;
 // Contiguous bytes that a group of neighbouring small rows should reach.
@@ -49,6 +51,13 @@ std::int64_t rows_group(std::int64_t row_bytes) {
     return std::min(divide_up(group, whole_lines) * whole_lines, rows_tile_stats);
 }
 
+// Fewer statistics a tile, down to least, where there would not be a tile for every thread.
+void share_stats(Plan& plan, std::int64_t least, int threads) {
+    while (plan.tiles() < threads && plan.tile_stats > least) {
+        cut_stat(plan, std::max(divide_up(plan.tile_stats / least, 2) * least, least));
+    }
+}
+
 }  // namespace
 
 Tile Plan::tile(std::int64_t unit, std::int64_t chunk) const {
@@ -76,7 +85,7 @@ double Plan::chunk_count(std::int64_t chunk) const {
     return static_cast<double>((t.outer1 - t.outer0) * (t.inner1 - t.inner0));
 }
 
-Plan reduction_plan(const View& view, std::int64_t element_bytes) {
+Plan reduction_plan(const View& view, std::int64_t element_bytes, int threads) {
     Plan plan;
     plan.view = view;
     plan.chunk_inner = view.inner;
@@ -84,11 +93,13 @@ Plan reduction_plan(const View& view, std::int64_t element_bytes) {
         cut_stat(plan, rows_group(view.inner * element_bytes));
         cut_inner(plan, rows_chunk);
         cut_outer(plan, rows_chunk / plan.chunk_inner);
+        share_stats(plan, 1, threads);
     } else {
         const std::int64_t rows = divide_up(columns_chunk_elements, view.stat * view.inner);
-        cut_stat(plan, columns_tile_lanes / view.inner / 32 * 32);
+        cut_stat(plan, columns_tile_lanes / view.inner / columns_stats * columns_stats);
         cut_outer(plan,
                   std::max(divide_up(rows, columns_block) * columns_block, columns_chunk_rows));
+        share_stats(plan, columns_stats, threads);
     }
     return plan;
 }

@@ -26,8 +26,9 @@ struct Plan {
     double chunk_count(std::int64_t chunk) const;  // values per statistic
 };
 
-// For reductions, and the maps that follow them over the same tiles.
-Plan reduction_plan(const View& view, std::int64_t element_bytes);
+// For reductions, and the maps that follow them over the same tiles. The number of threads decides
+// how many statistics share a tile, not the chunks.
+Plan reduction_plan(const View& view, std::int64_t element_bytes, int threads);
 
 // For maps alone: tiles of a good size for one thread, contiguous wherever the tensor is.
 Plan map_plan(const View& view);
