@@ -26,7 +26,7 @@ RELEASE_DEFINES := FASTNORM_BUILD_TESTS=ON;FASTNORM_TEST_ISAS=ON
 # One instruction set beside the baseline: instrumented code is slow to compile.
 ASAN_DEFINES := FASTNORM_BUILD_TESTS=ON;FASTNORM_SANITIZE=address,undefined;FASTNORM_ISA_LIST=avx2
 
-.PHONY: help demo test test-cpp test-asan lint format clean
+.PHONY: help demo test bench test-cpp test-asan lint format clean
 .DELETE_ON_ERROR:
 
 help: ## list the tasks
@@ -38,6 +38,9 @@ demo: $(VENV)/.demo ## train a network on handwritten digits, with and without b
 test: $(VENV)/.test ## all tests: C++ and C, then Python
 	$(BIN)/ctest --test-dir $(RELEASE) --output-on-failure
 	FASTNORM_BUILD_DIR=$(CURDIR)/$(RELEASE) $(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/.bench ## time batch norm against PyTorch (about a gigabyte to install, or more)
+	$(BIN)/python bench/against_torch.py $(ARGS)
 
 test-cpp: $(VENV)/.tools ## the C++ and C tests of a build without Python
 	$(BIN)/cmake --preset release -G Ninja
@@ -88,8 +91,9 @@ $(VENV)/.tools:
 
 $(VENV)/.demo: EXTRAS := demo
 $(VENV)/.test: EXTRAS := test
+$(VENV)/.bench: EXTRAS := bench
 $(VENV)/.lint: EXTRAS := demo,test,lint
-$(VENV)/.demo $(VENV)/.test $(VENV)/.lint: $(VENV)/.tools $(SOURCES)
+$(VENV)/.demo $(VENV)/.test $(VENV)/.bench $(VENV)/.lint: $(VENV)/.tools $(SOURCES)
 	$(call pip_install,$(RELEASE),$(RELEASE_DEFINES),".[$(EXTRAS)]")
 	@touch $@
 
