@@ -12,24 +12,9 @@ import pytest
 import fastnorm as fn
 from cases import DTYPES, to_dtype
 from fastnorm import reference
+from layer_cases import NAMES, batch, trained
 
 Array = npt.NDArray[Any]
-
-NAMES = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
-
-
-def batch(seed: int = 0, shape: tuple[int, ...] = (6, 3, 5), dtype: str = "float32") -> Array:
-    rng = np.random.default_rng(seed)
-    return (2.0 * rng.standard_normal(shape) + 1.0).astype(to_dtype(dtype))
-
-
-def trained(**options: Any) -> fn.BatchNorm:
-    bn = fn.BatchNorm(3, **options)
-    if bn.weight is not None and bn.bias is not None:
-        bn.weight[...] = [0.5, -1.0, 2.0]
-        bn.bias[...] = [0.1, 0.2, 0.3]
-    bn(batch(100))
-    return bn
 
 
 def test_initial_state() -> None:

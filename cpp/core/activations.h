@@ -32,9 +32,10 @@ struct ActivationParameter {
 // Act<kind> holds
 //   name, parameters (how many of alpha and beta are used), alpha, beta;
 //   expected(alpha, beta): what parameters there may be, or null if these are fine;
-//   value(z, p), slope(z, p);
-//   piecewise: the slope takes two values only, so that one bit an element is enough for backward:
-//   is_unit(z, p), where it is 1, and slope_else(p), what it is elsewhere.
+//   value(z, p);
+//   piecewise: whether the slope takes two values only, so that one bit an element is enough for
+//   backward: then is_unit(z, p), where it is 1, and slope_else(p), what it is elsewhere;
+//   otherwise slope(z, p).
 template <ActivationKind kind>
 struct Act;
 
@@ -78,10 +79,6 @@ struct Act<ActivationKind::relu> : PiecewiseAct {
     static FASTNORM_FN Scalar slope_else(ActParams<Scalar>) {
         return Scalar(0);
     }
-    template <class V>
-    static FASTNORM_FN V slope(V z, ActParams<scalar_t<V>> p) {
-        return select(is_unit(z, p), V(1), V(slope_else(p)));
-    }
 };
 
 template <>
@@ -105,10 +102,6 @@ struct Act<ActivationKind::leaky_relu> : PiecewiseAct {
     static FASTNORM_FN Scalar slope_else(ActParams<Scalar> p) {
         return p.alpha;
     }
-    template <class V>
-    static FASTNORM_FN V slope(V z, ActParams<scalar_t<V>> p) {
-        return select(is_unit(z, p), V(1), V(slope_else(p)));
-    }
 };
 
 template <>
@@ -131,10 +124,6 @@ struct Act<ActivationKind::clip> : PiecewiseAct {
     template <class Scalar>
     static FASTNORM_FN Scalar slope_else(ActParams<Scalar>) {
         return Scalar(0);
-    }
-    template <class V>
-    static FASTNORM_FN V slope(V z, ActParams<scalar_t<V>> p) {
-        return select(is_unit(z, p), V(1), V(slope_else(p)));
     }
 };
 
