@@ -189,6 +189,61 @@ def test_extreme_magnitudes(
     check_unit_variance(x.astype(to_dtype(dtype)), axis)
 
 
+# Powers of ten of sigma (its square is a variance, and so within float64) and of the weight.
+@pytest.mark.parametrize(
+    ("dtype", "sigmas", "weights"),
+    [
+        ("float32", (-30, -20, -10, 0, 10, 20, 30), (-30, -20, -10, 0, 10, 20, 30)),
+        ("float64", (-140, 0, 140), (-300, -150, 0, 150, 300)),
+    ],
+)
+@EVERY_LAYOUT
+def test_extreme_data_times_extreme_weight(
+    shape: tuple[int, ...],
+    axis: int,
+    dtype: str,
+    sigmas: tuple[int, ...],
+    weights: tuple[int, ...],
+) -> None:
+    """Neither rstd * weight nor a sum may leave the range that the results themselves keep to."""
+    rng = np.random.default_rng(13)
+    noise, dy = (rng.standard_normal(shape).astype(dtype) for _ in range(2))
+    channels = shape[axis]
+    u = 64.0 * tol.unit_roundoff(dtype)
+    tiny = float(np.finfo(dtype).smallest_subnormal)
+
+    for sigma in sigmas:
+        x = noise * np.asarray(10.0**sigma, dtype)
+        unit = x.astype(np.float64) / 10.0**sigma  # where the reference stays in range
+        fwd = fn.batch_norm_train(x, eps=0.0, channel_axis=axis)
+        expected = reference.batch_norm_train(unit, eps=0.0, channel_axis=axis)
+        exact = reference.batch_norm_backward(
+            dy, unit, expected.mean, expected.rstd, channel_axis=axis
+        )
+        for power in weights:
+            weight = np.full(channels, 10.0**power, dtype)
+            trained = fn.batch_norm_train(x, weight, eps=0.0, channel_axis=axis)
+            var = fwd.rstd**-2.0
+            given = fn.batch_norm(x, fwd.mean, var, weight, eps=0.0, channel_axis=axis)
+            for y in (trained.y, given):
+                close = np.abs(y / 10.0**power - expected.y) <= u * (1.0 + np.abs(expected.y))
+                assert close.all()
+
+            grads = fn.batch_norm_backward(dy, x, fwd.mean, fwd.rstd, weight, channel_axis=axis)
+            sum_limit = u * x.size / channels
+            tol.assert_close(grads.dweight, exact.dweight, np.asarray(sum_limit), "dweight")
+            with np.errstate(over="ignore"):
+                half = 10.0 ** ((power - sigma) / 2)
+                dx = (exact.dx * half * half).astype(dtype).astype(np.float64)
+                limit = u * (1.0 + np.abs(exact.dx)) * half * half + tiny
+            overflows = np.isinf(dx) & (grads.dx == dx)
+            at_the_edge = np.abs(dx) > 0.999 * float(np.finfo(dtype).max)
+            with np.errstate(invalid="ignore"):
+                close = np.abs(grads.dx - dx) <= limit
+            assert (close | overflows | at_the_edge).all()
+            assert not np.isnan(grads.dx).any()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["sorted", "trend", "outlier_first", "outlier_last", "two_levels"])
 @EVERY_LAYOUT
@@ -274,6 +329,18 @@ def test_denormals_are_kept(shape: tuple[int, ...], axis: int, dtype: str) -> No
     step = x.astype(np.float64).max() / 127
     limit = 2.0 * step + tol.rounding(expected.y, element)
     tol.assert_close(trained.y, expected.y, limit, "y")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_stored_statistics_are_rounded_once(dtype: str) -> None:
+    """1 + half a step + little: through float32 it would become a tie, and 1."""
+    step = 2.0 * tol.unit_roundoff(to_dtype(dtype))
+    for little, expected in [(2.0**-40, 1.0 + step), (0.0, 1.0), (-(2.0**-40), 1.0)]:
+        value = 1.0 + step / 2.0 + little
+        x = np.array([[value - 1.0], [value + 1.0]])
+        running_mean = np.zeros(1, to_dtype(dtype))
+        fn.batch_norm_train(x, running_mean=running_mean, momentum=1.0)
+        assert float(running_mean[0]) == expected
 
 
 def test_very_large_eps_and_none() -> None:

@@ -78,6 +78,20 @@ FASTNORM_FN void from_float(float x, Half& to) {
     to.bits = static_cast<std::uint16_t>(bits | sign);
 }
 
+// A double to a narrower type by way of float, whose last bit remembers what was cut off, so that
+// the two roundings are as one.
+FASTNORM_FN float round_to_odd(double x) {
+    const float nearest = static_cast<float>(x);
+    const double back = static_cast<double>(nearest);
+    const std::uint32_t bits = bit_copy<std::uint32_t>(nearest);
+    if (back == x || x != x || (bits & 1u) != 0) return nearest;
+    const bool below = (back < 0 ? -back : back) < (x < 0 ? -x : x);
+    return bit_copy<float>(below ? bits + 1u : bits - 1u);
+}
+FASTNORM_FN void from_float(double x, float& to) { to = static_cast<float>(x); }
+FASTNORM_FN void from_float(double x, Half& to) { from_float(round_to_odd(x), to); }
+FASTNORM_FN void from_float(double x, BFloat16& to) { from_float(round_to_odd(x), to); }
+
 inline std::int64_t size_of(DType dtype) {
     switch (dtype) {
         case DType::float32: return 4;

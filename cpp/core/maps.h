@@ -15,12 +15,14 @@ struct NormalizeMap {
     FASTNORM_FN V affine(V centred) const { return fma(centred, scale, bias); }
 };
 
-// dx = a * g + b * centred(x) + c.
+// dx = (a * g + b * centred(x) + c) * scale. What the members are: stats.h, GradientCoefficients.
 template <class V>
 struct GradientMap {
-    V a, b, c;
+    V a, b, c, scale;
 
-    FASTNORM_FN V operator()(V g, V centred) const { return fma(a, g, fma(b, centred, c)); }
+    FASTNORM_FN V operator()(V g, V centred) const { return fma(a, g, fma(b, centred, c)) * scale; }
+    // The same where mean and rstd are constants.
+    FASTNORM_FN V of_frozen(V g) const { return a * g * scale; }
 };
 
 }  // namespace fastnorm

@@ -2,6 +2,9 @@
 // coefficients of the maps. All of it in double, a few operations per statistic.
 #pragma once
 
+#include <cstdint>
+
+#include "core/dtypes.h"
 #include "core/portable.h"
 
 namespace fastnorm {
@@ -49,54 +52,69 @@ FASTNORM_FN double running_update(double running, double batch, double momentum)
     return (1.0 - momentum) * running + momentum * batch;
 }
 
+// Powers of two by which the maps keep intermediate numbers in range, however small or large the
+// data and the weight are: multiplying by them rounds nothing.
+//
+// floor(log2(|x|)); 0 where that says nothing: for 0, subnormals, infinity and NaN.
+FASTNORM_FN int exponent_of(double x) {
+    const int biased = static_cast<int>((bit_copy<std::uint64_t>(x) >> 52) & 0x7ff);
+    return biased == 0 || biased == 0x7ff ? 0 : biased - 1023;
+}
+
+// 2^exponent, as far as A has it.
+template <class A>
+FASTNORM_FN double power_of_two(int exponent) {
+    constexpr int most = sizeof(A) == sizeof(double) ? 1022 : 126;
+    const int within = exponent < -most ? -most : exponent > most ? most : exponent;
+    return bit_copy<double>(static_cast<std::uint64_t>(within + 1023) << 52);
+}
+
+// About sqrt(rstd * |weight|). Half of the way from x to y: what overflows or vanishes there does
+// so in y too.
+template <class A>
+FASTNORM_FN double halfway_scale(double rstd, double weight) {
+    return power_of_two<A>((exponent_of(rstd) + exponent_of(weight)) / 2);
+}
+
+// About rstd: x - mean becomes of the order of 1, and so a sum of g * (x - mean) that of dweight.
+template <class A>
+FASTNORM_FN double unit_scale(double rstd) {
+    return power_of_two<A>(exponent_of(rstd));
+}
+
 // What the maps need of one statistic, in the type that the elements are computed in.
 //   centred = (x * prescale - mean_hi) - mean_lo,   z = centred * scale + bias
 // mean_hi + mean_lo is the mean (times prescale) beyond the type's own precision: y is right to a
-// few units of its own scale however large mean/sigma is. prescale is a power of two, and 1 unless
-// the data's scale is near the ends of float's range.
+// few units of its own scale however large mean/sigma is. prescale is a power of two.
 template <class A>
 struct Normalization {
     A prescale, mean_hi, mean_lo, scale, bias;
 };
 
-// To float; a finite x beyond float's range becomes its largest number, not infinity.
-FASTNORM_FN float bounded(double x) {
-    constexpr double largest = 0x1.fffffep+127;
-    constexpr double largest_double = 0x1.fffffffffffffp+1023;
-    if (x > largest && x <= largest_double) return static_cast<float>(largest);
-    if (x < -largest && x >= -largest_double) return static_cast<float>(-largest);
-    return static_cast<float>(x);
-}
-
 template <class A>
-FASTNORM_FN Normalization<A> normalization(double mean, double rstd, double weight, double bias) {
-    if constexpr (sizeof(A) == sizeof(double)) {
-        return {1.0, mean, 0.0, rstd * weight, bias};
-    } else {
-        double prescale = 1.0;
-        if (rstd < 0x1p-60) prescale = 0x1p-64;
-        if (rstd > 0x1p60 && magnitude(mean) < 0x1p30) prescale = 0x1p64;
-        const double scaled = mean * prescale;
-        const A hi = static_cast<A>(scaled);
-        // Where hi is infinite or NaN so is the result; the rest must not add a NaN of its own.
-        const double rest = scaled - static_cast<double>(hi);
-        const A lo = magnitude(rest) < 0x1p127 ? static_cast<A>(rest) : A(0);
-        return {static_cast<A>(prescale), hi, lo, bounded(rstd * weight / prescale),
-                static_cast<A>(bias)};
-    }
+FASTNORM_FN Normalization<A> normalization(double mean, double rstd, double weight, double bias,
+                                           double prescale) {
+    const double scaled = mean * prescale;
+    const A hi = static_cast<A>(scaled);
+    // Where hi is infinite or NaN so is the result; the rest must not add a NaN of its own.
+    const double rest = scaled - static_cast<double>(hi);
+    const A lo = rest - rest == 0 ? static_cast<A>(rest) : A(0);
+    return {static_cast<A>(prescale), hi, lo, static_cast<A>(rstd / prescale * weight),
+            static_cast<A>(bias)};
 }
 
-// dx = a * g + b * centred(x) + c, from the sums of g and of g * (x - mean) over count values:
-//   dx = weight * rstd * (g - sum_g / count - (x - mean) * rstd^2 * sum_gx / count)
+// dx = (a * g + b * centred + c) * scale, from the sums of g and of g * centred over count values:
+//   dx = weight * rstd * (g - sum_g / count - (x - mean) * rstd^2 * sum(g * (x - mean)) / count)
 struct GradientCoefficients {
-    double a, b, c;
+    double a, b, c, scale;
 };
 
 FASTNORM_FN GradientCoefficients gradient_coefficients(double rstd, double weight, double count,
-                                                       double sum_g, double sum_gx,
-                                                       double prescale) {
-    const double a = weight * rstd;
-    return {a, -a * (rstd * rstd) * (sum_gx / count) / prescale, -a * (sum_g / count)};
+                                                       double sum_g, double sum_centred,
+                                                       double prescale, double scale) {
+    const double a = rstd / scale * weight;
+    const double unit = rstd / prescale;
+    return {a, -a * (unit * unit) * (sum_centred / count), -a * (sum_g / count), scale};
 }
 
 }  // namespace fastnorm

@@ -29,6 +29,9 @@ struct View {
     std::int64_t elements() const { return batch * outer * stat * inner; }
     std::int64_t reduced() const { return outer * inner; }  // values per statistic
     std::int64_t stats() const { return batch * stat; }
+    // A statistic's weight and bias: the same ones for every batch index.
+    std::int64_t parameters() const { return stat; }
+    std::int64_t parameter(std::int64_t statistic) const { return statistic % stat; }
     // What is contiguous in every operand, and so one row of the mask.
     std::int64_t run() const { return traversal == Traversal::rows ? inner : stat * inner; }
     std::int64_t runs() const { return elements() / (run() > 0 ? run() : 1); }

@@ -66,7 +66,7 @@ struct Columns {
             const std::int64_t run = tile.batch * args.view.outer + o;
             for_segments(at, [&](std::int64_t i, std::int64_t count) {
                 const Forward<T, kind> forward{x + i, residual == nullptr ? nullptr : residual + i,
-                                               mask_at(args, run, i), params(args)};
+                                               mask_at(args, run, i), activation_params<A>(args)};
                 forward.write(sink.open(y + i), count, maps_from(args, at, i));
                 sink.close(count);
             });
@@ -117,26 +117,13 @@ struct Columns {
             T* dx = row_of(args, args.dx, tile, o);
             T* dresidual = row_of(args, args.dresidual, tile, o);
             for_segments(at, [&](std::int64_t i, std::int64_t count) {
-                T* const dx_to = dx_sink.open(dx + i);
-                T* const dresidual_to =
-                    dresidual == nullptr ? nullptr : dresidual_sink.open(dresidual + i);
-                const A* a = lane_coefficient(args, at, grad_a) + i;
-                const A* b = lane_coefficient(args, at, grad_b) + i;
-                const A* c = lane_coefficient(args, at, grad_c) + i;
                 backward_at(args, tile, o, i)
-                    .each(count, maps_from(args, at, i),
-                          [&](std::int64_t j, auto v, auto valid, const Gradient<V>& of) {
-                              const GradientMap<V> map{load<A>(a + j, v, valid),
-                                                       load<A>(b + j, v, valid),
-                                                       load<A>(c + j, v, valid)};
-                              store<A>(dx_to + j, v,
-                                       args.frozen ? map.a * of.g : map(of.g, of.centred), valid);
-                              if (dresidual_to != nullptr) {
-                                  store<A>(dresidual_to + j, v, of.g, valid);
-                              }
-                          });
+                    .write(dx_sink.open(dx + i),
+                           dresidual == nullptr ? nullptr : dresidual_sink.open(dresidual + i),
+                           count, args.frozen, maps_from(args, at, i),
+                           gradient_maps_from(args, at, i));
                 dx_sink.close(count);
-                if (dresidual_to != nullptr) dresidual_sink.close(count);
+                if (dresidual != nullptr) dresidual_sink.close(count);
             });
         }
     }
@@ -151,31 +138,40 @@ struct Columns {
               batch_offset(tile.batch * args.view.stat * args.view.inner) {}
     };
 
-    static FASTNORM_FN ActParams<A> params(const KernelArgs& args) {
-        return {static_cast<A>(args.alpha), static_cast<A>(args.beta)};
-    }
-
     static FASTNORM_FN T* row_of(const KernelArgs& args, const Operand& operand, const Tile& tile,
                                  std::int64_t o) {
         return run_of<T>(args.view, operand, tile.batch, o, 0);
     }
 
-    static FASTNORM_FN const A* lane_coefficient(const KernelArgs& args, const Lanes& at,
-                                                 Coefficient which) {
-        return coefficient<A>(args, which) + at.batch_offset;
-    }
-
     // The coefficients of the lanes from element i of a row on.
     static FASTNORM_FN auto maps_from(const KernelArgs& args, const Lanes& at, std::int64_t i) {
-        const A* const p = lane_coefficient(args, at, prescale) + i;
-        const A* const hi = lane_coefficient(args, at, mean_hi) + i;
-        const A* const lo = lane_coefficient(args, at, mean_lo) + i;
-        const A* const s = lane_coefficient(args, at, scale) + i;
-        const A* const b = lane_coefficient(args, at, bias) + i;
+        const auto from = [&](Coefficient which) {
+            return coefficient<A>(args, which) + at.batch_offset + i;
+        };
+        const A* const p = from(Coefficient::prescale);
+        const A* const hi = from(Coefficient::mean_hi);
+        const A* const lo = from(Coefficient::mean_lo);
+        const A* const s = from(Coefficient::scale);
+        const A* const b = from(Coefficient::bias);
         return [=](std::int64_t j, int v, auto valid) {
             return NormalizeMap<V>{load<A>(p + j, v, valid), load<A>(hi + j, v, valid),
                                    load<A>(lo + j, v, valid), load<A>(s + j, v, valid),
                                    load<A>(b + j, v, valid)};
+        };
+    }
+
+    static FASTNORM_FN auto gradient_maps_from(const KernelArgs& args, const Lanes& at,
+                                               std::int64_t i) {
+        const auto from = [&](Coefficient which) {
+            return coefficient<A>(args, which) + at.batch_offset + i;
+        };
+        const A* const a = from(Coefficient::grad_a);
+        const A* const b = from(Coefficient::grad_b);
+        const A* const c = from(Coefficient::grad_c);
+        const A* const s = from(Coefficient::grad_scale);
+        return [=](std::int64_t j, int v, auto valid) {
+            return GradientMap<V>{load<A>(a + j, v, valid), load<A>(b + j, v, valid),
+                                  load<A>(c + j, v, valid), load<A>(s + j, v, valid)};
         };
     }
 
@@ -184,7 +180,8 @@ struct Columns {
         const T* residual = row_of(args, args.residual, tile, o);
         const std::int64_t run = tile.batch * args.view.outer + o;
         return {row_of(args, args.dy, tile, o) + i, row_of(args, args.x, tile, o) + i,
-                residual == nullptr ? nullptr : residual + i, mask_at(args, run, i), params(args)};
+                residual == nullptr ? nullptr : residual + i, mask_at(args, run, i),
+                activation_params<A>(args)};
     }
 
     // Calls f(outer0, outer1) for each block of rows of a tile.

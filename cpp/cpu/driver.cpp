@@ -19,8 +19,6 @@ constexpr std::int64_t stats_per_task = 64;
 // Below so many elements a thread costs more to wake than it saves.
 constexpr std::int64_t elements_for_threads = 32768;
 
-std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 ParallelFor threads_for(const Execution& execution, const View& view) {
     ParallelFor parallel_for = execution.parallel_for;
     if (view.elements() < elements_for_threads) parallel_for.threads = 1;
@@ -74,8 +72,8 @@ struct Scratch {
     template <class A>
     void set(const View& view, Coefficient which, std::int64_t stat, double value) const {
         const std::int64_t copies = view.traversal == Traversal::columns ? view.inner : 1;
-        A* const to =
-            reinterpret_cast<A*>(coefficients) + which * coefficients_stride + stat * copies;
+        A* const to = reinterpret_cast<A*>(coefficients) +
+                      static_cast<int>(which) * coefficients_stride + stat * copies;
         std::fill(to, to + copies, static_cast<A>(value));
     }
 };
@@ -91,15 +89,31 @@ void with_accumulator(const Problem& problem, F&& f) {
 }
 
 template <class A>
-Normalization<A> set_normalization(const Scratch& scratch, const View& view, std::int64_t stat,
-                                   double mean, double rstd, double weight, double bias_value) {
-    const Normalization<A> n = normalization<A>(mean, rstd, weight, bias_value);
-    scratch.set<A>(view, prescale, stat, n.prescale);
-    scratch.set<A>(view, mean_hi, stat, n.mean_hi);
-    scratch.set<A>(view, mean_lo, stat, n.mean_lo);
-    scratch.set<A>(view, scale, stat, n.scale);
-    scratch.set<A>(view, bias, stat, n.bias);
-    return n;
+void set(const Scratch& scratch, const View& view, std::int64_t stat, const Normalization<A>& n) {
+    scratch.set<A>(view, Coefficient::prescale, stat, n.prescale);
+    scratch.set<A>(view, Coefficient::mean_hi, stat, n.mean_hi);
+    scratch.set<A>(view, Coefficient::mean_lo, stat, n.mean_lo);
+    scratch.set<A>(view, Coefficient::scale, stat, n.scale);
+    scratch.set<A>(view, Coefficient::bias, stat, n.bias);
+}
+
+template <class A>
+void set(const Scratch& scratch, const View& view, std::int64_t stat,
+         const GradientCoefficients& g) {
+    scratch.set<A>(view, Coefficient::grad_a, stat, g.a);
+    scratch.set<A>(view, Coefficient::grad_b, stat, g.b);
+    scratch.set<A>(view, Coefficient::grad_c, stat, g.c);
+    scratch.set<A>(view, Coefficient::grad_scale, stat, g.scale);
+}
+
+template <class A>
+void set_forward(const Scratch& scratch, const Problem& problem, std::int64_t stat, double mean,
+                 double rstd) {
+    const View& view = problem.args.view;
+    const double weight = problem.weight.get(view.parameter(stat), 1.0);
+    const double bias = problem.bias.get(view.parameter(stat), 0.0);
+    set(scratch, view, stat,
+        normalization<A>(mean, rstd, weight, bias, halfway_scale<A>(rstd, weight)));
 }
 
 // Calls f(from, to) over [0, count) in pieces of at most stats_per_task.
@@ -190,8 +204,7 @@ double Vector::get(std::int64_t i) const {
 void Vector::set(std::int64_t i, double value) const {
     if (data == nullptr) return;
     with_dtype(dtype, [&](auto element) {
-        using Wide = accumulator_t<decltype(element)>;
-        from_float(static_cast<Wide>(value), element);
+        from_float(value, element);
         std::memcpy(data + i * stride, &element, sizeof(element));
     });
 }
@@ -226,9 +239,8 @@ void normalize(const Execution& execution, const Problem& problem, const Vector&
     for_stats(parallel_for, args.view.stats(), [&](std::int64_t from, std::int64_t to) {
         with_accumulator(problem, [&](auto selects) {
             for (std::int64_t s = from; s < to; ++s) {
-                set_normalization<decltype(selects)>(
-                    scratch, args.view, s, mean.get(s), 1.0 / std::sqrt(var.get(s) + eps),
-                    problem.weight.get(s, 1.0), problem.bias.get(s, 0.0));
+                const double rstd = 1.0 / std::sqrt(var.get(s) + eps);
+                set_forward<decltype(selects)>(scratch, problem, s, mean.get(s), rstd);
             }
         });
     });
@@ -278,9 +290,7 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
                     }
                     mean.set(s, m);
                     rstd.set(s, r);
-                    set_normalization<decltype(selects)>(scratch, view, s, m, r,
-                                                         problem.weight.get(s, 1.0),
-                                                         problem.bias.get(s, 0.0));
+                    set_forward<decltype(selects)>(scratch, problem, s, m, r);
                     const double var = merged[i].m2 / (running.unbiased ? count - 1.0 : count);
                     running.mean.set(s, running_update(running.mean.get(s, 0.0), merged[i].mean,
                                                        running.momentum));
@@ -302,25 +312,44 @@ void normalize_backward(const Execution& execution, const Problem& problem, cons
     const View& view = args.view;
     const std::int64_t size = size_of(problem.dtype);
     const ParallelFor parallel_for = threads_for(execution, view);
-    const Plan plan = reduction_plan(view, size, parallel_for.threads);
-    const Scratch scratch(execution, problem, plan, plan.chunks(), backward_coefficients);
+    const bool reduces = !frozen || dweight || dbias;
+    const Plan plan = reduces ? reduction_plan(view, size, parallel_for.threads) : map_plan(view);
+    const Scratch scratch(execution, problem, plan, reduces ? plan.chunks() : 0,
+                          backward_coefficients);
     scratch.attach(args);
     args.frozen = frozen;
     args.stream = should_stream(3 * view.elements() * size);
     const double count = static_cast<double>(view.reduced());
 
+    const auto set_gradient = [&](auto selects, std::int64_t s, double sum_g, double sum_centred) {
+        using A = decltype(selects);
+        const double r = rstd.get(s);
+        const double weight = problem.weight.get(view.parameter(s), 1.0);
+        set<A>(scratch, view, s,
+               gradient_coefficients(r, weight, count, sum_g, sum_centred, unit_scale<A>(r),
+                                     halfway_scale<A>(r, weight)));
+    };
     for_stats(parallel_for, view.stats(), [&](std::int64_t from, std::int64_t to) {
         with_accumulator(problem, [&](auto selects) {
+            using A = decltype(selects);
             for (std::int64_t s = from; s < to; ++s) {
-                set_normalization<decltype(selects)>(scratch, view, s, mean.get(s), rstd.get(s),
-                                                     problem.weight.get(s, 1.0),
-                                                     problem.bias.get(s, 0.0));
+                const double r = rstd.get(s);
+                const double weight = problem.weight.get(view.parameter(s), 1.0);
+                const double bias = problem.bias.get(view.parameter(s), 0.0);
+                set(scratch, view, s,
+                    normalization<A>(mean.get(s), r, weight, bias, unit_scale<A>(r)));
+                if (!reduces) set_gradient(selects, s, 0.0, 0.0);
             }
         });
     });
+    const Kernels kernels(execution.kernels, problem);
+    if (!reduces) {
+        map_only(execution, args, plan, kernels.gradient);
+        return;
+    }
+    // Leaves the statistic's shares of dbias and dweight where its first partial sums were.
     const auto finish = [&](std::int64_t from, std::int64_t to) {
         with_accumulator(problem, [&](auto selects) {
-            using A = decltype(selects);
             for (std::int64_t s = from; s < to; ++s) {
                 double sum_g = 0;
                 double sum_centred = 0;
@@ -328,24 +357,28 @@ void normalize_backward(const Execution& execution, const Problem& problem, cons
                     sum_g += scratch.first[c * view.stats() + s];
                     sum_centred += scratch.second[c * view.stats() + s];
                 }
+                set_gradient(selects, s, sum_g, sum_centred);
                 const double r = rstd.get(s);
-                const double weight = problem.weight.get(s, 1.0);
-                const double prescaled = normalization<A>(mean.get(s), r, weight, 0.0).prescale;
-                const double sum_gx = sum_centred / prescaled;
-                dweight.set(s, sum_gx * r);
-                dbias.set(s, sum_g);
-                const GradientCoefficients g =
-                    gradient_coefficients(r, weight, count, sum_g, sum_gx, prescaled);
-                scratch.set<A>(view, grad_a, s, g.a);
-                scratch.set<A>(view, grad_b, s, g.b);
-                scratch.set<A>(view, grad_c, s, g.c);
+                scratch.first[s] = sum_g;
+                scratch.second[s] = sum_centred * (r / unit_scale<decltype(selects)>(r));
             }
         });
     };
     const std::int64_t operands = args.residual ? 3 : 2;
-    const Kernels kernels(execution.kernels, problem);
     reduce_finish_map(parallel_for, args, plan, scratch, operands * size, kernels.gradient_sums,
                       kernels.gradient, finish);
+    for_stats(parallel_for, view.parameters(), [&](std::int64_t from, std::int64_t to) {
+        for (std::int64_t p = from; p < to; ++p) {
+            double sum_g = 0;
+            double sum_gx = 0;
+            for (std::int64_t s = p; s < view.stats(); s += view.parameters()) {
+                sum_g += scratch.first[s];
+                sum_gx += scratch.second[s];
+            }
+            dbias.set(p, sum_g);
+            dweight.set(p, sum_gx);
+        }
+    });
 }
 
 }  // namespace fastnorm

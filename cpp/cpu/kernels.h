@@ -20,9 +20,19 @@ struct Tile {
 
 // The coefficients of the maps, one array each; under rows one element per (batch, stat), under
 // columns one per (batch, stat, inner). Their type is the view's accumulator type.
-enum Coefficient : int { prescale, mean_hi, mean_lo, scale, bias, grad_a, grad_b, grad_c };
+enum class Coefficient : int {
+    prescale,
+    mean_hi,
+    mean_lo,
+    scale,
+    bias,
+    grad_a,
+    grad_b,
+    grad_c,
+    grad_scale,
+};
 inline constexpr int forward_coefficients = 5;
-inline constexpr int backward_coefficients = 8;
+inline constexpr int backward_coefficients = 9;
 
 // Everything that the kernels of one call read and write. What an op does not have is empty.
 struct KernelArgs {
@@ -34,7 +44,7 @@ struct KernelArgs {
     std::int64_t coefficients_stride = 0;  // elements from one coefficient's array to the next's
     double alpha = 0, beta = 0;            // the activation's parameters
     bool stream = false;                   // write past the cache
-    bool frozen = false;                   // mean and rstd are constants: dx = a * g
+    bool frozen = false;                   // mean and rstd are constants
 };
 
 // Reductions write a tile's two partial results of each statistic to first[] and second[], from

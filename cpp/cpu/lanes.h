@@ -126,8 +126,14 @@ FASTNORM_FN unsigned char* mask_at(const KernelArgs& args, std::int64_t run, std
 }
 
 template <class A>
+FASTNORM_FN ActParams<A> activation_params(const KernelArgs& args) {
+    return {static_cast<A>(args.alpha), static_cast<A>(args.beta)};
+}
+
+template <class A>
 FASTNORM_FN const A* coefficient(const KernelArgs& args, Coefficient which) {
-    return static_cast<const A*>(args.coefficients) + which * args.coefficients_stride;
+    return static_cast<const A*>(args.coefficients) +
+           static_cast<int>(which) * args.coefficients_stride;
 }
 
 // 0 for 0, for infinity and NaN something that is not finite.

@@ -23,8 +23,6 @@ constexpr std::int64_t map_tile = 32768;
 constexpr std::int64_t group_bytes = 6144;
 constexpr std::int64_t line_bytes = 64;
 
-std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 void cut_inner(Plan& plan, std::int64_t most) {
     const std::int64_t inner = plan.view.inner;
     const std::int64_t pieces = divide_up(inner, most);
@@ -112,7 +110,8 @@ Plan map_plan(const View& view) {
         cut_inner(plan, map_tile);
         cut_stat(plan, map_tile / plan.chunk_inner);
     } else {
-        cut_stat(plan, view.stat);
+        const std::int64_t most = map_tile / view.inner / columns_stats * columns_stats;
+        cut_stat(plan, view.stat < 2 * most ? view.stat : most);
     }
     cut_outer(plan, map_tile / (plan.tile_stats * plan.chunk_inner));
     return plan;

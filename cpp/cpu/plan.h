@@ -9,6 +9,8 @@
 
 namespace fastnorm {
 
+inline std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
 struct Plan {
     View view;
     std::int64_t tile_stats = 1, stat_tiles = 1;

@@ -85,7 +85,7 @@ struct Rows {
             T* y = run_of<T>(view, args.y, tile.batch, o, s);
             for_segments(tile.inner0, tile.inner1, [&](std::int64_t i, std::int64_t count) {
                 const Forward<T, kind> forward{x + i, residual == nullptr ? nullptr : residual + i,
-                                               mask_at(args, run, i), params(args)};
+                                               mask_at(args, run, i), activation_params<A>(args)};
                 forward.write(sink.open(y + i), count, [&](auto...) { return map; });
                 sink.close(count);
             });
@@ -146,29 +146,22 @@ struct Rows {
         for_rows(args, tile, [&](std::int64_t o, std::int64_t s, std::int64_t run) {
             const std::int64_t index = tile.batch * view.stat + s;
             const NormalizeMap<V> map = normalize_map(args, index);
-            const GradientMap<V> gradient_map{V(coefficient<A>(args, grad_a)[index]),
-                                              V(coefficient<A>(args, grad_b)[index]),
-                                              V(coefficient<A>(args, grad_c)[index])};
+            const GradientMap<V> gradient_map{
+                V(coefficient<A>(args, Coefficient::grad_a)[index]),
+                V(coefficient<A>(args, Coefficient::grad_b)[index]),
+                V(coefficient<A>(args, Coefficient::grad_c)[index]),
+                V(coefficient<A>(args, Coefficient::grad_scale)[index])};
             T* dx = run_of<T>(view, args.dx, tile.batch, o, s);
             T* dresidual = run_of<T>(view, args.dresidual, tile.batch, o, s);
             for_segments(tile.inner0, tile.inner1, [&](std::int64_t i, std::int64_t count) {
-                T* const dx_to = dx_sink.open(dx + i);
-                T* const dresidual_to =
-                    dresidual == nullptr ? nullptr : dresidual_sink.open(dresidual + i);
                 backward_at(args, tile, o, s, run, i)
-                    .each(
-                        count, [&](auto...) { return map; },
-                        [&](std::int64_t j, auto v, auto valid, const Gradient<V>& at) {
-                            store<A>(dx_to + j, v,
-                                     args.frozen ? gradient_map.a * at.g
-                                                 : gradient_map(at.g, at.centred),
-                                     valid);
-                            if (dresidual_to != nullptr) {
-                                store<A>(dresidual_to + j, v, at.g, valid);
-                            }
-                        });
+                    .write(
+                        dx_sink.open(dx + i),
+                        dresidual == nullptr ? nullptr : dresidual_sink.open(dresidual + i), count,
+                        args.frozen, [&](auto...) { return map; },
+                        [&](auto...) { return gradient_map; });
                 dx_sink.close(count);
-                if (dresidual_to != nullptr) dresidual_sink.close(count);
+                if (dresidual != nullptr) dresidual_sink.close(count);
             });
         });
     }
@@ -178,14 +171,12 @@ struct Rows {
         return reinterpret_cast<const T*>(reinterpret_cast<const char*>(p) + bytes);
     }
 
-    static FASTNORM_FN ActParams<A> params(const KernelArgs& args) {
-        return {static_cast<A>(args.alpha), static_cast<A>(args.beta)};
-    }
-
     static FASTNORM_FN NormalizeMap<V> normalize_map(const KernelArgs& args, std::int64_t index) {
-        return {V(coefficient<A>(args, prescale)[index]), V(coefficient<A>(args, mean_hi)[index]),
-                V(coefficient<A>(args, mean_lo)[index]), V(coefficient<A>(args, scale)[index]),
-                V(coefficient<A>(args, bias)[index])};
+        return {V(coefficient<A>(args, Coefficient::prescale)[index]),
+                V(coefficient<A>(args, Coefficient::mean_hi)[index]),
+                V(coefficient<A>(args, Coefficient::mean_lo)[index]),
+                V(coefficient<A>(args, Coefficient::scale)[index]),
+                V(coefficient<A>(args, Coefficient::bias)[index])};
     }
 
     static FASTNORM_FN Backward<T, kind> backward_at(const KernelArgs& args, const Tile& tile,
@@ -194,7 +185,8 @@ struct Rows {
         const T* residual = run_of<T>(args.view, args.residual, tile.batch, o, s);
         return {run_of<T>(args.view, args.dy, tile.batch, o, s) + i,
                 run_of<T>(args.view, args.x, tile.batch, o, s) + i,
-                residual == nullptr ? nullptr : residual + i, mask_at(args, run, i), params(args)};
+                residual == nullptr ? nullptr : residual + i, mask_at(args, run, i),
+                activation_params<A>(args)};
     }
 
     // Calls f(outer, stat, run) for each row of a tile, in the order of memory.

@@ -80,6 +80,17 @@ struct Backward {
         });
     }
 
+    // dx from the two maps, and dresidual = g unless it is null.
+    template <class MapAt, class GradientMapAt>
+    FASTNORM_FN void write(T* dx, T* dresidual, std::int64_t count, bool frozen, MapAt&& map_at,
+                           GradientMapAt&& gradient_map_at) const {
+        each(count, map_at, [&](std::int64_t i, auto v, auto valid, const Gradient<V>& at) {
+            const GradientMap<V> map = gradient_map_at(i, v, valid);
+            store<A>(dx + i, v, frozen ? map.of_frozen(at.g) : map(at.g, at.centred), valid);
+            if (dresidual != nullptr) store<A>(dresidual + i, v, at.g, valid);
+        });
+    }
+
   private:
     template <class Valid>
     FASTNORM_FN V gated(const Gradient<V>& at, const NormalizeMap<V>& map, std::int64_t i, int v,
