@@ -218,7 +218,7 @@ def test_set_num_threads() -> None:
         assert fn.info()["threads"] == threads
 
 
-@pytest.mark.parametrize("threads", [0, -1])
+@pytest.mark.parametrize("threads", [0, -1, 2**40, -(2**40)])
 def test_set_num_threads_out_of_range(threads: int) -> None:
     fn.set_num_threads(3)
     with pytest.raises(ValueError, match=rf"set_num_threads.*{threads}"):
@@ -240,6 +240,26 @@ def test_more_threads_than_work() -> None:
     fn.set_num_threads(64)
     for name, value in call(case, "float32").items():
         assert_same_bits(value, expected[name], name)
+
+
+@pytest.mark.parametrize("where", ["call", "environment"])
+def test_a_million_threads(where: str) -> None:
+    set_them = "fn.set_num_threads(10**6)" if where == "call" else "pass"
+    code = (
+        "import numpy as np, fastnorm as fn\n"
+        # So many channels that there would be work for more threads than a process can have.
+        "channels = np.linspace(1.0, 2.0, 3_000_000, dtype=np.float32)\n"
+        "x = np.ones((1, channels.size, 4), np.float32)\n"
+        f"{set_them}\n"
+        "assert fn.get_num_threads() == 10**6\n"
+        "many = fn.batch_norm(x, channels, channels)\n"
+        "fn.set_num_threads(1)\n"
+        "print((many == fn.batch_norm(x, channels, channels)).all())\n"
+    )
+    settings = {} if where == "call" else {"FASTNORM_NUM_THREADS": str(10**6)}
+    process = run("-c", code, **settings)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.strip() == "True"
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,6 @@ within 4e-6 of float64 and the variance within 1e-6; with the 16-bit types the r
 
 from __future__ import annotations
 
-import ctypes
-import ctypes.util
-import platform
-import sys
 from typing import Any
 
 import numpy as np
@@ -347,42 +343,3 @@ def test_very_large_eps_and_none() -> None:
     x = np.random.default_rng(10).standard_normal((8, 3)).astype(np.float32)
     assert (fn.batch_norm_train(x, eps=1e300).y == 0.0).all()
     check_unit_variance(x, 1, eps=0.0)
-
-
-def environment() -> bytes:
-    """The thread's floating-point environment without the sticky exception flags."""
-    libm = ctypes.CDLL(ctypes.util.find_library("m"))
-    buffer = ctypes.create_string_buffer(256)
-    libm.fegetenv(buffer)
-    # glibc's layout on x86-64: the control word of the x87 first, MXCSR in bytes 28 to 31.
-    mxcsr = int.from_bytes(buffer.raw[28:32], "little") & ~0x3F
-    return buffer.raw[:2] + mxcsr.to_bytes(4, "little")
-
-
-@pytest.mark.skipif(
-    not (sys.platform == "linux" and platform.machine() == "x86_64"),
-    reason="reads the environment in glibc's layout for x86-64",
-)
-@pytest.mark.parametrize("rounding", [0x000, 0x400, 0x800, 0xC00])
-def test_floating_point_environment_is_left_as_found(rounding: int) -> None:
-    libm = ctypes.CDLL(ctypes.util.find_library("m"))
-    x = np.random.default_rng(11).standard_normal((64, 8, 33)).astype(np.float32)
-    zeros, ones = np.zeros(8), np.ones(8)
-    original = libm.fegetround()
-    libm.fesetround(rounding)
-    try:
-        before = environment()
-        fwd = fn.batch_norm_train(x, activation="gelu")
-        fn.batch_norm_backward(x, x, fwd.mean, fwd.rstd, activation="gelu")
-        fn.batch_norm(x, zeros, ones, activation="silu")
-        after = environment()
-    finally:
-        libm.fesetround(original)
-    assert before == after
-
-
-def test_denormal_arithmetic_of_the_caller_survives() -> None:
-    tiny = np.full(1, 1e-40, np.float32)
-    x = np.ones((512, 16, 33), np.float32)
-    fn.batch_norm_train(x, activation="relu")
-    assert (tiny * np.float32(0.5))[0] > 0.0

@@ -58,27 +58,22 @@ const Entry entries[] = {
 
 std::atomic<const KernelTable*> active{nullptr};
 
-const KernelTable* find(const std::string& name) {
+// what: where the name comes from, for the message.
+const KernelTable* named(const std::string& what, const std::string& name) {
     for (const Entry& entry : entries) {
         if (name == entry.table->name && entry.supported()) return entry.table;
     }
-    return nullptr;
+    std::string expected;
+    for (const std::string& known : available_isas()) {
+        expected += (expected.empty() ? "" : ", ") + known;
+    }
+    throw std::invalid_argument(what + " is '" + name + "', expected one of " + expected);
 }
 
 const KernelTable* choose() {
     const char* forced = std::getenv("FASTNORM_ISA");
-    if (forced == nullptr || *forced == '\0') {
-        for (const Entry& entry : entries) {
-            if (entry.supported()) return entry.table;
-        }
-    }
-    if (const KernelTable* table = find(forced)) return table;
-    std::string expected;
-    for (const std::string& name : available_isas()) {
-        expected += (expected.empty() ? "" : ", ") + name;
-    }
-    throw std::invalid_argument(std::string("FASTNORM_ISA is '") + forced + "', expected one of " +
-                                expected);
+    return named("FASTNORM_ISA",
+                 forced != nullptr && *forced != '\0' ? forced : available_isas().front());
 }
 
 }  // namespace
@@ -100,10 +95,8 @@ std::vector<std::string> available_isas() {
     return names;
 }
 
-bool activate_isa(const std::string& name) {
-    const KernelTable* table = find(name);
-    if (table != nullptr) active.store(table, std::memory_order_release);
-    return table != nullptr;
+void activate_isa(const std::string& name) {
+    active.store(named("set_isa: name", name), std::memory_order_release);
 }
 
 }  // namespace fastnorm

@@ -15,7 +15,7 @@ const KernelTable& active_kernels();
 // Best first.
 std::vector<std::string> available_isas();
 
-// False if name is none of available_isas().
-bool activate_isa(const std::string& name);
+// Throws std::invalid_argument if name is none of available_isas().
+void activate_isa(const std::string& name);
 
 }  // namespace fastnorm

@@ -1,4 +1,4 @@
-// What the machine offers: instruction sets, caches, cores.
+// What the machine offers: instruction sets, caches, cores, and how its threads compute.
 #pragma once
 
 #include <cstdint>
@@ -16,5 +16,19 @@ int available_cores();
 
 bool has_avx2();
 bool has_avx512();
+
+// While one lives, its thread computes as IEEE 754 does by default: it rounds to nearest, keeps
+// denormals and does not trap, whatever the caller (or a library built with -ffast-math) has set.
+// Threads inherit what their creator had, so that results would depend on who computes what.
+class DefaultFloatingPoint {
+  public:
+    DefaultFloatingPoint();
+    ~DefaultFloatingPoint();
+    DefaultFloatingPoint(const DefaultFloatingPoint&) = delete;
+    DefaultFloatingPoint& operator=(const DefaultFloatingPoint&) = delete;
+
+  private:
+    std::uint64_t found_;
+};
 
 }  // namespace fastnorm

@@ -1,8 +1,8 @@
 #include "cpu/parallel.h"
 
-#include <omp.h>
 #include <pthread.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <string>
@@ -37,6 +37,13 @@ int threads_from_environment() {
     return threads;
 }
 
+// A team of many thousands would end the process: libgomp keeps arrays of its size on the stack,
+// and exits where a thread cannot be had. More threads than cores are of use only to tests.
+int largest_team() {
+    static const int limit = std::max(4 * available_cores(), 64);
+    return limit;
+}
+
 }  // namespace
 
 int default_threads() {
@@ -48,6 +55,7 @@ int default_threads() {
 void set_default_threads(int threads) { chosen_threads.store(threads, std::memory_order_relaxed); }
 
 ParallelFor openmp_parallel_for(int threads) {
+    threads = std::min(threads, largest_team());
     return {
         threads, reinterpret_cast<void*>(static_cast<std::intptr_t>(threads)),
         [](void* context, std::int64_t tasks, void (*body)(void*, std::int64_t), void* argument) {
@@ -63,15 +71,14 @@ ParallelFor openmp_parallel_for(int threads) {
         }};
 }
 
+// What it was built for: the runtime that is loaded may be another than the compiler's own.
 const char* openmp_version() {
     static const std::string text = "OpenMP " + std::to_string(_OPENMP) +
-#if defined(__clang__)
-                                    " (libomp)";
-#elif defined(__GNUC__)
-                                    " (libgomp)";
-#else
-                                    "";
+                                    ", compiled by "
+#if !defined(__clang__) && defined(__GNUC__)
+                                    "GCC "
 #endif
+                                    __VERSION__;
     return text.c_str();
 }
 

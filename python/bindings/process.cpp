@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include "api/validate.h"
+#include "arrays.h"
 #include "core/activations.h"
 #include "module.h"
 
@@ -11,7 +12,10 @@ namespace py = pybind11;
 
 void register_process(py::module_& module) {
     module.def("version", &version);
-    module.def("set_num_threads", &set_num_threads, py::arg("n"));
+    module.def(
+        "set_num_threads",
+        [](const py::object& n) { set_num_threads(integer_of("set_num_threads", "n", n)); },
+        py::arg("n"));
     module.def("get_num_threads", &get_num_threads);
     module.def("openmp_runtime", &openmp_runtime);
     module.def("isa", &isa);

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import TypedDict
 
 from fastnorm import _core
@@ -24,23 +23,17 @@ def set_num_threads(n: int) -> None:
     Parameters
     ----------
     n : int
-        At least 1. Results do not depend on it, bit for bit; small inputs use one thread anyway.
+        At least 1. Results do not depend on it, bit for bit. A call may use fewer threads: one for
+        small inputs, and at most 64 or four times the cores, whichever is more.
 
     Raises
     ------
     ValueError
-        If n < 1.
+        If n < 1, or beyond 32 bits.
     TypeError
         If n is not an integer.
     """
-    try:
-        number = operator.index(n)
-    except TypeError:
-        found = type(n).__name__
-        raise TypeError(f"set_num_threads: n is of type {found}, expected int") from None
-    if not 1 <= number < 2**31:
-        raise ValueError(f"set_num_threads: n is {number}, expected a number from 1 to 2147483647")
-    _core.set_num_threads(number)
+    _core.set_num_threads(n)
 
 
 def get_num_threads() -> int:
@@ -59,7 +52,8 @@ def info() -> Info:
     -------
     dict
         ``version``; ``isa``, the instruction set in use, and ``isas``, those that could be forced
-        with the environment variable FASTNORM_ISA; ``threads``; ``openmp``, the runtime.
+        with the environment variable FASTNORM_ISA; ``threads``; ``openmp``, the version of
+        OpenMP (its year and month) and the compiler that the library was built with.
     """
     return {
         "version": _core.version(),
