@@ -182,6 +182,17 @@ def test_in_place_call_has_no_backward() -> None:
         bn.backward(batch(2))
 
 
+def test_out_between_the_elements_of_x_is_not_in_place() -> None:
+    bn = trained().eval()
+    dy = batch(2)
+    bn(batch(1))
+    expected = bn.backward(dy)
+    both = np.empty((6, 3, 10), np.float32)
+    both[..., ::2] = batch(1)
+    bn(both[..., ::2], out=both[..., 1::2])
+    np.testing.assert_allclose(bn.backward(dy), expected, rtol=1e-6)
+
+
 def test_backward_before_a_call() -> None:
     with pytest.raises(RuntimeError, match=r"BatchNorm\.backward"):
         fn.BatchNorm(3).backward(batch())
@@ -197,6 +208,7 @@ def test_backward_uses_the_statistics_of_its_call() -> None:
     assert bn.running_var is not None
     bn.running_mean += 1.0
     bn.running_var *= 2.0
+    bn.eps = 1.0
     np.testing.assert_array_equal(bn.backward(dy), expected)
 
 
@@ -268,6 +280,8 @@ def test_empty_batch_does_not_count() -> None:
     ("options", "error", "words"),
     [
         ({"channels": -1}, ValueError, "BatchNorm: channels is -1"),
+        ({"channels": 2**62}, ValueError, "BatchNorm: channels is 4611686018427387904, expected"),
+        ({"channels": 10**30}, ValueError, "BatchNorm: channels is 10+, expected"),
         ({"channels": 2.5}, TypeError, "BatchNorm: channels is of type float"),
         ({"channel_axis": "C"}, TypeError, "BatchNorm: channel_axis is of type str"),
         ({"activation": "foo"}, ValueError, "BatchNorm: activation is 'foo', expected one of"),

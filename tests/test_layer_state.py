@@ -121,6 +121,17 @@ class TestState:
         for name, value in before.items():
             np.testing.assert_array_equal(bn.state_dict()[name], value)
 
+    def test_a_conversion_that_fails_changes_nothing(self) -> None:
+        bn = fn.BatchNorm(3, dtype="float16")
+        before = bn.state_dict()
+        state = {**trained(dtype="float64").state_dict(), "running_var": np.full(3, 1e300)}
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(RuntimeWarning, match="overflow"):
+                bn.load_state_dict(state)
+        for name, value in before.items():
+            np.testing.assert_array_equal(bn.state_dict()[name], value)
+
     def test_copies_and_pickles(self) -> None:
         bn = trained(activation=fn.leaky_relu(0.2))
         x = batch(3)

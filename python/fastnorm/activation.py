@@ -71,6 +71,13 @@ class Activation:
         _core.check_activation(name, self.alpha, self.beta)
 
 
+# The activations that bare names stand for, made once.
+_BY_NAME = {
+    name: Activation(name, *(*(default for _, default in parameters), 0.0, 0.0)[:2])
+    for name, parameters in PARAMETERS.items()
+}
+
+
 def leaky_relu(negative_slope: float = 0.01) -> Activation:
     """Leaky ReLU: z where z > 0, else negative_slope * z.
 
@@ -143,7 +150,6 @@ def as_activation(value: str | Activation | None, op: str) -> Activation | None:
         raise TypeError(
             f"{op}: activation is of type {found}, expected None, a name or fastnorm.Activation"
         )
-    if given not in PARAMETERS:
+    if given not in _BY_NAME:
         raise _unknown(op, "activation", given)
-    defaults = [default for _, default in PARAMETERS[given]]
-    return Activation(given, *defaults, *[0.0] * (2 - len(defaults)))
+    return _BY_NAME[given]

@@ -6,6 +6,7 @@ A layer owns arrays and remembers what backward needs; the ops of `fastnorm.func
 from __future__ import annotations
 
 import operator
+import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -23,11 +24,12 @@ _EXPECTED = f"expected one of {', '.join(_DTYPES)}"
 
 
 class _Saved(NamedTuple):
-    """What backward needs from the last call."""
+    """What backward needs from the last call; rstd is taken from the variance only there."""
 
     x: Array
     mean: Array
-    rstd: Array
+    rstd_or_var: Array  # var where not training
+    eps: float
     mask: Array | None
     residual: Array | bool | None
     training: bool
@@ -63,7 +65,8 @@ class BatchNorm:
     updates the running ones; in inference mode it normalizes with the running ones.
 
     The layer keeps a reference to the x of its last call, and to the residual where backward needs
-    it: do not overwrite them between a call and its backward.
+    it: do not overwrite them between a call and its backward. Of weight and bias it keeps nothing:
+    backward takes them as they are at that time.
 
     Parameters
     ----------
@@ -104,7 +107,7 @@ class BatchNorm:
     Raises
     ------
     ValueError
-        If channels is negative or the activation unknown.
+        If channels is negative or beyond what an array can hold, or the activation unknown.
     TypeError
         If channels or channel_axis is no integer, or dtype none of the four.
 
@@ -127,9 +130,12 @@ class BatchNorm:
         dtype: npt.DTypeLike = "float32",
     ) -> None:
         self.channels = _integer("BatchNorm", "channels", channels)
-        if self.channels < 0:
-            raise ValueError(f"BatchNorm: channels is {channels}, expected a number >= 0")
         parameter_dtype = _parameter_dtype("BatchNorm", dtype)
+        most = sys.maxsize // parameter_dtype.itemsize
+        if not 0 <= self.channels <= most:
+            raise ValueError(
+                f"BatchNorm: channels is {channels}, expected a number from 0 to {most}"
+            )
         self.eps = eps
         self.momentum = momentum
         self.affine = affine
@@ -155,7 +161,7 @@ class BatchNorm:
         self.dbias: Array | None = None
         self.dresidual: Array | None = None
         self._saved: _Saved | None = None
-        self._warned = False
+        self._may_warn = True
 
     def __repr__(self) -> str:
         names = ("eps", "momentum", "affine", "track_running_stats", "channel_axis", "activation")
@@ -208,8 +214,8 @@ class BatchNorm:
         else:
             self._warn_if_never_updated(self.running_mean, self.running_var)
             y, saved = self._forward_running(x, residual, out, self.running_mean, self.running_var)
-        # out is x, or apart from it (the op has checked): then the first elements' addresses tell.
-        overwritten = out is not None and x.size > 0 and out.ctypes.data == x.ctypes.data
+        # The op has checked that out is x, or apart from it.
+        overwritten = out is not None and np.shares_memory(x, out)
         self._saved = None if overwritten else saved
         return y
 
@@ -242,11 +248,15 @@ class BatchNorm:
                 "layer before, with out other than x"
             )
         saved = self._saved
+        rstd = saved.rstd_or_var
+        if not saved.training:
+            with np.errstate(all="ignore"):
+                rstd = 1.0 / np.sqrt(rstd.astype(np.float64) + saved.eps)
         grads = batch_norm_backward(
             dy,
             saved.x,
             saved.mean,
-            saved.rstd,
+            rstd,
             self.weight,
             self.bias,
             training=saved.training,
@@ -312,8 +322,10 @@ class BatchNorm:
             count = _integer(op, "num_batches_tracked", state["num_batches_tracked"])
             if count < 0:
                 raise ValueError(f"{op}: num_batches_tracked is {count}, expected a number >= 0")
+        # A conversion can fail (where its warnings are errors): all of them before the first copy.
+        converted = {name: loaded[name].astype(array.dtype) for name, array in arrays.items()}
         for name, array in arrays.items():
-            array[...] = loaded[name].astype(array.dtype)
+            array[...] = converted[name]
         self.num_batches_tracked = count
 
     def _arrays(self) -> dict[str, Array]:
@@ -362,7 +374,7 @@ class BatchNorm:
         # With the mask, or without an activation, backward does not need the residual's values.
         without_values = self.activation is None or forward.mask is not None
         keep = True if residual is not None and without_values else residual
-        return forward.y, _Saved(x, forward.mean, forward.rstd, forward.mask, keep, training=True)
+        return forward.y, _Saved(x, forward.mean, forward.rstd, self.eps, forward.mask, keep, True)
 
     def _forward_running(
         self, x: Array, residual: Array | None, out: Array | None, mean: Array, var: Array
@@ -379,18 +391,16 @@ class BatchNorm:
             activation=self.activation,
             out=out,
         )
-        # Copies: backward must see the statistics of this call.
-        with np.errstate(all="ignore"):
-            rstd = 1.0 / np.sqrt(var.astype(np.float64) + self.eps)
         keep = True if residual is not None and self.activation is None else residual
-        return y, _Saved(x, mean.astype(np.float64), rstd, None, keep, training=False)
+        # Copies: backward must see the statistics of this call.
+        return y, _Saved(x, mean.copy(), var.copy(), self.eps, None, keep, False)
 
     def _warn_if_never_updated(self, running_mean: Array, running_var: Array) -> None:
-        if self._warned or self.num_batches_tracked or self.channels == 0:
+        if not self._may_warn or self.num_batches_tracked or self.channels == 0:
             return
+        self._may_warn = False
         if bool(np.any(running_mean != 0)) or bool(np.any(running_var != 1)):
             return
-        self._warned = True
         warnings.warn(
             "BatchNorm: inference with running statistics that were never updated: train first, "
             "load a state_dict, or use track_running_stats=False",
