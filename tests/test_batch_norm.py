@@ -117,12 +117,14 @@ def test_one_running_statistic_alone() -> None:
     assert_same_bits(data.running_var, both.running_var)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+# An array that is broadcast cannot be written to.
+WRITABLE = [name for name in LAYOUTS if not name.startswith("broadcast")]
+
+
+@pytest.mark.parametrize("layout", WRITABLE)
 @pytest.mark.parametrize("dtype", DTYPES)
 @BOTH
 def test_out(case: Case, dtype: str, layout: str) -> None:
-    if layout.startswith("broadcast"):
-        layout = "C"  # such an array cannot be written to
     data = make(case, dtype)
     parameters = (data.weight, data.bias)
     options = forward_options(case, data)
@@ -164,7 +166,7 @@ def test_out(case: Case, dtype: str, layout: str) -> None:
     assert_same_bits(result.dresidual, grads.dresidual)
 
 
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if not name.startswith("broadcast")])
+@pytest.mark.parametrize("layout", WRITABLE)
 @pytest.mark.parametrize("dtype", DTYPES)
 @BOTH
 def test_in_place(case: Case, dtype: str, layout: str) -> None:
@@ -227,9 +229,18 @@ def test_zero_elements(shape: tuple[int, ...], dtype: str, activation: str | Non
     assert np.isnan(fwd.rstd).all()
     assert (mean == 2.0).all()
     assert (var == 3.0).all()
-    for training in (True, False):
+    if fwd.mask is not None:
+        assert fwd.mask.shape == (8,)  # its signature alone
+    for training, mask in ((True, None), (False, None), (True, fwd.mask)):
         grads = fn.batch_norm_backward(
-            x.copy(), x, fwd.mean, fwd.rstd, weight, training=training, activation=activation
+            x.copy(),
+            x,
+            fwd.mean,
+            fwd.rstd,
+            weight,
+            training=training,
+            activation=activation,
+            mask=mask,
         )
         assert_like(grads.dx, x)
         assert_same_bits(grads.dweight, np.zeros(channels, np.float32))

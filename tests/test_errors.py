@@ -90,6 +90,17 @@ def changed(name: str, change: Callable[[Array], Any]) -> Callable[[Arguments], 
     return lambda arguments: change(arguments[name])
 
 
+def restrided(name: str, strides: tuple[int, ...]) -> Callable[[Arguments], Array]:
+    """The argument's memory, from its end on if strides go back, under other strides."""
+
+    def view(arguments: Arguments) -> Array:
+        a = arguments[name]
+        start = a[-1:] if strides[0] < 0 else a
+        return np.lib.stride_tricks.as_strided(start, a.shape, strides)
+
+    return view
+
+
 def _bad_arrays(op: str, name: str) -> list[Bad]:
     found = []
 
@@ -121,9 +132,12 @@ def _bad_arrays(op: str, name: str) -> list[Bad]:
     if name in ("out", "running_mean", "running_var"):
         bad("read-only", read_only, ValueError)
     if name == "mask":
-        bad("too few rows", lambda v: v[:-1], ValueError)
-        bad("too many columns", lambda v: np.concatenate([v, v], axis=1), ValueError)
-        bad("flat", lambda v: v.reshape(-1), ValueError)
+        bad("too short", lambda v: v[:-1], ValueError)
+        bad("too long", lambda v: np.append(v, v[:1]), ValueError)
+        bad("two-dimensional", lambda v: v[None], ValueError)
+        bad("zero-dimensional", lambda v: v[0, ...], ValueError)
+        bad("strided", lambda v: np.repeat(v, 2)[::2], ValueError)
+        bad("of other contents", lambda v: np.zeros_like(v), ValueError)
     return found
 
 
@@ -165,11 +179,16 @@ BADS = (
     Bad("out is the residual", (BACKWARD,), "out", lambda a: a["residual"]),
     Bad("out is x reversed", FORWARD, "out", lambda a: a["x"][::-1]),
     Bad("out is dy reversed", (BACKWARD,), "out", lambda a: a["dy"][:, :, ::-1]),
-    Bad(
-        "elements of out overlap",
-        ALL,
-        "out",
-        lambda a: np.lib.stride_tricks.as_strided(a["out"], SHAPE, (80, 20, 0)),
+    *(
+        Bad(f"elements of {name} overlap", ops, name, restrided(name, strides))
+        for ops, name, strides in [
+            (ALL, "out", (80, 20, 0)),
+            (ALL, "out", (4, 4, 4)),
+            (ALL, "out", (80, 18, 4)),
+            (ALL, "out", (20, 20, 4)),
+            ((TRAIN,), "running_mean", (2,)),
+            ((TRAIN,), "running_var", (-3,)),
+        ]
     ),
 )
 
@@ -240,7 +259,8 @@ def test_one_value_per_channel(shape: tuple[int, ...], axis: int) -> None:
     given = arguments(TRAIN) | {"channel_axis": axis, "residual": None}
     given["x"] = np.ones(shape, np.float32)
     given["out"] = np.zeros(shape, np.float32)
-    check(TRAIN, given, ValueError, ("x", "1 value per channel"))
+    message = f"x has shape {shape}, 1 value per channel, expected more than 1 in training"
+    check(TRAIN, given, ValueError, (message,))
     # Inference asks for no statistics of x.
     y = fn.batch_norm(given["x"], np.zeros(4), np.ones(4), channel_axis=axis)
     assert y.shape == shape
@@ -252,18 +272,228 @@ def test_backward_needs_the_residual_or_the_mask(activation: str) -> None:
     check(BACKWARD, given, (ValueError, TypeError), ("residual",))
 
 
-def test_messages_say_what_was_got_and_expected() -> None:
-    x = np.ones(SHAPE, np.float32)
-    with pytest.raises(ValueError, match=r"^batch_norm: weight has shape \(3,\), expected \(4,\)"):
-        fn.batch_norm(x, np.zeros(4), np.ones(4), np.ones(3))
-    with pytest.raises(ValueError, match="'foo', expected one of relu, leaky_relu"):
-        fn.batch_norm(x, np.zeros(4), np.ones(4), activation="foo")
-    with pytest.raises(ValueError, match="2 to 5"):
-        fn.batch_norm_train(np.ones(3, np.float32))
-    with pytest.raises(TypeError, match=r"int64.*float32"):
-        fn.batch_norm_train(np.ones(SHAPE, np.int64))
-    with pytest.raises(TypeError, match="list"):
-        fn.batch_norm_train([[1.0, 2.0]])  # type: ignore[arg-type]
+FLOATS = "float32, float64, float16 or bfloat16"
+OWN_ELEMENTS = "an array whose elements have memory of their own"
+# Every rule once: the op, an argument, its wrong value, the error, and all of what it says.
+MESSAGES: list[tuple[str, str, Any, type[Exception], str]] = [
+    # what an array is
+    (TRAIN, "x", [[1.0]], TypeError, "x is of type list, expected a NumPy array"),
+    (INFERENCE, "mean", None, TypeError, "mean is of type NoneType, expected a NumPy array"),
+    *(
+        (op, name, np.ones(4, dtype), TypeError, f"{name} has dtype {dtype}, which is none of "
+         "float32, float64, float16, bfloat16 and uint8")
+        for op, name, dtype in [
+            (TRAIN, "x", "int64"), (INFERENCE, "weight", "bool"), (BACKWARD, "mask", "int8"),
+        ]
+    ),
+    (TRAIN, "bias", np.ones(4, ">f4"), TypeError, "bias has dtype >f4, expected native byte order"),
+    # dtypes
+    (TRAIN, "x", np.ones(SHAPE, "u1"), TypeError, f"x has dtype uint8, expected {FLOATS}"),
+    (INFERENCE, "var", np.ones(4, "u1"), TypeError, f"var has dtype uint8, expected {FLOATS}"),
+    (BACKWARD, "dy", np.ones(SHAPE), TypeError,
+     "dy has dtype float64, expected float32 as x has it"),
+    (BACKWARD, "mask", np.ones(20, "f4"), TypeError, "mask has dtype float32, expected uint8"),
+    # shapes
+    (TRAIN, "x", np.ones((), "f4"), ValueError, "x has 0 dimensions, expected 2 to 5"),
+    (TRAIN, "x", np.ones(4, "f4"), ValueError, "x has 1 dimension, expected 2 to 5"),
+    (BACKWARD, "x", np.ones([1] * 6, "f4"), ValueError, "x has 6 dimensions, expected 2 to 5"),
+    (INFERENCE, "weight", np.ones(3), ValueError, "weight has shape (3,), expected (4,)"),
+    (INFERENCE, "weight", np.ones(()), ValueError, "weight has shape (), expected (4,)"),
+    (TRAIN, "running_mean", np.ones([1] * 6), ValueError,
+     "running_mean has 6 dimensions, expected shape (4,)"),
+    (TRAIN, "residual", np.ones((3, 4), "f4"), ValueError,
+     "residual has shape (3, 4), expected (3, 4, 5)"),
+    (BACKWARD, "out", np.ones([1] * 6, "f4"), ValueError,
+     "out has 6 dimensions, expected shape (3, 4, 5)"),
+    # numbers
+    (INFERENCE, "channel_axis", 3, ValueError,
+     "channel_axis is 3, expected -3 to 2 for an x with shape (3, 4, 5)"),
+    (INFERENCE, "channel_axis", 1.5, TypeError,
+     "channel_axis is of type float, expected an integer"),
+    (INFERENCE, "channel_axis", 2**40, ValueError,
+     "channel_axis is out of range, expected a number of usual size"),
+    (TRAIN, "eps", "small", TypeError, "eps is of type str, expected a number"),
+    (TRAIN, "eps", 10**5000, ValueError, "eps is out of range, expected a number of usual size"),
+    (TRAIN, "eps", -0.5, ValueError, "eps is -0.5, expected a number >= 0"),
+    (TRAIN, "eps", np.nan, ValueError, "eps is nan, expected a number >= 0"),
+    (TRAIN, "momentum", 1.5, ValueError, "momentum is 1.5, expected a number from 0 to 1"),
+    (TRAIN, "unbiased", 1, TypeError, "unbiased is of type int, expected a bool"),
+    # activations and their masks
+    (INFERENCE, "activation", 3, TypeError,
+     "activation is of type int, expected None, a name or fastnorm.Activation"),
+    (INFERENCE, "activation", "foo", ValueError, "activation is 'foo', expected one of relu, "
+     "leaky_relu, clip, sigmoid, tanh, silu, gelu, gelu_tanh, hardswish"),
+    (BACKWARD, "activation", "silu", ValueError,
+     "mask is given, expected none: activation silu does not have one"),
+    (BACKWARD, "mask", np.zeros(3, "u1"), ValueError, "mask has shape (3,), expected (17,)"),
+    (BACKWARD, "mask", np.zeros(34, "u1")[::2], ValueError,
+     "mask has strides, expected a contiguous array as the forward pass made it"),
+    (BACKWARD, "mask", np.zeros(17, "u1"), ValueError,
+     "mask was made for another shape, memory layout, channel_axis or activation, expected the "
+     "one that the forward pass returned for this x"),
+    # outputs
+    (INFERENCE, "out", read_only(np.ones(SHAPE, "f4")), ValueError,
+     "out is read-only, expected a writable array"),
+    (INFERENCE, "out", restrided("out", (80, 20, 0)), ValueError,
+     f"out is broadcast along axis 2, expected {OWN_ELEMENTS}"),
+    (TRAIN, "running_var", restrided("running_var", (2,)), ValueError,
+     f"running_var overlaps itself, expected {OWN_ELEMENTS}"),
+    (INFERENCE, "out", lambda a: a["x"][::-1], ValueError,
+     "out overlaps x, expected either the very same array or memory of its own"),
+    (BACKWARD, "out", lambda a: a["x"], ValueError, "out overlaps x, expected memory of its own"),
+    (TRAIN, "running_var", lambda a: a["running_mean"], ValueError,
+     "running_mean overlaps running_var, expected memory of its own"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("op", "argument", "value", "error", "message"),
+    [pytest.param(*row, id=f"{row[0]}: {row[4]}"[:80]) for row in MESSAGES],
+)
+def test_messages(op: str, argument: str, value: Any, error: type[Exception], message: str) -> None:
+    given = arguments(op)
+    given[argument] = value(given) if callable(value) else value
+    with pytest.raises(error) as caught:
+        OPS[op](**given)
+    assert caught.type is error
+    assert str(caught.value) == f"{op}: {message}"
+
+
+def test_message_of_a_residual_without_values() -> None:
+    given = arguments(BACKWARD) | {"residual": True, "mask": None}
+    with pytest.raises(ValueError, match="residual is True") as caught:
+        fn.batch_norm_backward(**given)
+    assert str(caught.value) == (
+        "batch_norm_backward: residual is True, expected the array: without a mask, the "
+        "activation's input is recomputed from it"
+    )
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, ZeroDivisionError])
+def test_what_a_number_raises_passes(error: type[BaseException]) -> None:
+    class Raises:
+        def __float__(self) -> float:
+            raise error
+
+        def __index__(self) -> int:
+            raise error
+
+    for name in ("eps", "channel_axis"):
+        with pytest.raises(error):
+            fn.batch_norm(**arguments(INFERENCE) | {name: Raises()})
+
+
+def test_mask_of_another_call() -> None:
+    """Masks of the right size whose bits stand for other elements, or for another activation."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 3, 40, 40)).astype(np.float32)
+    dy = rng.standard_normal(x.shape).astype(np.float32)
+    swapped = np.ascontiguousarray(x.swapaxes(2, 3)).swapaxes(2, 3)
+    activation = fn.clip(-1.0, 1.0)
+    fwd = fn.batch_norm_train(swapped, activation=activation)
+    assert fwd.mask is not None
+    statistics = (fwd.mean, fwd.rstd)
+    valid: Arguments = {"activation": activation, "mask": fwd.mask}
+
+    recomputed = fn.batch_norm_backward(dy, swapped, *statistics, activation=activation).dx
+    padded = np.zeros((2, 3, 43, 41), np.float32).swapaxes(2, 3)[:, :, :40, :40]
+    padded[...] = x  # other strides, the same order
+    for same in (swapped, padded):
+        dx = fn.batch_norm_backward(dy, same, *statistics, **valid, channel_axis=-3).dx
+        assert np.array_equal(dx, recomputed)
+
+    others: list[tuple[Array, Arguments]] = [
+        (np.ascontiguousarray(x), valid),
+        (swapped.reshape(2, 3, 20, 80), valid),
+        (swapped, valid | {"activation": "relu"}),
+        (swapped, valid | {"activation": "leaky_relu"}),
+        (swapped, valid | {"activation": fn.clip(-1.0, 0.5)}),
+    ]
+    for other, options in others:
+        with pytest.raises(ValueError, match="mask was made for another"):
+            fn.batch_norm_backward(dy.reshape(other.shape), other, *statistics, **options)
+
+    square = x[:, :2, :2]
+    fwd = fn.batch_norm_train(square, channel_axis=1, activation=activation)
+    with pytest.raises(ValueError, match="mask was made for another"):
+        fn.batch_norm_backward(
+            square, square, fwd.mean, fwd.rstd, channel_axis=0, **valid | {"mask": fwd.mask}
+        )
+
+
+def _strided(memory: Array, dtype: Any, shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:
+    """Such a view, which begins somewhere in the middle half of memory."""
+    low = sum(min(s * (n - 1), 0) for n, s in zip(shape, strides, strict=True))
+    offset = memory.nbytes // 4 - low
+    return np.ndarray(shape, dtype, memory, offset, strides)
+
+
+def _bytes_of(a: Array) -> Array:
+    """The address of every byte of every element."""
+    first = sum(
+        (np.arange(n) * s).reshape([-1] + [1] * (a.ndim - 1 - i))
+        for i, (n, s) in enumerate(zip(a.shape, a.strides, strict=True))
+    )
+    every = np.asarray(first)[..., None] + np.arange(a.itemsize) + a.ctypes.data
+    return np.broadcast_to(every, (*a.shape, a.itemsize)).reshape(-1)
+
+
+def _random_strides(rng: np.random.Generator, shape: tuple[int, ...], size: int) -> tuple[int, ...]:
+    """Dense ones in a random order, some of them a little off."""
+    strides, stride = [0] * len(shape), size
+    for axis in rng.permutation(len(shape)):
+        strides[axis] = stride * int(rng.choice((-1, 1)))
+        stride = stride * shape[axis] + int(rng.integers(0, 3)) * int(rng.integers(0, 5))
+    for axis in range(len(shape)):
+        if rng.random() < 0.3:
+            strides[axis] += int(rng.integers(-2 * size, 2 * size + 1))
+    return tuple(strides)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_random_outputs_that_overlap_themselves(dtype: Any) -> None:
+    rng = np.random.default_rng(0)
+    memory = np.zeros(1 << 16, np.uint8)
+    size = np.dtype(dtype).itemsize
+    fine = 0
+    for _ in range(2000):
+        shape = tuple(int(n) for n in rng.integers(1, 5, rng.integers(2, 6)))
+        out = _strided(memory, dtype, shape, _random_strides(rng, shape, size))
+        x = rng.standard_normal(shape).astype(dtype)
+        statistics = np.ones(shape[1])
+        found = _bytes_of(out)
+        if np.unique(found).size == found.size:
+            fine += 1
+            fn.batch_norm(x, statistics, statistics, out=out)
+            assert np.array_equal(out, fn.batch_norm(x, statistics, statistics))
+        else:
+            with pytest.raises(ValueError, match="whose elements have memory of their own"):
+                fn.batch_norm(x, statistics, statistics, out=out)
+    assert 200 < fine < 1800
+
+
+def test_random_outputs_that_overlap_a_parameter() -> None:
+    """Elements of different sizes, with gaps that the other's elements may or may not fit."""
+    rng = np.random.default_rng(0)
+    memory = np.zeros(1 << 12, np.uint8)
+    dtypes = (np.float16, np.float32, np.float64)
+    apart = 0
+    for _ in range(3000):
+        x = np.zeros((2, 3), dtypes[rng.integers(3)])
+        step = x.itemsize + int(rng.integers(0, 12))
+        out = _strided(memory, x.dtype, x.shape, (3 * step + int(rng.integers(0, 9)), step))
+        start = int(rng.integers(-40, 80))
+        weight = _strided(
+            memory[max(start, 0) :], dtypes[rng.integers(3)], (3,), (int(rng.integers(-24, 25)),)
+        )
+        statistics = np.ones(3)
+        if np.intersect1d(_bytes_of(out), _bytes_of(weight)).size == 0:
+            apart += 1
+            fn.batch_norm(x, statistics, statistics, weight, out=out)
+        else:
+            with pytest.raises(ValueError, match="out overlaps weight"):
+                fn.batch_norm(x, statistics, statistics, weight, out=out)
+    assert 300 < apart < 2700
 
 
 @pytest.mark.parametrize("op", OPS)

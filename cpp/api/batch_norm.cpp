@@ -1,5 +1,6 @@
 // The C++ entry points of batch normalization: check, bind the tensors to a view, hand over to the
 // driver. This is where an op ends and the kernels' view of it begins.
+#include <cstring>
 #include <limits>
 
 #include "api/staging.h"
@@ -25,8 +26,19 @@ void fill(const TensorView& v, std::int64_t count, double value) {
     for (std::int64_t i = 0; i < count; ++i) vector_of(v).set(i, value);
 }
 
-unsigned char* bytes_of(const TensorView& mask) {
-    return mask.given() ? static_cast<unsigned char*>(mask.data) : nullptr;
+unsigned char* rows_of(const TensorView& mask) {
+    return mask.given() ? static_cast<unsigned char*>(mask.data) + Staging::signature_bytes
+                        : nullptr;
+}
+
+std::uint64_t signature_of(const TensorView& mask) {
+    std::uint64_t signature;
+    std::memcpy(&signature, mask.data, sizeof(signature));
+    return signature;
+}
+
+void sign(const TensorView& mask, std::uint64_t signature) {
+    if (mask.given()) std::memcpy(mask.data, &signature, sizeof(signature));
 }
 
 Problem problem_of(const TensorView& x, const Activation& activation, const TensorView& weight,
@@ -43,9 +55,13 @@ Problem problem_of(const TensorView& x, const Activation& activation, const Tens
 
 }  // namespace
 
-MaskShape batch_norm_mask_shape(const TensorView& x, int channel_axis) {
-    Validation check("batch_norm_mask_shape");
-    return Staging(x, check.data(x, channel_axis)).mask_shape();
+DType batch_norm_statistics_dtype(DType x) {
+    return x == DType::float16 || x == DType::bfloat16 ? DType::float32 : DType::float64;
+}
+
+std::int64_t batch_norm_mask_bytes(const TensorView& x, int channel_axis) {
+    Validation check("batch_norm_mask_bytes");
+    return Staging(x, check.data(x, channel_axis)).mask_bytes();
 }
 
 void batch_norm(const TensorView& x, const TensorView& mean, const TensorView& var,
@@ -99,7 +115,7 @@ void batch_norm_train(const TensorView& x, const TensorView& weight, const Tenso
     check.activation(options.activation);
     check.more_than_one_value();
     Staging staging(x, channel_axis);
-    if (mask.given()) check.mask(mask, staging.mask_shape(), options.activation);
+    if (mask.given()) check.mask(mask, staging.mask_bytes(), options.activation);
     check.writes("out", out, &x);
     check.writes("running_mean", options.running_mean);
     check.writes("running_var", options.running_var);
@@ -111,15 +127,17 @@ void batch_norm_train(const TensorView& x, const TensorView& weight, const Tenso
     check.reads("bias", bias);
     check.reads("residual", options.residual);
     check.overlap();
+    const std::uint64_t signature = staging.mask_signature(options.activation);
     if (check.elements() == 0) {
         fill(mean, check.channels(), std::numeric_limits<double>::quiet_NaN());
         fill(rstd, check.channels(), std::numeric_limits<double>::quiet_NaN());
+        sign(mask, signature);
         return;
     }
 
     Problem problem = problem_of(x, options.activation, weight, bias);
     KernelArgs& args = problem.args;
-    args.mask = bytes_of(mask);
+    args.mask = rows_of(mask);
     args.view = staging.bind({{&staging.input(x), &args.x},
                               {&staging.input(options.residual), &args.residual},
                               {&staging.output(out), &args.y}});
@@ -127,6 +145,7 @@ void batch_norm_train(const TensorView& x, const TensorView& weight, const Tenso
                                 vector_of(rstd),
                                 {vector_of(options.running_mean), vector_of(options.running_var),
                                  options.momentum, options.unbiased});
+    sign(mask, signature);
     staging.commit();
 }
 
@@ -148,7 +167,11 @@ void batch_norm_backward(const TensorView& dy, const TensorView& x, const Tensor
     if (gradients.dresidual.given()) check.like_data("dresidual", gradients.dresidual);
     check.activation(options.activation);
     Staging staging(x, channel_axis);
-    if (options.mask.given()) check.mask(options.mask, staging.mask_shape(), options.activation);
+    if (options.mask.given()) {
+        check.mask(options.mask, staging.mask_bytes(), options.activation);
+        check.mask_signature(signature_of(options.mask),
+                             staging.mask_signature(options.activation));
+    }
     check.writes("out", gradients.out, &dy);
     check.writes("dweight", gradients.dweight);
     check.writes("dbias", gradients.dbias);
@@ -170,7 +193,7 @@ void batch_norm_backward(const TensorView& dy, const TensorView& x, const Tensor
 
     Problem problem = problem_of(x, options.activation, weight, bias);
     KernelArgs& args = problem.args;
-    args.mask = bytes_of(options.mask);
+    args.mask = rows_of(options.mask);
     args.view = staging.bind({{&staging.input(x), &args.x},
                               {&staging.input(dy), &args.dy},
                               {&staging.input(options.residual), &args.residual},

@@ -10,6 +10,7 @@
 
 namespace {
 
+using fastnorm::ActivationKind;
 using fastnorm::DType;
 using fastnorm::TensorView;
 
@@ -19,8 +20,16 @@ static_assert(FASTNORM_FLOAT64 == static_cast<int>(DType::float64));
 static_assert(FASTNORM_FLOAT16 == static_cast<int>(DType::float16));
 static_assert(FASTNORM_BFLOAT16 == static_cast<int>(DType::bfloat16));
 static_assert(FASTNORM_UINT8 == static_cast<int>(DType::uint8));
-static_assert(FASTNORM_IDENTITY == static_cast<int>(fastnorm::ActivationKind::identity));
-static_assert(FASTNORM_HARDSWISH == static_cast<int>(fastnorm::ActivationKind::hardswish));
+static_assert(FASTNORM_IDENTITY == static_cast<int>(ActivationKind::identity));
+static_assert(FASTNORM_RELU == static_cast<int>(ActivationKind::relu));
+static_assert(FASTNORM_LEAKY_RELU == static_cast<int>(ActivationKind::leaky_relu));
+static_assert(FASTNORM_CLIP == static_cast<int>(ActivationKind::clip));
+static_assert(FASTNORM_SIGMOID == static_cast<int>(ActivationKind::sigmoid));
+static_assert(FASTNORM_TANH == static_cast<int>(ActivationKind::tanh));
+static_assert(FASTNORM_SILU == static_cast<int>(ActivationKind::silu));
+static_assert(FASTNORM_GELU == static_cast<int>(ActivationKind::gelu));
+static_assert(FASTNORM_GELU_TANH == static_cast<int>(ActivationKind::gelu_tanh));
+static_assert(FASTNORM_HARDSWISH == static_cast<int>(ActivationKind::hardswish));
 
 thread_local std::string last_error;
 
@@ -62,22 +71,27 @@ int number_of(const Enum& value) {
 TensorView view(const fastnorm_tensor* tensor) {
     TensorView result;
     if (tensor == nullptr) return result;
-    if (tensor->ndim < 1 || tensor->ndim > fastnorm::max_dims) {
-        throw std::invalid_argument("fastnorm_tensor: ndim is " + std::to_string(tensor->ndim) +
-                                    ", expected 1 to " + std::to_string(fastnorm::max_dims));
-    }
     const int dtype = number_of(tensor->dtype);
     result.data = tensor->data;
     result.dtype =
         dtype >= 0 && dtype <= FASTNORM_UINT8 ? static_cast<DType>(dtype) : DType::unsupported;
     result.ndim = tensor->ndim;
-    std::copy_n(tensor->shape, tensor->ndim, result.shape);
-    std::copy_n(tensor->strides, tensor->ndim, result.strides);
+    // What is wrong with ndim, validation says.
+    const int extents = std::clamp(tensor->ndim, 0, fastnorm::max_dims);
+    std::copy_n(tensor->shape, extents, result.shape);
+    std::copy_n(tensor->strides, extents, result.strides);
     return result;
 }
 
 fastnorm::Activation activation(const fastnorm_activation& a) {
-    return {static_cast<fastnorm::ActivationKind>(number_of(a.kind)), a.alpha, a.beta};
+    return {static_cast<ActivationKind>(number_of(a.kind)), a.alpha, a.beta};
+}
+
+// Arguments that only C has: pointers to what is read or written.
+void expect_pointer(const char* function, const char* argument, const void* pointer) {
+    if (pointer != nullptr) return;
+    throw std::invalid_argument(std::string(function) + ": " + argument +
+                                " is null, expected a pointer");
 }
 
 fastnorm_batch_norm_options or_defaults(const fastnorm_batch_norm_options* options) {
@@ -102,9 +116,18 @@ fastnorm_tensor fastnorm_dense(const void* data, fastnorm_dtype dtype, int ndim,
     for (int i = ndim - 1; i >= 0; --i) {
         tensor.shape[i] = shape[i];
         tensor.strides[i] = stride;
-        stride *= shape[i];
+        __builtin_mul_overflow(stride, shape[i], &stride);  // the op says that it is too large
     }
     return tensor;
+}
+
+fastnorm_status fastnorm_activation_named(const char* name, fastnorm_activation* activation) {
+    return guarded([&] {
+        expect_pointer("fastnorm_activation_named", "name", name);
+        expect_pointer("fastnorm_activation_named", "activation", activation);
+        const fastnorm::Activation a = fastnorm::Activation::named(name);
+        *activation = {static_cast<fastnorm_activation_kind>(a.kind), a.alpha, a.beta};
+    });
 }
 
 fastnorm_batch_norm_options fastnorm_batch_norm_defaults(void) {
@@ -168,12 +191,11 @@ fastnorm_status fastnorm_batch_norm_backward(
     });
 }
 
-fastnorm_status fastnorm_batch_norm_mask_shape(const fastnorm_tensor* x, int channel_axis,
-                                               int64_t* rows, int64_t* bytes) {
+fastnorm_status fastnorm_batch_norm_mask_bytes(const fastnorm_tensor* x, int channel_axis,
+                                               int64_t* bytes) {
     return guarded([&] {
-        const fastnorm::MaskShape shape = fastnorm::batch_norm_mask_shape(view(x), channel_axis);
-        *rows = shape.rows;
-        *bytes = shape.bytes;
+        expect_pointer("batch_norm_mask_bytes", "bytes", bytes);
+        *bytes = fastnorm::batch_norm_mask_bytes(view(x), channel_axis);
     });
 }
 

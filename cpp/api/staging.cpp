@@ -45,6 +45,24 @@ void copy(const TensorView& to, const TensorView& from, const DimOrder& order) {
     }
 }
 
+// FNV-1a over the bytes of numbers.
+class Hash {
+  public:
+    void add(std::uint64_t number) {
+        for (int shift = 0; shift < 64; shift += 8) {
+            value_ = (value_ ^ (number >> shift & 0xff)) * 0x100000001b3u;
+        }
+    }
+    void add(std::int64_t number) { add(static_cast<std::uint64_t>(number)); }
+    void add(int number) { add(std::int64_t{number}); }
+    void add(double number) { add(bit_copy<std::uint64_t>(number + 0.0)); }  // -0 as 0
+
+    std::uint64_t value() const { return value_; }
+
+  private:
+    std::uint64_t value_ = 0xcbf29ce484222325u;
+};
+
 }  // namespace
 
 Staging::Staging(const TensorView& x, int channel_axis)
@@ -52,9 +70,20 @@ Staging::Staging(const TensorView& x, int channel_axis)
       view_(batch_norm_view(x, order_)),
       dense_(dense_like(x, order_)) {}
 
-MaskShape Staging::mask_shape() const {
-    if (view_.elements() == 0) return {};
-    return {view_.runs(), view_.mask_row_bytes()};
+std::int64_t Staging::mask_bytes() const {
+    return signature_bytes + view_.runs() * view_.mask_row_bytes();
+}
+
+std::uint64_t Staging::mask_signature(const Activation& activation) const {
+    Hash hash;
+    hash.add(dense_.ndim);
+    for (int i = 0; i < dense_.ndim; ++i) hash.add(dense_.shape[i]);
+    hash.add(order_.axis[order_.channel]);
+    for (int i = 0; i < order_.count; ++i) hash.add(order_.axis[i]);
+    hash.add(static_cast<int>(activation.kind));
+    hash.add(activation.alpha);
+    hash.add(activation.beta);
+    return hash.value();
 }
 
 const TensorView& Staging::stand_in(const TensorView& tensor) {

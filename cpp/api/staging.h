@@ -17,7 +17,12 @@ class Staging {
     Staging(const TensorView& x, int channel_axis);
 
     const View& view() const { return view_; }
-    MaskShape mask_shape() const;
+
+    // A mask is a signature of what its bits depend on, and then the rows: as many as the view has
+    // runs, each padded to whole bytes.
+    static constexpr std::int64_t signature_bytes = sizeof(std::uint64_t);
+    std::int64_t mask_bytes() const;
+    std::uint64_t mask_signature(const Activation& activation) const;
 
     // The tensor itself, or a dense stand-in for it. References stay valid.
     const TensorView& input(const TensorView& tensor);

@@ -29,6 +29,14 @@ std::string text(double value) {
     return shortest;
 }
 
+// No machine addresses more, and a few such numbers can be added.
+constexpr std::int64_t most_bytes = std::int64_t{1} << 60;
+
+std::string dtype_text(DType dtype) {
+    const std::string name = name_of(dtype);
+    return (dtype >= DType::float32 && dtype < DType::unsupported ? "dtype " : "") + name;
+}
+
 bool is_float(DType dtype) {
     return dtype == DType::float32 || dtype == DType::float64 || dtype == DType::float16 ||
            dtype == DType::bfloat16;
@@ -50,6 +58,31 @@ bool is_empty(const TensorView& t) {
     return std::find(t.shape, t.shape + t.ndim, 0) != t.shape + t.ndim;
 }
 
+// Whether all extents' product is a number of bytes. An extent of 0 counts as 1: what is computed
+// from the other extents must not overflow either.
+bool size_is_possible(const TensorView& t) {
+    std::int64_t bytes = size_of(t.dtype);
+    for (int i = 0; i < t.ndim; ++i) {
+        const std::int64_t extent = std::max<std::int64_t>(t.shape[i], 1);
+        if (__builtin_mul_overflow(bytes, extent, &bytes) || bytes > most_bytes) return false;
+    }
+    return true;
+}
+
+// Whether the elements lie within most_bytes. The stride along an extent of 1 means nothing.
+bool reach_is_possible(const TensorView& t) {
+    std::int64_t total = 0;
+    for (int i = 0; i < t.ndim; ++i) {
+        if (t.shape[i] == 1) continue;
+        const std::int64_t steps = std::max<std::int64_t>(t.shape[i] - 1, 1);
+        std::int64_t reach;
+        if (__builtin_mul_overflow(t.strides[i], steps, &reach)) return false;
+        if (reach > most_bytes || reach < -most_bytes) return false;
+        total += std::abs(reach);
+    }
+    return total <= most_bytes;
+}
+
 // One step of an equation sum(k_i * stride_i) = target with 0 <= k_i <= most_i, strides positive
 // and in descending order.
 struct Step {
@@ -57,8 +90,13 @@ struct Step {
     std::int64_t most;
 };
 
-// Whether the sums of steps[i..] can come within (target - size, target + size). Large strides
-// first leave few choices for each; budget bounds the search where they do not.
+void largest_first(std::vector<Step>& steps) {
+    std::sort(steps.begin(), steps.end(),
+              [](const Step& p, const Step& q) { return p.stride > q.stride; });
+}
+
+// Whether target less a sum of steps[i..] can come within (-below, above). Large strides first
+// leave few choices for each; budget bounds the search where they do not.
 bool reaches(const std::vector<Step>& steps, std::size_t i, std::int64_t target, std::int64_t below,
              std::int64_t above, int& budget) {
     if (--budget < 0) return true;
@@ -76,6 +114,9 @@ bool reaches(const std::vector<Step>& steps, std::size_t i, std::int64_t target,
     }
     return false;
 }
+
+// Nodes of a search with reaches().
+constexpr int search_budget = 20000;
 
 }  // namespace
 
@@ -99,11 +140,39 @@ bool overlaps(const TensorView& a, const TensorView& b) {
     const auto [low_a, high_a] = span(a);
     const auto [low_b, high_b] = span(b);
     if (high_a + size_a <= low_b || high_b + size_b <= low_a) return false;
-    std::sort(steps.begin(), steps.end(),
-              [](const Step& p, const Step& q) { return p.stride > q.stride; });
-    // address_a - address_b = (low_a - high_b) + sum, to lie in (-size_a, size_b).
-    int budget = 20000;
-    return reaches(steps, 0, high_b - low_a, size_a, size_b, budget);
+    largest_first(steps);
+    // address_b - address_a = (high_b - low_a) - sum, to lie in (-size_b, size_a).
+    int budget = search_budget;
+    return reaches(steps, 0, high_b - low_a, size_b, size_a, budget);
+}
+
+bool overlaps_itself(const TensorView& tensor) {
+    if (is_empty(tensor)) return false;
+    const std::int64_t size = size_of(tensor.dtype);
+    std::vector<Step> steps;
+    for (int i = 0; i < tensor.ndim; ++i) {
+        const std::int64_t most = tensor.shape[i] - 1;
+        if (most > 0) steps.push_back({std::abs(tensor.strides[i]), most});
+    }
+    largest_first(steps);
+    int budget = search_budget;
+    std::int64_t reach = 0;  // of the dimensions with smaller strides
+    for (std::size_t i = steps.size(); i-- > 0;) {
+        const auto [stride, most] = steps[i];
+        if (stride == 0) return true;
+        if (stride < reach + size) {
+            // Two elements 1 + k steps apart along this dimension, and any number of steps, counted
+            // from the far end, along those with smaller strides; their distance is to lie in
+            // (-size, size).
+            std::vector<Step> apart = {{stride, most - 1}};
+            for (std::size_t j = i + 1; j < steps.size(); ++j) {
+                apart.push_back({steps[j].stride, 2 * steps[j].most});
+            }
+            if (reaches(apart, 0, reach - stride, size, size, budget)) return true;
+        }
+        reach += stride * most;
+    }
+    return false;
 }
 
 void Validation::fail(const std::string& what) const {
@@ -116,8 +185,32 @@ void Validation::given(const char* argument, const TensorView& tensor) const {
 
 void Validation::float_dtype(const char* argument, const TensorView& tensor) const {
     if (is_float(tensor.dtype)) return;
-    throw dtype_error(std::string(op_) + ": " + argument + " has dtype " + name_of(tensor.dtype) +
+    throw dtype_error(std::string(op_) + ": " + argument + " has " + dtype_text(tensor.dtype) +
                       ", expected float32, float64, float16 or bfloat16");
+}
+
+void Validation::shape(const char* argument, const TensorView& tensor, const std::int64_t* expected,
+                       int ndim) const {
+    if (tensor.ndim < 0 || tensor.ndim > max_dims) {  // more than a view can say
+        fail(std::string(argument) + " has " + std::to_string(tensor.ndim) +
+             " dimensions, expected shape " + text(expected, ndim));
+    }
+    if (tensor.ndim != ndim || !std::equal(expected, expected + ndim, tensor.shape)) {
+        fail(std::string(argument) + " has shape " + text(tensor.shape, tensor.ndim) +
+             ", expected " + text(expected, ndim));
+    }
+}
+
+void Validation::strides(const char* argument, const TensorView& tensor) const {
+    if (reach_is_possible(tensor)) return;
+    fail(std::string(argument) + " has strides " + text(tensor.strides, tensor.ndim) +
+         ", expected its elements within 2^60 bytes");
+}
+
+void Validation::memory(const char* argument, const TensorView& tensor) const {
+    if (tensor.data != nullptr || is_empty(tensor)) return;
+    fail(std::string(argument) + " has no memory (null), expected an array of shape " +
+         text(tensor.shape, tensor.ndim));
 }
 
 int Validation::data(const TensorView& x, int channel_axis) {
@@ -137,6 +230,10 @@ int Validation::data(const TensorView& x, int channel_axis) {
             fail("x has shape " + text(x.shape, x.ndim) + ", expected extents >= 0");
         }
     }
+    if (!size_is_possible(x)) {
+        fail("x has shape " + text(x.shape, x.ndim) + ", expected fewer elements");
+    }
+    strides("x", x);
     x_ = x;
     channel_axis_ = channel_axis < 0 ? channel_axis + x.ndim : channel_axis;
     return channel_axis_;
@@ -145,44 +242,40 @@ int Validation::data(const TensorView& x, int channel_axis) {
 void Validation::like_data(const char* argument, const TensorView& tensor) const {
     given(argument, tensor);
     if (tensor.dtype != x_.dtype) {
-        throw dtype_error(std::string(op_) + ": " + argument + " has dtype " +
-                          name_of(tensor.dtype) + ", expected " + name_of(x_.dtype) +
-                          " as x has it");
+        throw dtype_error(std::string(op_) + ": " + argument + " has " + dtype_text(tensor.dtype) +
+                          ", expected " + name_of(x_.dtype) + " as x has it");
     }
-    if (!same_shape(tensor, x_)) {
-        fail(std::string(argument) + " has shape " + text(tensor.shape, tensor.ndim) +
-             ", expected " + text(x_.shape, x_.ndim));
-    }
+    shape(argument, tensor, x_.shape, x_.ndim);
 }
 
 void Validation::per_channel(const char* argument, const TensorView& vector) const {
     given(argument, vector);
     float_dtype(argument, vector);
     const std::int64_t expected = channels();
-    if (vector.ndim != 1 || vector.shape[0] != expected) {
-        fail(std::string(argument) + " has shape " + text(vector.shape, vector.ndim) +
-             ", expected " + text(&expected, 1));
-    }
+    shape(argument, vector, &expected, 1);
 }
 
-void Validation::mask(const TensorView& mask, const MaskShape& expected,
-                      const Activation& of) const {
-    const ActivationInfo& info = kActivations[static_cast<int>(of.kind)];
-    if (!info.piecewise) {
-        fail(std::string("mask is given, expected none: activation ") + info.name +
-             " does not have one");
+void Validation::mask(const TensorView& mask, std::int64_t bytes, const Activation& of) const {
+    if (!saves_mask(of)) {
+        fail(std::string("mask is given, expected none: activation ") +
+             kActivations[static_cast<int>(of.kind)].name + " does not have one");
     }
     if (mask.dtype != DType::uint8) {
-        throw dtype_error(std::string(op_) + ": mask has dtype " + name_of(mask.dtype) +
+        throw dtype_error(std::string(op_) + ": mask has " + dtype_text(mask.dtype) +
                           ", expected uint8");
     }
-    const std::int64_t shape[2] = {expected.rows, expected.bytes};
-    if (mask.ndim != 2 || mask.shape[0] != shape[0] || mask.shape[1] != shape[1]) {
-        fail("mask has shape " + text(mask.shape, mask.ndim) + ", expected " + text(shape, 2));
+    shape("mask", mask, &bytes, 1);
+    if (mask.strides[0] != 1) {
+        fail("mask has strides, expected a contiguous array as the forward pass made it");
     }
-    const bool dense =
-        (shape[1] <= 1 || mask.strides[1] == 1) && (shape[0] <= 1 || mask.strides[0] == shape[1]);
-    if (!dense) fail("mask has strides, expected a contiguous array as the forward pass made it");
+    memory("mask", mask);
+}
+
+void Validation::mask_signature(std::uint64_t found, std::uint64_t expected) const {
+    if (found == expected) return;
+    fail(
+        "mask was made for another shape, memory layout, channel_axis or activation, expected the "
+        "one that the forward pass returned for this x");
 }
 
 void Validation::eps(double eps) const {
@@ -205,8 +298,21 @@ void Validation::activation(const Activation& activation) const {
     if (!objection.empty()) fail("activation " + objection);
 }
 
+bool saves_mask(const Activation& activation) {
+    const int kind = static_cast<int>(activation.kind);
+    return kind >= 0 && kind < kActivationCount && kActivations[kind].piecewise;
+}
+
 std::string objection_to(const Activation& activation) {
     const ActivationInfo& info = kActivations[static_cast<int>(activation.kind)];
+    const char* fields[] = {"alpha", "beta"};
+    const double values[] = {activation.alpha, activation.beta};
+    for (int i = info.parameters; i < 2; ++i) {
+        if (values[i] == 0) continue;
+        return std::string(info.name) + " has " + fields[i] + " " + text(values[i]) +
+               ", expected 0: it has " +
+               (i == 0 ? "no parameters" : std::string(info.alpha.name) + " alone");
+    }
     const char* expected = info.expected(activation.alpha, activation.beta);
     if (expected == nullptr) return {};
     std::string got =
@@ -231,17 +337,26 @@ void Validation::more_than_one_value() const {
 }
 
 void Validation::reads(const char* argument, const TensorView& tensor) {
-    if (tensor.given()) uses_.push_back({argument, &tensor, nullptr, false});
+    if (!tensor.given()) return;
+    strides(argument, tensor);
+    memory(argument, tensor);
+    uses_.push_back({argument, &tensor, nullptr, false});
 }
 
 void Validation::writes(const char* argument, const TensorView& tensor, const TensorView* allowed) {
     if (!tensor.given()) return;
     if (!tensor.writable) fail(std::string(argument) + " is read-only, expected a writable array");
+    strides(argument, tensor);
+    memory(argument, tensor);
     for (int i = 0; i < tensor.ndim && !is_empty(tensor); ++i) {
         if (tensor.strides[i] == 0 && tensor.shape[i] > 1) {
             fail(std::string(argument) + " is broadcast along axis " + std::to_string(i) +
                  ", expected an array whose elements have memory of their own");
         }
+    }
+    if (overlaps_itself(tensor)) {
+        fail(std::string(argument) +
+             " overlaps itself, expected an array whose elements have memory of their own");
     }
     uses_.push_back({argument, &tensor, allowed, true});
 }

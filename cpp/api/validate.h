@@ -13,8 +13,9 @@ class Validation {
   public:
     explicit Validation(const char* op) : op_(op) {}
 
-    // Data of 2 to max_dims dimensions and one of the four dtypes; returns the channel axis in
-    // [0, ndim) and remembers x's shape for what follows.
+    // Data of 2 to max_dims dimensions, one of the four dtypes and a size that arithmetic on it
+    // cannot exceed; returns the channel axis in [0, ndim) and remembers x's shape for what
+    // follows.
     int data(const TensorView& x, int channel_axis);
 
     // Of x's shape and dtype.
@@ -26,7 +27,9 @@ class Validation {
         if (vector.given()) per_channel(argument, vector);
     }
 
-    void mask(const TensorView& mask, const MaskShape& expected, const Activation& of) const;
+    void mask(const TensorView& mask, std::int64_t bytes, const Activation& of) const;
+    // The signature found in a mask is that of this call.
+    void mask_signature(std::uint64_t found, std::uint64_t expected) const;
     void given(const char* argument, const TensorView& tensor) const;
     void eps(double eps) const;
     void momentum(double momentum) const;
@@ -34,7 +37,8 @@ class Validation {
     // Training: one value per channel has no variance.
     void more_than_one_value() const;
 
-    // An input or output, for the checks of overlap() below.
+    // An input or output of the right shape: has memory, an output memory of its own for each
+    // element. Remembers it for overlap() below.
     void reads(const char* argument, const TensorView& tensor);
     // allowed: an input that the output may coincide with, element by element.
     void writes(const char* argument, const TensorView& tensor,
@@ -54,6 +58,10 @@ class Validation {
 
     [[noreturn]] void fail(const std::string& what) const;
     void float_dtype(const char* argument, const TensorView& tensor) const;
+    void shape(const char* argument, const TensorView& tensor, const std::int64_t* expected,
+               int ndim) const;
+    void strides(const char* argument, const TensorView& tensor) const;
+    void memory(const char* argument, const TensorView& tensor) const;
 
     const char* op_;
     TensorView x_{};
@@ -61,12 +69,15 @@ class Validation {
     std::vector<Use> uses_;
 };
 
-// What is wrong with an activation's parameters ("clip has min 2 and max 1, expected min <= max"),
-// empty if nothing is. Its kind must be one.
+// What is wrong with an activation's parameters ("clip has min 2 and max 1, expected min <= max";
+// those that it does not have are 0), empty if nothing is. Its kind must be one.
 std::string objection_to(const Activation& activation);
 
 // Whether any byte belongs to an element of both. Exact, but for pathological strides, for which
 // the answer may be a needless yes.
 bool overlaps(const TensorView& a, const TensorView& b);
+
+// Whether any byte belongs to two elements of a tensor, likewise.
+bool overlaps_itself(const TensorView& tensor);
 
 }  // namespace fastnorm

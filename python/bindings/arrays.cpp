@@ -52,10 +52,18 @@ py::dtype numpy_dtype(DType dtype) {
         "is of type " + std::string(Py_TYPE(found.ptr())->tp_name) + ", expected " + expected);
 }
 
-[[noreturn]] void out_of_range(const char* op, const char* argument, py::handle value) {
+// After a conversion that failed with a Python error: a TypeError gets our words, others pass.
+[[noreturn]] void not_converted(const char* op, const char* argument, py::handle found,
+                                const char* expected) {
+    if (!PyErr_ExceptionMatches(PyExc_TypeError)) throw py::error_already_set();
     PyErr_Clear();
-    throw py::value_error(std::string(op) + ": " + argument + " is " + std::string(py::str(value)) +
-                          ", expected a number of usual size");
+    wrong_type(op, argument, found, expected);
+}
+
+[[noreturn]] void out_of_range(const char* op, const char* argument) {
+    PyErr_Clear();
+    throw py::value_error(std::string(op) + ": " + argument +
+                          " is out of range, expected a number of usual size");
 }
 
 }  // namespace
@@ -67,22 +75,18 @@ TensorView optional_view_of(const char* op, const char* argument, py::handle arr
 double number_of(const char* op, const char* argument, py::handle value) {
     const double number = PyFloat_AsDouble(value.ptr());
     if (number == -1.0 && PyErr_Occurred() != nullptr) {
-        if (PyErr_ExceptionMatches(PyExc_OverflowError)) out_of_range(op, argument, value);
-        PyErr_Clear();
-        wrong_type(op, argument, value, "a number");
+        if (PyErr_ExceptionMatches(PyExc_OverflowError)) out_of_range(op, argument);
+        not_converted(op, argument, value, "a number");
     }
     return number;
 }
 
 int integer_of(const char* op, const char* argument, py::handle value) {
     const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
-    if (!index) {
-        PyErr_Clear();
-        wrong_type(op, argument, value, "an integer");
-    }
+    if (!index) not_converted(op, argument, value, "an integer");
     int overflow = 0;
     const long number = PyLong_AsLongAndOverflow(index.ptr(), &overflow);
-    if (overflow != 0 || number != static_cast<int>(number)) out_of_range(op, argument, value);
+    if (overflow != 0 || number != static_cast<int>(number)) out_of_range(op, argument);
     return static_cast<int>(number);
 }
 
@@ -102,24 +106,24 @@ TensorView view_of(const char* op, const char* argument, py::handle object) {
     const auto array = py::reinterpret_borrow<py::array>(object);
     const py::dtype dtype = array.dtype();
     view.dtype = dtype_of(dtype);
-    const char order = dtype.byteorder();
-    if (view.dtype == DType::unsupported || (order != '=' && order != '|')) {
+    // Which of a view's dtypes an argument may have is validation's to say; these are none.
+    if (view.dtype == DType::unsupported) {
         wrong_type(op, argument,
-                   "has dtype " + std::string(py::str(dtype.attr("str"))) + " (" +
-                       std::string(py::str(dtype)) +
-                       "), expected float32, float64, float16 or bfloat16 in native byte order");
+                   "has dtype " + std::string(py::str(dtype)) +
+                       ", which is none of float32, float64, float16, bfloat16 and uint8");
     }
-    const auto dimensions = static_cast<int>(array.ndim());
-    if (dimensions == 0 || dimensions > max_dims) {  // more than a view can say
-        throw py::value_error(std::string(op) + ": " + argument + " has " +
-                              std::to_string(dimensions) + " dimensions, expected at " +
-                              (dimensions == 0 ? "least 1" : "most " + std::to_string(max_dims)));
+    const char order = dtype.byteorder();
+    if (order != '=' && order != '|') {
+        wrong_type(op, argument,
+                   "has dtype " + std::string(py::str(dtype.attr("str"))) +
+                       ", expected native byte order");
     }
     view.data = const_cast<void*>(array.data());
-    view.ndim = dimensions;
+    view.ndim = static_cast<int>(array.ndim());
     view.writable = array.writeable();
-    std::copy_n(array.shape(), dimensions, view.shape);
-    std::copy_n(array.strides(), dimensions, view.strides);
+    const int extents = std::min(view.ndim, max_dims);
+    std::copy_n(array.shape(), extents, view.shape);
+    std::copy_n(array.strides(), extents, view.strides);
     return view;
 }
 
@@ -141,8 +145,8 @@ py::array empty_like(const py::array& x) {
     return py::array(x.dtype(), std::move(shape), std::move(strides));
 }
 
-py::array empty(DType dtype, std::initializer_list<py::ssize_t> shape) {
-    return py::array(numpy_dtype(dtype), std::vector<py::ssize_t>(shape));
+py::array empty(DType dtype, std::int64_t size) {
+    return py::array(numpy_dtype(dtype), static_cast<py::ssize_t>(size));
 }
 
 Activation activation_of(py::handle activation) {

@@ -1,27 +1,31 @@
 // Batch normalization on NumPy arrays: arguments to views, new arrays for what the caller did not
 // give, the GIL released around the call.
-#include "api/staging.h"
-#include "api/validate.h"
+#include <optional>
+
 #include "arrays.h"
-#include "core/activations.h"
 #include "module.h"
 
 namespace fastnorm::python {
 
 namespace {
 
-bool saves_mask(const Activation& activation) {
-    return kActivations[static_cast<int>(activation.kind)].piecewise;
+// The sizes of new arrays. There are none where x or channel_axis is wrong: then no array is made,
+// and the op, which looks at x first, says what is wrong.
+struct Sizes {
+    std::int64_t channels;
+    std::int64_t mask_bytes;
+};
+std::optional<Sizes> sizes_for(const TensorView& x, int channel_axis) {
+    try {
+        const std::int64_t mask_bytes = batch_norm_mask_bytes(x, channel_axis);
+        return Sizes{x.shape[channel_axis < 0 ? channel_axis + x.ndim : channel_axis], mask_bytes};
+    } catch (const std::invalid_argument&) {
+        return std::nullopt;
+    }
 }
 
-// Statistics are one step wider than the data.
-DType statistics_dtype(DType x) {
-    return x == DType::float16 || x == DType::bfloat16 ? DType::float32 : DType::float64;
-}
-
-// The array to write: the caller's, or a new one like x.
-py::object output_or_new(const py::object& out, const py::object& x) {
-    return out.is_none() ? py::object(empty_like(py::reinterpret_borrow<py::array>(x))) : out;
+py::object new_like(const py::object& x) {
+    return empty_like(py::reinterpret_borrow<py::array>(x));
 }
 
 py::object inference(const py::object& x, const py::object& mean, const py::object& var,
@@ -39,8 +43,9 @@ py::object inference(const py::object& x, const py::object& mean, const py::obje
     options.channel_axis = integer_of(op, "channel_axis", channel_axis);
     options.activation = activation_of(activation);
     options.residual = optional_view_of(op, "residual", residual);
-    const py::object y = output_or_new(out, x);
-    const TensorView y_view = view_of(op, "out", y);
+    const bool makes_y = out.is_none() && sizes_for(x_view, options.channel_axis);
+    const py::object y = makes_y ? new_like(x) : out;
+    const TensorView y_view = optional_view_of(op, "out", y);
     {
         py::gil_scoped_release release;
         batch_norm(x_view, mean_view, var_view, weight_view, bias_view, y_view, options);
@@ -66,21 +71,20 @@ py::tuple train(const py::object& x, const py::object& weight, const py::object&
     options.channel_axis = integer_of(op, "channel_axis", channel_axis);
     options.residual = optional_view_of(op, "residual", residual);
     options.activation = activation_of(activation);
-    const py::object y = output_or_new(out, x);
-    const TensorView y_view = view_of(op, "out", y);
-
-    // The new arrays need shapes that only a valid x has.
-    Validation check(op);
-    const int axis = check.data(x_view, options.channel_axis);
-    const py::array mean = empty(statistics_dtype(x_view.dtype), {check.channels()});
-    const py::array rstd = empty(statistics_dtype(x_view.dtype), {check.channels()});
+    py::object y = out;
+    py::object mean = py::none();
+    py::object rstd = py::none();
     py::object mask = py::none();
-    if (saves_mask(options.activation)) {
-        const MaskShape shape = Staging(x_view, axis).mask_shape();
-        mask = empty(DType::uint8, {shape.rows, shape.bytes});
+    if (const auto sizes = sizes_for(x_view, options.channel_axis)) {
+        if (out.is_none()) y = new_like(x);
+        const DType dtype = batch_norm_statistics_dtype(x_view.dtype);
+        mean = empty(dtype, sizes->channels);
+        rstd = empty(dtype, sizes->channels);
+        if (saves_mask(options.activation)) mask = empty(DType::uint8, sizes->mask_bytes);
     }
-    const TensorView mean_view = view_of(op, "mean", mean);
-    const TensorView rstd_view = view_of(op, "rstd", rstd);
+    const TensorView y_view = optional_view_of(op, "out", y);
+    const TensorView mean_view = optional_view_of(op, "mean", mean);
+    const TensorView rstd_view = optional_view_of(op, "rstd", rstd);
     const TensorView mask_view = optional_view_of(op, "mask", mask);
     {
         py::gil_scoped_release release;
@@ -127,19 +131,19 @@ py::tuple backward(const py::object& dy, const py::object& x, const py::object& 
                               "activation's input is recomputed from it");
     }
 
-    const py::object dx = output_or_new(out, x);
-    const TensorView dx_view = view_of(op, "out", dx);
-    Validation check(op);
-    check.data(x_view, options.channel_axis);
-    const py::array dweight =
-        empty(gradient_dtype(weight_view, bias_view, x_view), {check.channels()});
-    const py::array dbias =
-        empty(gradient_dtype(bias_view, weight_view, x_view), {check.channels()});
+    py::object dx = out;
+    py::object dweight = py::none();
+    py::object dbias = py::none();
     py::object dresidual = py::none();
-    if (had_residual) dresidual = empty_like(py::reinterpret_borrow<py::array>(x));
-    const BatchNormGradients gradients{dx_view, view_of(op, "dweight", dweight),
-                                       view_of(op, "dbias", dbias),
-                                       optional_view_of(op, "dresidual", dresidual)};
+    if (const auto sizes = sizes_for(x_view, options.channel_axis)) {
+        if (out.is_none()) dx = new_like(x);
+        dweight = empty(gradient_dtype(weight_view, bias_view, x_view), sizes->channels);
+        dbias = empty(gradient_dtype(bias_view, weight_view, x_view), sizes->channels);
+        if (had_residual) dresidual = new_like(x);
+    }
+    const BatchNormGradients gradients{
+        optional_view_of(op, "out", dx), optional_view_of(op, "dweight", dweight),
+        optional_view_of(op, "dbias", dbias), optional_view_of(op, "dresidual", dresidual)};
     {
         py::gil_scoped_release release;
         batch_norm_backward(dy_view, x_view, mean_view, rstd_view, weight_view, bias_view,

@@ -22,8 +22,9 @@ class BatchNormForward(NamedTuple):
     mean, rstd : ndarray of shape (C,)
         The batch's mean and 1 / sqrt(variance + eps): float32 for 16-bit x, else float64.
     mask : ndarray of uint8, or None
-        For relu, leaky_relu and clip: one bit an element, set where the slope is 1. It belongs to
-        x's shape and memory layout; its own layout is of no concern to a caller.
+        For relu, leaky_relu and clip: one bit an element, set where the slope is 1, behind a
+        signature of x's shape and memory layout, channel_axis and the activation, without which
+        those bits mean nothing. One-dimensional; its contents are of no concern to a caller.
     """
 
     y: Array
@@ -80,7 +81,8 @@ def batch_norm(
     weight, bias : ndarray of shape (C,), optional
         Any of the four dtypes.
     eps : float
-        Added to the variance inside the square root; any value >= 0.
+        Added to the variance inside the square root; any value >= 0. With 0, a channel whose
+        variance is 0 gives NaN (or an infinity, where x is not the mean).
     channel_axis : int
         The axis of x that the channels lie on; -1 for channel-last.
     residual : ndarray, optional
@@ -99,7 +101,8 @@ def batch_norm(
     Raises
     ------
     ValueError
-        For a wrong shape, a value out of range, an `out` that is read-only or overlaps an input.
+        For a wrong shape, a value out of range, an `out` that is read-only or overlaps an input or
+        itself.
     TypeError
         For anything but NumPy arrays of the four dtypes. Nothing has been written in either case.
 
@@ -223,7 +226,8 @@ def batch_norm_backward(
         The residual of the forward pass. True is enough where its values are not needed: with a
         mask, or without an activation.
     mask : ndarray of uint8, optional
-        The one that the forward pass returned; without it, the activation's input is recomputed.
+        The one that the forward pass returned, for an x of the same memory layout (of the same
+        order of dimensions in memory); without it, the activation's input is recomputed.
     out : ndarray, optional
         Of x's shape and dtype; receives dx. May be exactly dy.
 
@@ -235,7 +239,7 @@ def batch_norm_backward(
     Raises
     ------
     ValueError, TypeError
-        As `batch_norm` does.
+        As `batch_norm` does, and ValueError for the mask of another x or activation.
 
     References
     ----------

@@ -157,9 +157,9 @@ struct Case {
         std::vector<std::uint8_t> bits;
         TensorView mask;
         if (kind == ActivationKind::relu) {
-            const fastnorm::MaskShape shape = fastnorm::batch_norm_mask_shape(x.view());
-            bits.resize(static_cast<std::size_t>(shape.rows * shape.bytes));
-            mask = {bits.data(), {shape.rows, shape.bytes}};
+            const std::int64_t bytes = fastnorm::batch_norm_mask_bytes(x.view());
+            bits.resize(static_cast<std::size_t>(bytes));
+            mask = {bits.data(), {bytes}};
         }
         std::vector<double> mean(extents.c);
         std::vector<double> rstd(extents.c);

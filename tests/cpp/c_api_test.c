@@ -54,8 +54,8 @@ static void test_training_and_backward(void) {
     double running_mean[C] = {0}, running_var[C] = {0};
     double expected_mean[C] = {0}, expected_var[C] = {0};
     double sum_g[C] = {0}, sum_g_x_hat[C] = {0};
-    unsigned char bits[SIZE] = {0};
-    int64_t mask_shape[2];
+    unsigned char bits[8 + SIZE] = {0};
+    int64_t mask_bytes;
     int i;
     fastnorm_tensor x_t, dy_t, y_t, dx_t, mean_t, rstd_t, weight_t, bias_t, dweight_t, dbias_t;
     fastnorm_tensor running_mean_t, running_var_t, mask_t;
@@ -80,10 +80,9 @@ static void test_training_and_backward(void) {
     dbias_t = vector_of(dbias);
     running_mean_t = vector_of(running_mean);
     running_var_t = vector_of(running_var);
-    expect(fastnorm_batch_norm_mask_shape(&x_t, 1, &mask_shape[0], &mask_shape[1]) == FASTNORM_OK,
-           "mask_shape");
-    expect(mask_shape[0] * mask_shape[1] <= (int64_t)sizeof(bits), "the mask is too large");
-    mask_t = fastnorm_dense(bits, FASTNORM_UINT8, 2, mask_shape);
+    expect(fastnorm_batch_norm_mask_bytes(&x_t, 1, &mask_bytes) == FASTNORM_OK, "mask_bytes");
+    expect(mask_bytes <= (int64_t)sizeof(bits), "the mask is too large");
+    mask_t = fastnorm_dense(bits, FASTNORM_UINT8, 1, &mask_bytes);
     options.activation.kind = FASTNORM_RELU;
     options.running_mean = &running_mean_t;
     options.running_var = &running_var_t;
@@ -155,7 +154,7 @@ static void test_errors(void) {
     const fastnorm_tensor vector_t = vector_of(four);
     float x[SIZE], y[SIZE];
     fastnorm_tensor x_t, y_t;
-    int64_t rows, bytes;
+    int64_t bytes;
     int i;
 
     fill(x, y);
@@ -173,14 +172,42 @@ static void test_errors(void) {
                  FASTNORM_WRONG_DTYPE,
                  "batch_norm_train: out has dtype float64, expected float32 as x has it");
     x_t.dtype = (fastnorm_dtype)77;
-    expect(fastnorm_batch_norm_mask_shape(&x_t, 1, &rows, &bytes) == FASTNORM_WRONG_DTYPE,
-           "a dtype that does not exist");
+    expect_error(fastnorm_batch_norm_mask_bytes(&x_t, 1, &bytes), FASTNORM_WRONG_DTYPE,
+                 "batch_norm_mask_bytes: x has an unsupported dtype, expected float32, float64, "
+                 "float16 or bfloat16");
     x_t = fastnorm_dense(x, FASTNORM_FLOAT32, 6, x_shape);
-    expect_error(fastnorm_batch_norm_mask_shape(&x_t, 1, &rows, &bytes), FASTNORM_INVALID_ARGUMENT,
-                 "fastnorm_tensor: ndim is 6, expected 1 to 5");
+    expect_error(fastnorm_batch_norm_mask_bytes(&x_t, 1, &bytes), FASTNORM_INVALID_ARGUMENT,
+                 "batch_norm_mask_bytes: x has 6 dimensions, expected 2 to 5");
+    x_t = data_of(x);
+    expect_error(fastnorm_batch_norm_mask_bytes(&x_t, 1, NULL), FASTNORM_INVALID_ARGUMENT,
+                 "batch_norm_mask_bytes: bytes is null, expected a pointer");
+    x_t.data = NULL;
+    y_t = data_of(y);
+    expect_error(fastnorm_batch_norm_train(&x_t, NULL, NULL, &y_t, NULL, NULL, NULL),
+                 FASTNORM_INVALID_ARGUMENT,
+                 "batch_norm_train: x has no memory (null), expected an array of shape (2, 3, 4)");
     expect_error(fastnorm_set_num_threads(-1), FASTNORM_INVALID_ARGUMENT,
                  "set_num_threads: n is -1, expected a number >= 1");
     for (i = 0; i < SIZE; ++i) expect(y[i] == -7.0f, "y was written in spite of an error");
+}
+
+static void test_activations(void) {
+    fastnorm_activation activation = {FASTNORM_IDENTITY, 7.0, 7.0};
+
+    expect(fastnorm_activation_named("clip", &activation) == FASTNORM_OK, "activation_named");
+    expect(activation.kind == FASTNORM_CLIP && activation.alpha == 0.0 && activation.beta == 6.0,
+           "the default parameters of clip");
+    expect(fastnorm_activation_named("leaky_relu", &activation) == FASTNORM_OK, "leaky_relu");
+    expect(activation.kind == FASTNORM_LEAKY_RELU && activation.alpha == 0.01 &&
+               activation.beta == 0.0,
+           "the default parameter of leaky_relu");
+    expect_error(fastnorm_activation_named("swish", &activation), FASTNORM_INVALID_ARGUMENT,
+                 "activation is 'swish', expected one of identity, relu, leaky_relu, clip, "
+                 "sigmoid, tanh, silu, gelu, gelu_tanh, hardswish");
+    expect_error(fastnorm_activation_named(NULL, &activation), FASTNORM_INVALID_ARGUMENT,
+                 "fastnorm_activation_named: name is null, expected a pointer");
+    expect_error(fastnorm_activation_named("relu", NULL), FASTNORM_INVALID_ARGUMENT,
+                 "fastnorm_activation_named: activation is null, expected a pointer");
 }
 
 static void test_process(void) {
@@ -195,6 +222,7 @@ int main(void) {
     test_training_and_backward();
     test_inference();
     test_errors();
+    test_activations();
     if (failures == 0) puts("all passed");
     return failures == 0 ? 0 : 1;
 }

@@ -44,14 +44,18 @@ typedef enum fastnorm_activation_kind {
     FASTNORM_HARDSWISH = 9
 } fastnorm_activation_kind;
 
+/* Parameters that an activation does not have are 0. */
 typedef struct fastnorm_activation {
     fastnorm_activation_kind kind;
     double alpha;
     double beta;
 } fastnorm_activation;
 
+/* An activation with its default parameters, by its name ("relu", "clip", "gelu_tanh", ...). */
+fastnorm_status fastnorm_activation_named(const char* name, fastnorm_activation* activation);
+
 /* A tensor in the caller's memory; strides in bytes. Functions take pointers to tensors; a null
- * pointer means "not given". Inputs are never written. */
+ * pointer, or a tensor without data and dimensions, means "not given". Inputs are never written. */
 typedef struct fastnorm_tensor {
     void* data;
     fastnorm_dtype dtype;
@@ -101,9 +105,9 @@ fastnorm_status fastnorm_batch_norm_backward(
     const fastnorm_tensor* dx, const fastnorm_tensor* dweight, const fastnorm_tensor* dbias,
     const fastnorm_tensor* dresidual, const fastnorm_batch_norm_options* options);
 
-/* The shape of the uint8 mask of x. */
-fastnorm_status fastnorm_batch_norm_mask_shape(const fastnorm_tensor* x, int channel_axis,
-                                               int64_t* rows, int64_t* bytes);
+/* The size of the one-dimensional uint8 mask of x, which needs no memory here. */
+fastnorm_status fastnorm_batch_norm_mask_bytes(const fastnorm_tensor* x, int channel_axis,
+                                               int64_t* bytes);
 
 /* What was wrong with the last call of this thread that did not return FASTNORM_OK. Valid until the
  * next such call. */

@@ -8,8 +8,9 @@
 // Every function throws std::invalid_argument (dtype_error for a wrong dtype) when an argument is
 // not what it expects; nothing has been written then. Every function may be called from many
 // threads at once, on different outputs. Results do not depend on the number of threads, bit for
-// bit, and are the same on every instruction set with fused multiply-add. They can differ in the
-// last bits between memory layouts of the same values.
+// bit, and are the same on every instruction set with fused multiply-add; of a NaN, that it is one,
+// not its sign and payload. They can differ in the last bits between memory layouts of the same
+// values.
 #pragma once
 
 #include <cstddef>
@@ -37,6 +38,7 @@ enum class ActivationKind : int {
     hardswish,
 };
 
+// Parameters that an activation does not have are 0.
 struct Activation {
     ActivationKind kind = ActivationKind::identity;
     double alpha = 0.0;
@@ -54,10 +56,13 @@ struct Activation {
     static Activation named(const std::string& name);
 };
 
+// Whether the forward pass can save a mask of it (relu, leaky_relu, clip), for the backward pass.
+bool saves_mask(const Activation& activation);
+
 inline constexpr int max_dims = 5;
 
 // A tensor in the caller's memory. Strides are in BYTES, may be negative, and are 0 along a
-// broadcast dimension. A default-constructed view means "not given".
+// broadcast dimension. A default-constructed view, without data and dimensions, means "not given".
 struct TensorView {
     void* data = nullptr;
     DType dtype = DType::float32;
@@ -69,20 +74,21 @@ struct TensorView {
     TensorView() = default;
 
     // A dense tensor in C order. Throws std::invalid_argument beyond max_dims dimensions.
-    TensorView(void* data, DType dtype, std::initializer_list<std::int64_t> shape);
-    TensorView(const void* data, DType dtype, std::initializer_list<std::int64_t> shape);
+    TensorView(void* values, DType type, std::initializer_list<std::int64_t> extents);
+    TensorView(const void* values, DType type, std::initializer_list<std::int64_t> extents);
     template <class T, std::enable_if_t<std::is_same_v<std::remove_const_t<T>, float> ||
                                             std::is_same_v<std::remove_const_t<T>, double> ||
                                             std::is_same_v<std::remove_const_t<T>, std::uint8_t>,
                                         int> = 0>
-    TensorView(T* data, std::initializer_list<std::int64_t> shape)
-        : TensorView(static_cast<std::conditional_t<std::is_const_v<T>, const void*, void*>>(data),
-                     std::is_same_v<std::remove_const_t<T>, float>    ? DType::float32
-                     : std::is_same_v<std::remove_const_t<T>, double> ? DType::float64
-                                                                      : DType::uint8,
-                     shape) {}
+    TensorView(T* values, std::initializer_list<std::int64_t> extents)
+        : TensorView(
+              static_cast<std::conditional_t<std::is_const_v<T>, const void*, void*>>(values),
+              std::is_same_v<std::remove_const_t<T>, float>    ? DType::float32
+              : std::is_same_v<std::remove_const_t<T>, double> ? DType::float64
+                                                               : DType::uint8,
+              extents) {}
 
-    bool given() const { return ndim != 0; }
+    bool given() const { return ndim != 0 || data != nullptr; }
 };
 
 // A wrong dtype; everything else that is wrong with an argument is a std::invalid_argument.
@@ -96,12 +102,15 @@ class dtype_error : public std::invalid_argument {
 //
 // x, dy, out, residual, dresidual: 2 to max_dims dimensions, one shape, one dtype (float32,
 // float64, float16, bfloat16). Vectors have one element per channel and any of these dtypes.
-// out may be exactly x (backward: exactly dy); any other overlap of an output is an error.
-// Sizes are 64-bit; tensors without elements are valid.
+// out may be exactly x (backward: exactly dy); any other overlap of an output, with an input, with
+// another output or of its own elements, is an error.
+// Sizes are 64-bit; tensors without elements are valid, and need no memory.
 // ---------------------------------------------------------------------------------------------
 
 struct BatchNormOptions {
-    double eps = 1e-5;     // >= 0, inside the square root
+    // >= 0, inside the square root. 0 leaves nothing to divide by where a variance is 0: NaN (or an
+    // infinity, for an x that is not the mean).
+    double eps = 1e-5;
     int channel_axis = 1;  // negative ones count from the end
     Activation activation{};
     TensorView residual{};  // added before the activation
@@ -122,10 +131,11 @@ struct BatchNormTrainOptions : BatchNormOptions {
 };
 
 // The same with the batch's own mean and biased variance (Algorithm 1 of the paper), for more than
-// one value per channel. Optional outputs: mean and rstd (float32 for 16-bit x, else float64), and
-// mask (uint8, shape mask_shape(x)), which is for relu, leaky_relu and clip only: one bit an
-// element, set where the activation's slope is 1, for the backward pass.
-// Without elements, mean and rstd are NaN and the running statistics stay as they are.
+// one value per channel. Optional outputs: mean and rstd, best of batch_norm_statistics_dtype(),
+// and mask (uint8, one-dimensional, contiguous, of batch_norm_mask_bytes()), which is for
+// activations with saves_mask() only: one bit an element, set where the activation's slope is 1,
+// for the backward pass. Without elements, mean and rstd are NaN and the running statistics stay as
+// they are.
 void batch_norm_train(const TensorView& x, const TensorView& weight, const TensorView& bias,
                       const TensorView& out, const TensorView& mean, const TensorView& rstd,
                       const TensorView& mask, const BatchNormTrainOptions& options = {});
@@ -135,7 +145,9 @@ struct BatchNormBackwardOptions {
     int channel_axis = 1;
     Activation activation{};
     TensorView residual{};  // the forward's; needed only to recompute the activation's input
-    TensorView mask{};      // the forward's; without it the activation's input is recomputed
+    // The forward's, for an x of the same shape, channel_axis, order of dimensions in memory, and
+    // the same activation; without it the activation's input is recomputed.
+    TensorView mask{};
 };
 
 // Every one is written; all but out are optional.
@@ -156,13 +168,14 @@ void batch_norm_backward(const TensorView& dy, const TensorView& x, const Tensor
                          const BatchNormGradients& gradients,
                          const BatchNormBackwardOptions& options = {});
 
-// The shape of the mask of x: one row per contiguous run of x, each padded to whole bytes. It
-// follows from x's shape and from the order of its dimensions in memory.
-struct MaskShape {
-    std::int64_t rows = 0;
-    std::int64_t bytes = 0;
-};
-MaskShape batch_norm_mask_shape(const TensorView& x, int channel_axis = 1);
+// The dtype of mean and rstd that loses nothing of them: one step wider than the data, float32 for
+// 16-bit x, else float64.
+DType batch_norm_statistics_dtype(DType x);
+
+// The size of the mask of x: a signature of x's shape, channel_axis, the order of x's dimensions in
+// memory and the activation, by which the backward pass knows its own mask; and then a row per
+// contiguous run of x, padded to whole bytes. x needs no memory here.
+std::int64_t batch_norm_mask_bytes(const TensorView& x, int channel_axis = 1);
 
 // ---------------------------------------------------------------------------------------------
 // The process
