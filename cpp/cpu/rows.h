@@ -86,7 +86,7 @@ struct Rows {
             for_segments(tile.inner0, tile.inner1, [&](std::int64_t i, std::int64_t count) {
                 const Forward<T, kind> forward{x + i, residual == nullptr ? nullptr : residual + i,
                                                mask_at(args, run, i), activation_params<A>(args)};
-                forward.write(sink.open(y + i), count, [&](auto...) { return map; });
+                forward.write(sink.open(y + i), count, [&](auto...) -> const auto& { return map; });
                 sink.close(count);
             });
         });
@@ -115,7 +115,7 @@ struct Rows {
                     gx[v] = V::load(gx_lanes + v * V::width);
                 });
                 backward.each(
-                    block.inner1 - block.inner0, [&](auto...) { return map; },
+                    block.inner1 - block.inner0, [&](auto...) -> const auto& { return map; },
                     [&](std::int64_t, auto v, auto valid, const Gradient<V>& at) {
                         if constexpr (is_full<decltype(valid)>) {
                             g[v] = g[v] + at.g;
@@ -158,8 +158,8 @@ struct Rows {
                     .write(
                         dx_sink.open(dx + i),
                         dresidual == nullptr ? nullptr : dresidual_sink.open(dresidual + i), count,
-                        args.frozen, [&](auto...) { return map; },
-                        [&](auto...) { return gradient_map; });
+                        args.frozen, [&](auto...) -> const auto& { return map; },
+                        [&](auto...) -> const auto& { return gradient_map; });
                 dx_sink.close(count);
                 if (dresidual != nullptr) dresidual_sink.close(count);
             });

@@ -1,6 +1,7 @@
 // The inner loops: a contiguous span of at most one segment, whatever the traversal. Where a
-// vector's coefficients come from (one set a row, or one a lane) is the caller's: at(offset, v,
-// valid) gives them. Included by kernels.cpp, once per instruction set.
+// vector's coefficients come from (one set a row, or one a lane) is the caller's: map_at(offset, v,
+// valid) gives them, by reference where there is one set: GCC copies structs of vectors in halves,
+// and loading such a copy stalls. Included by kernels.cpp, once per instruction set.
 #pragma once
 
 #include "cpu/lanes.h"
@@ -25,7 +26,7 @@ struct Forward {
         for_packs<A>(count, [&](std::int64_t i, auto valid) {
             unsigned pack_bits = 0;
             for_vectors<A>([&](auto v) {
-                const NormalizeMap<V> map = map_at(i, v, valid);
+                const NormalizeMap<V>& map = map_at(i, v, valid);
                 V z = map.affine(map.centred(load<A>(x + i, v, valid)));
                 if (residual != nullptr) z = z + load<A>(residual + i, v, valid);
                 if constexpr (Act<kind>::piecewise) {
@@ -68,7 +69,7 @@ struct Backward {
                 if (mask != nullptr) pack_bits = load_bits(mask + i / 8, valid);
             }
             for_vectors<A>([&](auto v) {
-                const NormalizeMap<V> map = map_at(i, v, valid);
+                const NormalizeMap<V>& map = map_at(i, v, valid);
                 Gradient<V> result;
                 result.centred = map.centred(load<A>(x + i, v, valid));
                 result.g = load<A>(dy + i, v, valid);
@@ -85,7 +86,7 @@ struct Backward {
     FASTNORM_FN void write(T* dx, T* dresidual, std::int64_t count, bool frozen, MapAt&& map_at,
                            GradientMapAt&& gradient_map_at) const {
         each(count, map_at, [&](std::int64_t i, auto v, auto valid, const Gradient<V>& at) {
-            const GradientMap<V> map = gradient_map_at(i, v, valid);
+            const GradientMap<V>& map = gradient_map_at(i, v, valid);
             store<A>(dx + i, v, frozen ? map.of_frozen(at.g) : map(at.g, at.centred), valid);
             if (dresidual != nullptr) store<A>(dresidual + i, v, at.g, valid);
         });
