@@ -71,7 +71,7 @@ format: $(VENV)/.lint ## format the Python, C++ and C files
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-clean: ## remove .venv and all that was built
+clean: ## remove .venv, build and dist
 	rm -rf $(VENV) build dist
 
 # --- what the tasks need --------------------------------------------------------------------------
@@ -94,6 +94,7 @@ $(VENV)/.test: EXTRAS := test
 $(VENV)/.bench: EXTRAS := bench
 $(VENV)/.lint: EXTRAS := demo,test,lint
 $(VENV)/.demo $(VENV)/.test $(VENV)/.bench $(VENV)/.lint: $(VENV)/.tools $(SOURCES)
+	@echo "Installing and building; the first time this takes two minutes or three."
 	$(call pip_install,$(RELEASE),$(RELEASE_DEFINES),".[$(EXTRAS)]")
 	@touch $@
 

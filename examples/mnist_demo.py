@@ -176,8 +176,8 @@ def main(
         f"fastnorm {info['version']}, {info['isa']}, threads: {fn.get_num_threads()}\n"
         "5,000 MNIST digits, 1,000 of them for testing; convolutions and dense layers of sigmoid "
         f"units in NumPy; repeats with other seeds: {repeats}. Learning rate and initial weights "
-        "are the best found for the plain network; batch norm takes the same rate and higher "
-        "ones, and weights at Glorot's usual scale.\n"
+        "are the best found for the plain network; batch norm is tried at the same rate and at "
+        "higher ones, with weights at Glorot's usual scale.\n"
     )
     # Matrices this small gain nothing from more threads, and with one the results do not depend on
     # the number of cores.

@@ -221,7 +221,7 @@ def test_set_num_threads() -> None:
 @pytest.mark.parametrize("threads", [0, -1, 2**40, -(2**40)])
 def test_set_num_threads_out_of_range(threads: int) -> None:
     fn.set_num_threads(3)
-    with pytest.raises(ValueError, match=rf"set_num_threads.*{threads}"):
+    with pytest.raises(ValueError, match="set_num_threads: n is "):
         fn.set_num_threads(threads)
     assert fn.get_num_threads() == 3
 

@@ -18,12 +18,13 @@ Execution default_execution() {
     return {active_kernels(), openmp_parallel_for(default_threads()), thread_workspace()};
 }
 
-Vector vector_of(const TensorView& v) {
-    return v.given() ? Vector{static_cast<char*>(v.data), v.dtype, v.strides[0]} : Vector{};
+PerStatistic per_statistic(const TensorView& v) {
+    return v.given() ? PerStatistic{static_cast<char*>(v.data), v.dtype, v.strides[0]}
+                     : PerStatistic{};
 }
 
 void fill(const TensorView& v, std::int64_t count, double value) {
-    for (std::int64_t i = 0; i < count; ++i) vector_of(v).set(i, value);
+    for (std::int64_t i = 0; i < count; ++i) per_statistic(v).set(i, value);
 }
 
 unsigned char* rows_of(const TensorView& mask) {
@@ -48,8 +49,8 @@ Problem problem_of(const TensorView& x, const Activation& activation, const Tens
     problem.activation = activation.kind;
     problem.args.alpha = activation.alpha;
     problem.args.beta = activation.beta;
-    problem.weight = vector_of(weight);
-    problem.bias = vector_of(bias);
+    problem.weight = per_statistic(weight);
+    problem.bias = per_statistic(bias);
     return problem;
 }
 
@@ -93,7 +94,7 @@ void batch_norm(const TensorView& x, const TensorView& mean, const TensorView& v
     args.view = staging.bind({{&staging.input(x), &args.x},
                               {&staging.input(options.residual), &args.residual},
                               {&staging.output(out), &args.y}});
-    normalize(default_execution(), problem, vector_of(mean), vector_of(var), options.eps);
+    normalize(default_execution(), problem, per_statistic(mean), per_statistic(var), options.eps);
     staging.commit();
 }
 
@@ -141,10 +142,10 @@ void batch_norm_train(const TensorView& x, const TensorView& weight, const Tenso
     args.view = staging.bind({{&staging.input(x), &args.x},
                               {&staging.input(options.residual), &args.residual},
                               {&staging.output(out), &args.y}});
-    normalize_by_own_statistics(default_execution(), problem, options.eps, vector_of(mean),
-                                vector_of(rstd),
-                                {vector_of(options.running_mean), vector_of(options.running_var),
-                                 options.momentum, options.unbiased});
+    normalize_by_own_statistics(
+        default_execution(), problem, options.eps, per_statistic(mean), per_statistic(rstd),
+        {per_statistic(options.running_mean), per_statistic(options.running_var), options.momentum,
+         options.unbiased});
     sign(mask, signature);
     staging.commit();
 }
@@ -199,8 +200,9 @@ void batch_norm_backward(const TensorView& dy, const TensorView& x, const Tensor
                               {&staging.input(options.residual), &args.residual},
                               {&staging.output(gradients.out), &args.dx},
                               {&staging.output(gradients.dresidual), &args.dresidual}});
-    normalize_backward(default_execution(), problem, vector_of(mean), vector_of(rstd),
-                       !options.training, vector_of(gradients.dweight), vector_of(gradients.dbias));
+    normalize_backward(default_execution(), problem, per_statistic(mean), per_statistic(rstd),
+                       !options.training, per_statistic(gradients.dweight),
+                       per_statistic(gradients.dbias));
     staging.commit();
 }
 

@@ -10,22 +10,26 @@
 
 namespace fastnorm {
 
-TensorView::TensorView(void* data_, DType dtype_, std::initializer_list<std::int64_t> shape_)
-    : data(data_), dtype(dtype_), ndim(static_cast<int>(shape_.size())) {
-    if (shape_.size() > max_dims) {
-        throw std::invalid_argument("TensorView: shape has " + std::to_string(shape_.size()) +
-                                    " dimensions, expected at most " + std::to_string(max_dims));
+TensorView::TensorView(void* values, DType type, int dimensions, const std::int64_t* extents,
+                       const std::int64_t* steps)
+    : data(values), dtype(type), ndim(dimensions) {
+    if (ndim < 0 || ndim > max_dims) {
+        throw std::invalid_argument("TensorView: ndim is " + std::to_string(ndim) +
+                                    ", expected at most " + std::to_string(max_dims));
     }
-    std::copy(shape_.begin(), shape_.end(), shape);
     std::int64_t stride = size_of(dtype);
     for (int i = ndim - 1; i >= 0; --i) {
-        strides[i] = stride;
-        stride *= shape[i];
+        shape[i] = extents[i];
+        strides[i] = steps != nullptr ? steps[i] : stride;
+        __builtin_mul_overflow(stride, extents[i], &stride);  // the op says that it is too large
     }
 }
 
-TensorView::TensorView(const void* data_, DType dtype_, std::initializer_list<std::int64_t> shape_)
-    : TensorView(const_cast<void*>(data_), dtype_, shape_) {
+TensorView::TensorView(void* values, DType type, std::initializer_list<std::int64_t> extents)
+    : TensorView(values, type, static_cast<int>(extents.size()), extents.begin()) {}
+
+TensorView::TensorView(const void* values, DType type, std::initializer_list<std::int64_t> extents)
+    : TensorView(const_cast<void*>(values), type, extents) {
     writable = false;
 }
 

@@ -252,6 +252,12 @@ void Validation::per_channel(const char* argument, const TensorView& vector) con
     given(argument, vector);
     float_dtype(argument, vector);
     const std::int64_t expected = channels();
+    if (vector.ndim == 1 &&
+        vector.shape[0] != expected) {  // maybe it is channel_axis that is wrong
+        fail(std::string(argument) + " has shape " + text(vector.shape, 1) + ", expected " +
+             text(&expected, 1) + ": channel_axis is " + std::to_string(channel_axis_) +
+             ", x has shape " + text(x_.shape, x_.ndim));
+    }
     shape(argument, vector, &expected, 1);
 }
 

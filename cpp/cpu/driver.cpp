@@ -194,14 +194,14 @@ void reduce_finish_map(const ParallelFor& parallel_for, const KernelArgs& args, 
 
 }  // namespace
 
-double Vector::get(std::int64_t i) const {
+double PerStatistic::get(std::int64_t i) const {
     return with_dtype(dtype, [&](auto element) {
         std::memcpy(&element, data + i * stride, sizeof(element));
         return static_cast<double>(to_float(element));
     });
 }
 
-void Vector::set(std::int64_t i, double value) const {
+void PerStatistic::set(std::int64_t i, double value) const {
     if (data == nullptr) return;
     with_dtype(dtype, [&](auto element) {
         from_float(value, element);
@@ -229,8 +229,8 @@ Workspace thread_workspace() {
             }};
 }
 
-void normalize(const Execution& execution, const Problem& problem, const Vector& mean,
-               const Vector& var, double eps) {
+void normalize(const Execution& execution, const Problem& problem, const PerStatistic& mean,
+               const PerStatistic& var, double eps) {
     KernelArgs args = problem.args;
     const Plan plan = map_plan(args.view);
     const Scratch scratch(execution, problem, plan, 0, forward_coefficients);
@@ -249,7 +249,7 @@ void normalize(const Execution& execution, const Problem& problem, const Vector&
 }
 
 void normalize_by_own_statistics(const Execution& execution, const Problem& problem, double eps,
-                                 const Vector& mean, const Vector& rstd,
+                                 const PerStatistic& mean, const PerStatistic& rstd,
                                  const RunningStatistics& running) {
     KernelArgs args = problem.args;
     const View& view = args.view;
@@ -305,9 +305,9 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
                       finish);
 }
 
-void normalize_backward(const Execution& execution, const Problem& problem, const Vector& mean,
-                        const Vector& rstd, bool frozen, const Vector& dweight,
-                        const Vector& dbias) {
+void normalize_backward(const Execution& execution, const Problem& problem,
+                        const PerStatistic& mean, const PerStatistic& rstd, bool frozen,
+                        const PerStatistic& dweight, const PerStatistic& dbias) {
     KernelArgs args = problem.args;
     const View& view = args.view;
     const std::int64_t size = size_of(problem.dtype);

@@ -26,7 +26,7 @@ struct Execution {
 };
 
 // One value per statistic, in any dtype and with any stride (in bytes). Absent if data is null.
-struct Vector {
+struct PerStatistic {
     char* data = nullptr;
     DType dtype = DType::float32;
     std::int64_t stride = 0;
@@ -42,27 +42,27 @@ struct Problem {
     KernelArgs args;  // without coefficients and stream, which the driver adds
     DType dtype = DType::float32;
     ActivationKind activation = ActivationKind::identity;
-    Vector weight, bias;
+    PerStatistic weight, bias;
 };
 
 // y from mean and variance that are given.
-void normalize(const Execution& execution, const Problem& problem, const Vector& mean,
-               const Vector& var, double eps);
+void normalize(const Execution& execution, const Problem& problem, const PerStatistic& mean,
+               const PerStatistic& var, double eps);
 
 struct RunningStatistics {
-    Vector mean, var;
+    PerStatistic mean, var;
     double momentum = 0;
     bool unbiased = true;
 };
 
 // y, mean and rstd from the statistics of x itself; updates the running ones.
 void normalize_by_own_statistics(const Execution& execution, const Problem& problem, double eps,
-                                 const Vector& mean, const Vector& rstd,
+                                 const PerStatistic& mean, const PerStatistic& rstd,
                                  const RunningStatistics& running);
 
 // dx, dweight, dbias (and dresidual). frozen: mean and rstd are constants.
-void normalize_backward(const Execution& execution, const Problem& problem, const Vector& mean,
-                        const Vector& rstd, bool frozen, const Vector& dweight,
-                        const Vector& dbias);
+void normalize_backward(const Execution& execution, const Problem& problem,
+                        const PerStatistic& mean, const PerStatistic& rstd, bool frozen,
+                        const PerStatistic& dweight, const PerStatistic& dbias);
 
 }  // namespace fastnorm

@@ -131,10 +131,16 @@ py::array empty_like(const py::array& x) {
     const auto dimensions = static_cast<std::size_t>(x.ndim());
     std::vector<std::size_t> order(dimensions);
     std::iota(order.begin(), order.end(), std::size_t{0});
-    std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
-        return std::abs(x.strides(static_cast<py::ssize_t>(a))) >
-               std::abs(x.strides(static_cast<py::ssize_t>(b)));
+    const auto stride_of = [&](std::size_t axis) {
+        return std::abs(x.strides(static_cast<py::ssize_t>(axis)));
+    };
+    const bool broadcast = std::any_of(order.begin(), order.end(), [&](std::size_t axis) {
+        return stride_of(axis) == 0 && x.shape(static_cast<py::ssize_t>(axis)) > 1;
     });
+    if (!broadcast) {  // strides of 0 say nothing about an order
+        std::stable_sort(order.begin(), order.end(),
+                         [&](std::size_t a, std::size_t b) { return stride_of(a) > stride_of(b); });
+    }
     std::vector<py::ssize_t> shape(x.shape(), x.shape() + x.ndim());
     std::vector<py::ssize_t> strides(dimensions);
     py::ssize_t stride = x.itemsize();

@@ -24,7 +24,7 @@ double number_of(const char* op, const char* argument, py::handle value);
 int integer_of(const char* op, const char* argument, py::handle value);
 bool flag_of(const char* op, const char* argument, py::handle value);
 
-// A new array of x's shape, dtype and order of dimensions, dense.
+// A new array of x's shape, dtype and order of dimensions (C order where x is broadcast), dense.
 py::array empty_like(const py::array& x);
 
 // A new contiguous array of one dimension.

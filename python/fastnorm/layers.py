@@ -304,11 +304,16 @@ class BatchNorm:
         op = "BatchNorm.load_state_dict"
         arrays = self._arrays()
         count = self.num_batches_tracked
+        if not isinstance(state, Mapping):
+            found = type(state).__name__
+            raise TypeError(
+                f"{op}: state is of type {found}, expected a mapping of names to arrays"
+            )
         missing = sorted(arrays.keys() - state.keys())
         optional = set() if count is None else {"num_batches_tracked"}
         unexpected = sorted(state.keys() - arrays.keys() - optional)
         if missing or unexpected:
-            names = f"{', '.join(sorted(state))}, expected {', '.join(arrays)}"
+            names = f"{', '.join(sorted(state)) or 'nothing'}, expected {', '.join(arrays)}"
             raise ValueError(f"{op}: state has {names}: missing {missing}, unexpected {unexpected}")
         loaded = {name: np.asarray(state[name]) for name in arrays}
         for name, value in loaded.items():

@@ -39,8 +39,9 @@ def set_num_threads(n: int) -> None:
 def get_num_threads() -> int:
     """The number of threads that calls may use.
 
-    What `set_num_threads` set, else FASTNORM_NUM_THREADS, else OMP_NUM_THREADS, else the cores that
-    the process may use (its affinity and cgroup quota); 1 in a child of ``os.fork()``.
+    What `set_num_threads` set, else FASTNORM_NUM_THREADS, else OMP_NUM_THREADS (values that are no
+    positive number count as not set), else the cores that the process may use (its affinity and
+    cgroup quota); 1 in a child of ``os.fork()``.
     """
     return _core.get_num_threads()
 

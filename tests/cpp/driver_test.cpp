@@ -23,7 +23,7 @@ constexpr double eps = 1e-3;
 float sample(std::int64_t i) { return static_cast<float>((i * 37 + i * i * 11) % 61 - 27) / 8; }
 
 template <class T>
-fastnorm::Vector vector_of(std::vector<T>& v) {
+fastnorm::PerStatistic per_statistic(std::vector<T>& v) {
     return {reinterpret_cast<char*>(v.data()),
             sizeof(T) == 8 ? fastnorm::DType::float64 : fastnorm::DType::float32, sizeof(T)};
 }
@@ -78,8 +78,8 @@ void test_instance_norm(const Layout& layout) {
 
     fastnorm::Problem problem;
     problem.activation = fastnorm::ActivationKind::relu;
-    problem.weight = vector_of(weight);
-    problem.bias = vector_of(bias);
+    problem.weight = per_statistic(weight);
+    problem.bias = per_statistic(bias);
     fastnorm::View& view = problem.args.view;
     view.traversal = layout.traversal;
     view.batch = images;
@@ -102,11 +102,11 @@ void test_instance_norm(const Layout& layout) {
     Embedder embedder;
     const fastnorm::Execution execution{fastnorm::active_kernels(), embedder.parallel_for(),
                                         embedder.workspace()};
-    fastnorm::normalize_by_own_statistics(execution, problem, eps, vector_of(mean), vector_of(rstd),
-                                          {});
+    fastnorm::normalize_by_own_statistics(execution, problem, eps, per_statistic(mean),
+                                          per_statistic(rstd), {});
     expect(embedder.used > 0 && embedder.tasks_run > 1, "the embedder's means were not used");
-    fastnorm::normalize_backward(execution, problem, vector_of(mean), vector_of(rstd), false,
-                                 vector_of(dweight), vector_of(dbias));
+    fastnorm::normalize_backward(execution, problem, per_statistic(mean), per_statistic(rstd),
+                                 false, per_statistic(dweight), per_statistic(dbias));
 
     // The same as batch norm of one image after the other.
     for (std::int64_t n = 0; n < images; ++n) {

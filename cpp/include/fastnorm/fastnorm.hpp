@@ -73,7 +73,12 @@ struct TensorView {
 
     TensorView() = default;
 
-    // A dense tensor in C order. Throws std::invalid_argument beyond max_dims dimensions.
+    // Extents and strides known at run time; without strides a dense tensor in C order. 16-bit data
+    // is any pointer with its dtype. Throws std::invalid_argument beyond max_dims dimensions.
+    TensorView(void* values, DType type, int dimensions, const std::int64_t* extents,
+               const std::int64_t* steps = nullptr);
+
+    // A dense tensor in C order.
     TensorView(void* values, DType type, std::initializer_list<std::int64_t> extents);
     TensorView(const void* values, DType type, std::initializer_list<std::int64_t> extents);
     template <class T, std::enable_if_t<std::is_same_v<std::remove_const_t<T>, float> ||
@@ -184,13 +189,15 @@ std::int64_t batch_norm_mask_bytes(const TensorView& x, int channel_axis = 1);
 const char* version();
 
 // The number of threads of later calls: what was set, else FASTNORM_NUM_THREADS, else
-// OMP_NUM_THREADS, else the cores that the process may use. Small tensors use one thread, and a
-// child of fork() always does.
+// OMP_NUM_THREADS (values that are no positive number count as not set), else the cores that the
+// process may use. Small tensors use one thread, and a child of fork() always does; no call uses
+// more than 64 threads or four times the cores, whichever is more.
 void set_num_threads(int threads);
 int get_num_threads();
 const char* openmp_runtime();
 
-// The instruction set in use; FASTNORM_ISA in the environment forces one of isas().
+// The instruction set in use; FASTNORM_ISA in the environment forces one of isas(), and makes the
+// first call throw std::invalid_argument if it is none of them.
 const char* isa();
 std::vector<std::string> isas();
 void set_isa(const std::string& name);  // for tests: not while another thread is in a call
