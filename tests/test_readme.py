@@ -23,7 +23,7 @@ def block(language: str) -> str:
 def test_python_example() -> None:
     names: dict[str, object] = {}
     exec(compile(block("python"), "README.md", "exec"), names)
-    assert {"fwd", "grads", "dx"} <= names.keys()
+    assert {"fwd", "grads", "bn"} <= names.keys()
 
 
 @pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
