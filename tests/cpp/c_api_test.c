@@ -162,7 +162,8 @@ static void test_errors(void) {
     x_t = data_of(x);
     y_t = data_of(y);
     expect_error(fastnorm_batch_norm(&x_t, &vector_t, &vector_t, &weight_t, NULL, &y_t, NULL),
-                 FASTNORM_INVALID_ARGUMENT, "batch_norm: weight has shape (4,), expected (3,): channel_axis is 1, x has "
+                 FASTNORM_INVALID_ARGUMENT,
+                 "batch_norm: weight has shape (4,), expected (3,): channel_axis is 1, x has "
                  "shape (2, 3, 4)");
     expect_error(fastnorm_batch_norm(NULL, &vector_t, &vector_t, NULL, NULL, &y_t, NULL),
                  FASTNORM_INVALID_ARGUMENT, "batch_norm: x is missing, expected an array");
