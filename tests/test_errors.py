@@ -519,6 +519,30 @@ def test_interleaved_views_of_one_buffer_do_not_overlap(op: str, axis: int) -> N
         assert np.array_equal(source, arguments(op)[name])
 
 
+# Large enough that a search through all pairs of elements would not end.
+@pytest.mark.parametrize("axis", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("stepped", [False, True])
+@pytest.mark.parametrize("channel_axis", [1, -1])
+def test_large_interleaved_views_do_not_overlap(axis: int, stepped: bool, channel_axis: int) -> None:
+    shape = [6, 20, 18, 22, 24]
+    n = shape[axis]
+    shape[axis] *= 2
+    buffer = np.zeros(shape, np.float32)
+    halves = (slice(0, None, 2), slice(1, None, 2)) if stepped else (slice(n), slice(n, None))
+    x, out = (buffer[(slice(None),) * axis + (half,)] for half in halves)
+    x[...] = np.random.default_rng(0).standard_normal(x.shape)
+    expected = fn.batch_norm_train(x.copy(), channel_axis=channel_axis).y
+    y = fn.batch_norm_train(x, channel_axis=channel_axis, out=out).y
+    assert y is out
+    np.testing.assert_allclose(y, expected, rtol=0, atol=4e-6)  # another layout, other roundings
+    # One element further along an axis of one element's step: now they do overlap.
+    last = x.shape[-1] - 1
+    shifted = buffer[..., 1:] if stepped or axis != 4 else buffer[..., 1 : 1 + n]
+    shifted = shifted[tuple(slice(extent) for extent in (*x.shape[:-1], last))]
+    with pytest.raises(ValueError, match="out overlaps x"):
+        fn.batch_norm_train(x[..., :last], channel_axis=channel_axis, out=shifted)
+
+
 def test_out_that_is_x_through_another_view() -> None:
     given = arguments(INFERENCE)
     expected = fn.batch_norm(**arguments(INFERENCE))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -131,6 +132,80 @@ def test_constant_channels_give_exactly_the_bias(
     assert np.array_equal(fwd.y, expected)
     assert np.array_equal(fwd.mean, values.astype(fwd.mean.dtype))
     np.testing.assert_allclose(fwd.rstd, 1e-5**-0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("fraction", [1.0, -1.0, -0.99, 0.3, -1e-2])
+@EVERY_LAYOUT
+def test_constant_channels_of_the_largest_numbers(
+    shape: tuple[int, ...], axis: int, fraction: float, dtype: str
+) -> None:
+    """rstd is large against them: a product with it must not leave the range."""
+    channels = shape[axis]
+    element = to_dtype(dtype)
+    value = np.asarray(fraction * float(ml_dtypes.finfo(element).max)).astype(element)
+    x = np.full(shape, value)
+    dy = np.random.default_rng(15).standard_normal(shape).astype(element)
+    bias = np.linspace(-1.0, 1.0, channels).astype(element)
+    for weight in (1.0, -2.0, 1e30):
+        weights = np.full(channels, weight)
+        fwd = fn.batch_norm_train(x, weights, bias, channel_axis=axis)
+        assert np.array_equal(fwd.y, np.broadcast_to(per_channel(bias, shape, axis), shape))
+        assert np.array_equal(fwd.mean, np.full(channels, value.astype(fwd.mean.dtype)))
+        np.testing.assert_allclose(fwd.rstd, 1e-5**-0.5, rtol=1e-6)
+
+        grads = fn.batch_norm_backward(dy, x, fwd.mean, fwd.rstd, weights, channel_axis=axis)
+        # x - mean is 0 throughout, and so the reference stays in range at any x.
+        arguments = (dy, np.zeros_like(x), np.zeros(channels), fwd.rstd, weights)
+        expected = reference.batch_norm_backward(*arguments, channel_axis=axis)
+        n = tol.normalized(*arguments[1:], channel_axis=axis)
+        limits = tol.gradient_tolerances(dy, n, expected, None, channel_axis=axis)
+        assert np.array_equal(grads.dweight, np.zeros(channels))
+        tol.assert_close(grads.dbias, expected.dbias, limits.dbias, "dbias")
+        tol.assert_close(grads.dx, expected.dx, limits.dx, "dx")
+
+
+@EVERY_LAYOUT
+def test_deviations_beyond_the_largest_number(shape: tuple[int, ...], axis: int) -> None:
+    """x - mean is no float32 here, but y is one."""
+    x = np.full(shape, -3e38, np.float32)
+    rows = np.moveaxis(x, axis, -1)
+    rows[np.arange(x.size // shape[axis]).reshape(rows.shape[:-1]) % 3 == 0] = 3e38
+    for weight in (1e-30, 1.0, 1e30, 2e38):
+        weights = np.full(shape[axis], weight)
+        y = fn.batch_norm_train(x, weights, channel_axis=axis).y
+        expected = reference.batch_norm_train(x, weights, channel_axis=axis).y
+        limit = Y_LIMIT * np.abs(expected).max()
+        tol.assert_close(y, expected, limit + tol.rounding(expected, x.dtype), "y")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rstd", [1e-6, 0.3, 4.0, 1e6])
+@EVERY_LAYOUT
+def test_far_values_where_the_gradient_is_zero(
+    shape: tuple[int, ...], axis: int, rstd: float, dtype: str
+) -> None:
+    """With given statistics x can be anything; what relu holds back must not count."""
+    element = to_dtype(dtype)
+    channels = shape[axis]
+    x = np.full(shape, ml_dtypes.finfo(element).min, element)
+    index = (0,) * len(shape)
+    x[index] = 1.0
+    dy = np.ones(shape, element)
+    grads = fn.batch_norm_backward(
+        dy,
+        x,
+        np.zeros(channels),
+        np.full(channels, rstd),
+        training=False,
+        channel_axis=axis,
+        activation="relu",
+    )
+    expected = np.zeros(channels)
+    expected[0] = rstd
+    np.testing.assert_allclose(grads.dweight, expected, rtol=1e-6)
+    assert np.array_equal(grads.dbias, (expected > 0).astype(grads.dbias.dtype))
+    assert np.count_nonzero(grads.dx) == 1
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -95,6 +95,20 @@ void largest_first(std::vector<Step>& steps) {
               [](const Step& p, const Step& q) { return p.stride > q.stride; });
 }
 
+// Steps along one stride are one step: two views of the same array have their strides in common, and
+// every distribution of the same sum over both would be looked at.
+void merge_equal(std::vector<Step>& sorted) {
+    std::size_t last = 0;
+    for (std::size_t i = 1; i < sorted.size(); ++i) {
+        if (sorted[i].stride == sorted[last].stride) {
+            sorted[last].most += sorted[i].most;
+        } else {
+            sorted[++last] = sorted[i];
+        }
+    }
+    if (!sorted.empty()) sorted.resize(last + 1);
+}
+
 // Whether target less a sum of steps[i..] can come within (-below, above). Large strides first
 // leave few choices for each; budget bounds the search where they do not.
 bool reaches(const std::vector<Step>& steps, std::size_t i, std::int64_t target, std::int64_t below,
@@ -141,6 +155,7 @@ bool overlaps(const TensorView& a, const TensorView& b) {
     const auto [low_b, high_b] = span(b);
     if (high_a + size_a <= low_b || high_b + size_b <= low_a) return false;
     largest_first(steps);
+    merge_equal(steps);
     // address_b - address_a = (high_b - low_a) - sum, to lie in (-size_b, size_a).
     int budget = search_budget;
     return reaches(steps, 0, high_b - low_a, size_b, size_a, budget);

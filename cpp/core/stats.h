@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 #include "core/dtypes.h"
 #include "core/portable.h"
@@ -61,12 +62,21 @@ FASTNORM_FN int exponent_of(double x) {
     return biased == 0 || biased == 0x7ff ? 0 : biased - 1023;
 }
 
+template <class A>
+constexpr int largest_exponent = sizeof(A) == sizeof(double) ? 1023 : 127;
+
 // 2^exponent, as far as A has it.
 template <class A>
 FASTNORM_FN double power_of_two(int exponent) {
-    constexpr int most = sizeof(A) == sizeof(double) ? 1022 : 126;
+    constexpr int most = largest_exponent<A> - 1;
     const int within = exponent < -most ? -most : exponent > most ? most : exponent;
     return bit_copy<double>(static_cast<std::uint64_t>(within + 1023) << 52);
+}
+
+// The largest exponent of a prescale that leaves the mean, and its difference to any x, in range.
+template <class A>
+FASTNORM_FN int exponent_that_spares(double mean) {
+    return largest_exponent<A> - 2 - exponent_of(mean);
 }
 
 // About sqrt(rstd * |weight|). Half of the way from x to y: what overflows or vanishes there does
@@ -76,10 +86,31 @@ FASTNORM_FN double halfway_scale(double rstd, double weight) {
     return power_of_two<A>((exponent_of(rstd) + exponent_of(weight)) / 2);
 }
 
-// About rstd: x - mean becomes of the order of 1, and so a sum of g * (x - mean) that of dweight.
+// The prescale of the forward pass.
 template <class A>
-FASTNORM_FN double unit_scale(double rstd) {
-    return power_of_two<A>(exponent_of(rstd));
+FASTNORM_FN double forward_prescale(double mean, double rstd, double weight) {
+    const double halfway = halfway_scale<A>(rstd, weight);
+    const double most = power_of_two<A>(exponent_that_spares<A>(mean));
+    return halfway < most ? halfway : most;
+}
+
+// The prescale of the backward pass: about rstd where that is small or very large, so that neither
+// a sum of g * (x - mean) nor its square overflows or vanishes. In between it is 1: with mean and
+// rstd not x's own, an x far away must not become infinite where g is 0.
+template <class A>
+FASTNORM_FN double backward_prescale(double mean, double rstd) {
+    const int of_rstd = exponent_of(rstd);
+    const int wanted = 0 < of_rstd && of_rstd < 32 ? 0 : of_rstd;
+    const int most = exponent_that_spares<A>(mean);
+    return power_of_two<A>(wanted < most ? wanted : most);
+}
+
+// x in A. A finite one stays finite: it is a factor, which may meet a 0.
+template <class A>
+FASTNORM_FN A narrowed(double x) {
+    constexpr double most = static_cast<double>(std::numeric_limits<A>::max());
+    if (x - x == 0 && magnitude(x) > most) x = x < 0 ? -most : most;
+    return static_cast<A>(x);
 }
 
 // What the maps need of one statistic, in the type that the elements are computed in.
@@ -99,7 +130,7 @@ FASTNORM_FN Normalization<A> normalization(double mean, double rstd, double weig
     // Where hi is infinite or NaN so is the result; the rest must not add a NaN of its own.
     const double rest = scaled - static_cast<double>(hi);
     const A lo = rest - rest == 0 ? static_cast<A>(rest) : A(0);
-    return {static_cast<A>(prescale), hi, lo, static_cast<A>(rstd / prescale * weight),
+    return {static_cast<A>(prescale), hi, lo, narrowed<A>(rstd / prescale * weight),
             static_cast<A>(bias)};
 }
 
@@ -114,7 +145,7 @@ FASTNORM_FN GradientCoefficients gradient_coefficients(double rstd, double weigh
                                                        double prescale, double scale) {
     const double a = rstd / scale * weight;
     const double unit = rstd / prescale;
-    return {a, -a * (unit * unit) * (sum_centred / count), -a * (sum_g / count), scale};
+    return {a, -a * (unit * (unit * (sum_centred / count))), -a * (sum_g / count), scale};
 }
 
 }  // namespace fastnorm

@@ -113,7 +113,7 @@ void set_forward(const Scratch& scratch, const Problem& problem, std::int64_t st
     const double weight = problem.weight.get(view.parameter(stat), 1.0);
     const double bias = problem.bias.get(view.parameter(stat), 0.0);
     set(scratch, view, stat,
-        normalization<A>(mean, rstd, weight, bias, halfway_scale<A>(rstd, weight)));
+        normalization<A>(mean, rstd, weight, bias, forward_prescale<A>(mean, rstd, weight)));
 }
 
 // Calls f(from, to) over [0, count) in pieces of at most stats_per_task.
@@ -326,7 +326,8 @@ void normalize_backward(const Execution& execution, const Problem& problem,
         const double r = rstd.get(s);
         const double weight = problem.weight.get(view.parameter(s), 1.0);
         set<A>(scratch, view, s,
-               gradient_coefficients(r, weight, count, sum_g, sum_centred, unit_scale<A>(r),
+               gradient_coefficients(r, weight, count, sum_g, sum_centred,
+                                     backward_prescale<A>(mean.get(s), r),
                                      halfway_scale<A>(r, weight)));
     };
     for_stats(parallel_for, view.stats(), [&](std::int64_t from, std::int64_t to) {
@@ -337,7 +338,8 @@ void normalize_backward(const Execution& execution, const Problem& problem,
                 const double weight = problem.weight.get(view.parameter(s), 1.0);
                 const double bias = problem.bias.get(view.parameter(s), 0.0);
                 set(scratch, view, s,
-                    normalization<A>(mean.get(s), r, weight, bias, unit_scale<A>(r)));
+                    normalization<A>(mean.get(s), r, weight, bias,
+                                     backward_prescale<A>(mean.get(s), r)));
                 if (!reduces) set_gradient(selects, s, 0.0, 0.0);
             }
         });
@@ -360,7 +362,7 @@ void normalize_backward(const Execution& execution, const Problem& problem,
                 set_gradient(selects, s, sum_g, sum_centred);
                 const double r = rstd.get(s);
                 scratch.first[s] = sum_g;
-                scratch.second[s] = sum_centred * (r / unit_scale<decltype(selects)>(r));
+                scratch.second[s] = sum_centred * (r / backward_prescale<decltype(selects)>(mean.get(s), r));
             }
         });
     };
