@@ -270,10 +270,16 @@ def test_a_million_threads(where: str) -> None:
         ({"FASTNORM_NUM_THREADS": "3", "OMP_NUM_THREADS": "5"}, 3),
         # OpenMP's own form, a number for each level of nesting.
         ({"OMP_NUM_THREADS": "5,2"}, 5),
+        ({"OMP_NUM_THREADS": " 5 , 2"}, 5),
+        # More than any call uses, and more than an int.
+        ({"FASTNORM_NUM_THREADS": "2000000"}, 2000000),
+        ({"FASTNORM_NUM_THREADS": str(10**30)}, 2**31 - 1),
         # Not a number of threads: as if it were not there.
         ({"FASTNORM_NUM_THREADS": "", "OMP_NUM_THREADS": "5"}, 5),
         ({"FASTNORM_NUM_THREADS": "0", "OMP_NUM_THREADS": "5"}, 5),
+        ({"FASTNORM_NUM_THREADS": "-2", "OMP_NUM_THREADS": "5"}, 5),
         ({"FASTNORM_NUM_THREADS": "many", "OMP_NUM_THREADS": "5"}, 5),
+        ({"FASTNORM_NUM_THREADS": "4abc", "OMP_NUM_THREADS": "5"}, 5),
     ],
     ids=str,
 )

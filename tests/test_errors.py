@@ -523,7 +523,7 @@ def test_interleaved_views_of_one_buffer_do_not_overlap(op: str, axis: int) -> N
 @pytest.mark.parametrize("axis", [0, 1, 2, 3, 4])
 @pytest.mark.parametrize("stepped", [False, True])
 @pytest.mark.parametrize("channel_axis", [1, -1])
-def test_large_interleaved_views_do_not_overlap(axis: int, stepped: bool, channel_axis: int) -> None:
+def test_large_interleaved_views_are_apart(axis: int, stepped: bool, channel_axis: int) -> None:
     shape = [6, 20, 18, 22, 24]
     n = shape[axis]
     shape[axis] *= 2

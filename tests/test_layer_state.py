@@ -107,6 +107,7 @@ class TestState:
             ({"running_var": np.ones(3, int)}, TypeError, "running_var has dtype int"),
             ({"running_var": ["a", "b", "c"]}, TypeError, "running_var has dtype"),
             ({"num_batches_tracked": np.array(-1)}, ValueError, "num_batches_tracked is -1"),
+            ({"num_batches_tracked": 2**63}, ValueError, f"num_batches_tracked is {2**63}"),
             ({"num_batches_tracked": 1.5}, TypeError, "num_batches_tracked"),
             ({"num_batches_tracked": np.array([1, 2])}, TypeError, "num_batches_tracked"),
         ],
@@ -118,6 +119,16 @@ class TestState:
         state = {name: value for name, value in state.items() if value is not None}
         with pytest.raises(error, match=rf"^BatchNorm\.load_state_dict: .*{words}"):
             bn.load_state_dict(state)
+        for name, value in before.items():
+            np.testing.assert_array_equal(bn.state_dict()[name], value)
+
+    def test_a_read_only_array_of_the_layer_changes_nothing(self) -> None:
+        bn = fn.BatchNorm(3)
+        bn.running_var = np.frombuffer(np.ones(3, np.float32).tobytes(), np.float32)
+        before = bn.state_dict()
+        message = r"^BatchNorm\.load_state_dict: the layer's running_var is read-only, expected"
+        with pytest.raises(ValueError, match=message):
+            bn.load_state_dict(trained().state_dict())
         for name, value in before.items():
             np.testing.assert_array_equal(bn.state_dict()[name], value)
 

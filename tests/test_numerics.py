@@ -165,6 +165,40 @@ def test_constant_channels_of_the_largest_numbers(
         tol.assert_close(grads.dx, expected.dx, limits.dx, "dx")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("activation", [None, "relu", "silu"])
+@EVERY_LAYOUT
+def test_gradients_whose_sums_leave_the_range(
+    shape: tuple[int, ...], axis: int, activation: str | None, dtype: str
+) -> None:
+    """In one channel: the others must not notice, to the bit."""
+    rng = np.random.default_rng(16)
+    channels = shape[axis]
+    element = to_dtype(dtype)
+    x = rng.standard_normal(shape).astype(element)
+    plain = rng.uniform(0.5, 1.0, shape).astype(element)
+    factor = np.ones(channels)
+    factor[channels // 2] = 2.0**126
+    dy = (plain.astype(np.float64) * per_channel(factor, shape, axis)).astype(element)
+    fwd = fn.batch_norm_train(x, channel_axis=axis)
+    options: dict[str, Any] = {"channel_axis": axis, "activation": activation}
+    small = fn.batch_norm_backward(plain, x, fwd.mean, fwd.rstd, **options)
+    grads = fn.batch_norm_backward(dy, x, fwd.mean, fwd.rstd, **options)
+
+    spared = np.arange(channels) != channels // 2
+    expected = reference.batch_norm_backward(plain, x, fwd.mean, fwd.rstd, **options)
+    n = tol.normalized(x, fwd.mean, fwd.rstd, channel_axis=axis)
+    limits = tol.gradient_tolerances(plain, n, expected, activation, channel_axis=axis)
+    scaled = grads.dx.astype(np.float64) / per_channel(factor, shape, axis)
+    tol.assert_close(scaled.astype(element), expected.dx, limits.dx, "dx")
+    for a, b in zip(grads[:3], small[:3], strict=True):
+        assert a is not None
+        assert b is not None
+        along = axis if a.ndim > 1 else 0
+        kept_a, kept_b = (np.compress(spared, v, axis=along) for v in (a, b))
+        assert kept_a.tobytes() == kept_b.tobytes()
+
+
 @EVERY_LAYOUT
 def test_deviations_beyond_the_largest_number(shape: tuple[int, ...], axis: int) -> None:
     """x - mean is no float32 here, but y is one."""

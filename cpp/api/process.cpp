@@ -15,7 +15,7 @@ TensorView::TensorView(void* values, DType type, int dimensions, const std::int6
     : data(values), dtype(type), ndim(dimensions) {
     if (ndim < 0 || ndim > max_dims) {
         throw std::invalid_argument("TensorView: ndim is " + std::to_string(ndim) +
-                                    ", expected at most " + std::to_string(max_dims));
+                                    ", expected 0 to " + std::to_string(max_dims));
     }
     std::int64_t stride = size_of(dtype);
     for (int i = ndim - 1; i >= 0; --i) {

@@ -1,4 +1,4 @@
-// The one copy that SEMANTICS allows: a tensor that cannot be walked in place (misaligned, strided
+// The one copy that the library makes: a tensor that cannot be walked in place (misaligned, strided
 // within a run, in another order of dimensions than x) is copied to a dense one in x's order, and
 // an output is copied back.
 #pragma once

@@ -95,8 +95,8 @@ void largest_first(std::vector<Step>& steps) {
               [](const Step& p, const Step& q) { return p.stride > q.stride; });
 }
 
-// Steps along one stride are one step: two views of the same array have their strides in common, and
-// every distribution of the same sum over both would be looked at.
+// Steps along one stride are one step: two views of the same array have their strides in common,
+// and every distribution of the same sum over both would be looked at.
 void merge_equal(std::vector<Step>& sorted) {
     std::size_t last = 0;
     for (std::size_t i = 1; i < sorted.size(); ++i) {

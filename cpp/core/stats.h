@@ -12,6 +12,11 @@ namespace fastnorm {
 
 FASTNORM_FN double magnitude(double x) { return x < 0 ? -x : x; }
 
+template <class A>
+FASTNORM_FN bool is_finite(A x) {
+    return x - x == A(0);
+}
+
 // Count, mean and the sum of squared deviations from the mean.
 struct Moments {
     double count = 0;
@@ -109,7 +114,7 @@ FASTNORM_FN double backward_prescale(double mean, double rstd) {
 template <class A>
 FASTNORM_FN A narrowed(double x) {
     constexpr double most = static_cast<double>(std::numeric_limits<A>::max());
-    if (x - x == 0 && magnitude(x) > most) x = x < 0 ? -most : most;
+    if (is_finite(x) && magnitude(x) > most) x = x < 0 ? -most : most;
     return static_cast<A>(x);
 }
 
@@ -129,7 +134,7 @@ FASTNORM_FN Normalization<A> normalization(double mean, double rstd, double weig
     const A hi = static_cast<A>(scaled);
     // Where hi is infinite or NaN so is the result; the rest must not add a NaN of its own.
     const double rest = scaled - static_cast<double>(hi);
-    const A lo = rest - rest == 0 ? static_cast<A>(rest) : A(0);
+    const A lo = is_finite(rest) ? static_cast<A>(rest) : A(0);
     return {static_cast<A>(prescale), hi, lo, narrowed<A>(rstd / prescale * weight),
             static_cast<A>(bias)};
 }

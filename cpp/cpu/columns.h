@@ -78,6 +78,7 @@ struct Columns {
         alignas(64) A sums[columns_tile_lanes];
         alignas(64) A products[columns_tile_lanes];
         alignas(64) double totals[2][columns_tile_lanes];
+        std::int64_t poor[columns_tile_lanes];
         const Lanes at(args, tile);
         for (std::int64_t j = 0; j < at.count; ++j) totals[0][j] = totals[1][j] = 0.0;
 
@@ -93,9 +94,17 @@ struct Columns {
                               store<A>(gx, v, fma(of.g, of.centred, load<A>(gx, v, valid)), valid);
                           });
             }
+            std::int64_t out_of_range = 0;
             for (std::int64_t j = 0; j < at.count; ++j) {
-                totals[0][j] += static_cast<double>(sums[j]);
-                totals[1][j] += static_cast<double>(products[j]);
+                if (is_finite(sums[j]) && is_finite(products[j])) {
+                    totals[0][j] += static_cast<double>(sums[j]);
+                    totals[1][j] += static_cast<double>(products[j]);
+                } else {
+                    poor[out_of_range++] = j;
+                }
+            }
+            if (out_of_range > 0) {
+                add_exactly(args, tile, at, outer0, outer1, poor, out_of_range, totals);
             }
         });
 
@@ -182,6 +191,31 @@ struct Columns {
         return {row_of(args, args.dy, tile, o) + i, row_of(args, args.x, tile, o) + i,
                 residual == nullptr ? nullptr : residual + i, mask_at(args, run, i),
                 activation_params<A>(args)};
+    }
+
+    // Off the hot path: some lanes' gradients of a block whose sums left the range of A, or that
+    // have an infinity or NaN. Once more in double.
+    static __attribute__((noinline)) void add_exactly(const KernelArgs& args, const Tile& tile,
+                                                      const Lanes& at, std::int64_t outer0,
+                                                      std::int64_t outer1,
+                                                      const std::int64_t* chosen,
+                                                      std::int64_t count,
+                                                      double (*totals)[columns_tile_lanes]) {
+        alignas(64) A g[columns_tile_lanes];
+        alignas(64) A centred[columns_tile_lanes];
+        for (std::int64_t o = outer0; o < outer1; ++o) {
+            backward_at(args, tile, o, at.first)
+                .each(at.count, maps_from(args, at, at.first),
+                      [&](std::int64_t i, auto v, auto valid, const Gradient<V>& of) {
+                          store<A>(g + i, v, of.g, valid);
+                          store<A>(centred + i, v, of.centred, valid);
+                      });
+            for (std::int64_t k = 0; k < count; ++k) {
+                const std::int64_t j = chosen[k];
+                totals[0][j] += static_cast<double>(g[j]);
+                totals[1][j] += static_cast<double>(g[j]) * static_cast<double>(centred[j]);
+            }
+        }
     }
 
     // Calls f(outer0, outer1) for each block of rows of a tile.

@@ -362,7 +362,8 @@ void normalize_backward(const Execution& execution, const Problem& problem,
                 set_gradient(selects, s, sum_g, sum_centred);
                 const double r = rstd.get(s);
                 scratch.first[s] = sum_g;
-                scratch.second[s] = sum_centred * (r / backward_prescale<decltype(selects)>(mean.get(s), r));
+                scratch.second[s] =
+                    sum_centred * (r / backward_prescale<decltype(selects)>(mean.get(s), r));
             }
         });
     };

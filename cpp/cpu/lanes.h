@@ -157,7 +157,7 @@ template <class A>
 FASTNORM_FN A pivot_near(A mean, A spread) {
     const A magic = power_of_two_below(spread) * (sizeof(A) == 4 ? A(0x1.8p20) : A(0x1.8p49));
     const A pivot = (mean + magic) - magic;
-    return pivot - pivot == A(0) ? pivot : A(0);
+    return is_finite(pivot) ? pivot : A(0);
 }
 
 // The moments of count values in double, in two passes: for the rare block whose squares leave

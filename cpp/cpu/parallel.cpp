@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cctype>
 #include <cstdlib>
+#include <limits>
 #include <string>
 
 #include "cpu/machine.h"
@@ -20,12 +22,16 @@ std::atomic<bool> forked{false};
 [[maybe_unused]] const int fork_handler =
     pthread_atfork(nullptr, nullptr, [] { forked.store(true, std::memory_order_relaxed); });
 
+// 0 where the variable is no positive number. OMP_NUM_THREADS may be a list: its first.
 int positive_from_environment(const char* name) {
     const char* text = std::getenv(name);
     if (text == nullptr) return 0;
     char* end = nullptr;
-    const long value = std::strtol(text, &end, 10);  // OMP_NUM_THREADS may be a list: its first
-    return end != text && value > 0 && value < 1 << 20 ? static_cast<int>(value) : 0;
+    const long value = std::strtol(text, &end, 10);
+    if (end == text || value <= 0) return 0;
+    while (std::isspace(static_cast<unsigned char>(*end))) ++end;
+    if (*end != '\0' && *end != ',') return 0;
+    return static_cast<int>(std::min<long>(value, std::numeric_limits<int>::max()));
 }
 
 int threads_from_environment() {

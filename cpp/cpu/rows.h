@@ -133,8 +133,13 @@ struct Rows {
                 });
             });
             for (std::int64_t s = 0; s < stats; ++s) {
-                sum_g[s] += sum_of_lanes(sums[s]);
-                sum_gx[s] += sum_of_lanes(products[s]);
+                double g = sum_of_lanes(sums[s]);
+                double gx = sum_of_lanes(products[s]);
+                if (!is_finite(g) || !is_finite(gx)) {
+                    exact_gradient_sums(args, block, tile.stat0 + s, g, gx);
+                }
+                sum_g[s] += g;
+                sum_gx[s] += gx;
             }
         });
     }
@@ -203,6 +208,37 @@ struct Rows {
     template <class F>
     static FASTNORM_FN void for_segments(std::int64_t from, std::int64_t to, F&& f) {
         for (std::int64_t i = from; i < to; i += segment) f(i, i + segment < to ? segment : to - i);
+    }
+
+    // Off the hot path: a block whose sums left the range of A, or that has an infinity or NaN.
+    // Once more in double.
+    static __attribute__((noinline)) void exact_gradient_sums(const KernelArgs& args,
+                                                              const Tile& block, std::int64_t s,
+                                                              double& sum_g, double& sum_gx) {
+        alignas(64) A g[lanes<A>];
+        alignas(64) A centred[lanes<A>];
+        const NormalizeMap<V> map = normalize_map(args, block.batch * args.view.stat + s);
+        Tile row = block;
+        row.stat0 = s;
+        row.stat1 = s + 1;
+        sum_g = sum_gx = 0.0;
+        for_rows(args, row, [&](std::int64_t o, std::int64_t, std::int64_t run) {
+            for (std::int64_t i = block.inner0; i < block.inner1; i += lanes<A>) {
+                const std::int64_t rest = block.inner1 - i;
+                const int count = rest < lanes<A> ? static_cast<int>(rest) : lanes<A>;
+                backward_at(args, block, o, s, run, i)
+                    .each(
+                        count, [&](auto...) -> const auto& { return map; },
+                        [&](std::int64_t, auto v, auto, const Gradient<V>& at) {
+                            at.g.store(g + v * V::width);
+                            at.centred.store(centred + v * V::width);
+                        });
+                for (int k = 0; k < count; ++k) {
+                    sum_g += static_cast<double>(g[k]);
+                    sum_gx += static_cast<double>(g[k]) * static_cast<double>(centred[k]);
+                }
+            }
+        });
     }
 
     // Sums of d = x - pivot and of d^2, a lane each.

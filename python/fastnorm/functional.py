@@ -20,7 +20,8 @@ class BatchNormForward(NamedTuple):
     y : ndarray
         The output, of x's shape, dtype and memory layout.
     mean, rstd : ndarray of shape (C,)
-        The batch's mean and 1 / sqrt(variance + eps): float32 for 16-bit x, else float64.
+        The batch's mean and 1 / sqrt(variance + eps): float32 for 16-bit x, else float64. A float64
+        x with a standard deviation below 1e-154 or beyond 1e154 has a variance of 0 or infinity.
     mask : ndarray of uint8, or None
         For relu, leaky_relu and clip: one bit an element, set where the slope is 1, behind a
         signature of x's shape and memory layout, channel_axis and the activation, without which

@@ -297,7 +297,8 @@ class BatchNorm:
         Raises
         ------
         ValueError
-            For missing or unexpected names, a wrong shape or a negative count.
+            For missing or unexpected names, a wrong shape, a count that is negative or no 64-bit
+            number, or an array of the layer that was replaced by a read-only one.
         TypeError
             For values that are not of one of the four dtypes, or a count that is no integer.
         """
@@ -325,8 +326,13 @@ class BatchNorm:
                 )
         if "num_batches_tracked" in state:
             count = _integer(op, "num_batches_tracked", state["num_batches_tracked"])
-            if count < 0:
-                raise ValueError(f"{op}: num_batches_tracked is {count}, expected a number >= 0")
+            if not 0 <= count < 2**63:
+                raise ValueError(
+                    f"{op}: num_batches_tracked is {count}, expected a number from 0 to 2**63 - 1"
+                )
+        for name, array in arrays.items():
+            if not array.flags.writeable:
+                raise ValueError(f"{op}: the layer's {name} is read-only, expected writable memory")
         # A conversion can fail (where its warnings are errors): all of them before the first copy.
         converted = {name: loaded[name].astype(array.dtype) for name, array in arrays.items()}
         for name, array in arrays.items():

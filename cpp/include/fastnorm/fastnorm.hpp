@@ -74,7 +74,8 @@ struct TensorView {
     TensorView() = default;
 
     // Extents and strides known at run time; without strides a dense tensor in C order. 16-bit data
-    // is any pointer with its dtype. Throws std::invalid_argument beyond max_dims dimensions.
+    // is any pointer with its dtype. Throws std::invalid_argument for dimensions outside
+    // 0 to max_dims.
     TensorView(void* values, DType type, int dimensions, const std::int64_t* extents,
                const std::int64_t* steps = nullptr);
 
@@ -110,6 +111,8 @@ class dtype_error : public std::invalid_argument {
 // out may be exactly x (backward: exactly dy); any other overlap of an output, with an input, with
 // another output or of its own elements, is an error.
 // Sizes are 64-bit; tensors without elements are valid, and need no memory.
+// Variances are float64: a batch of float64 x with a standard deviation below 1e-154 or beyond
+// 1e154 has one of 0 or infinity.
 // ---------------------------------------------------------------------------------------------
 
 struct BatchNormOptions {
