@@ -2,8 +2,13 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
+#include <memory>
 #include <numeric>
 #include <string>
+#include <vector>
+
+#include "buffers.h"
 
 namespace fastnorm::python {
 
@@ -66,6 +71,28 @@ py::dtype numpy_dtype(DType dtype) {
                           " is out of range, expected a number of usual size");
 }
 
+// A dense array; a large one on memory that goes back to the buffers with the last view of it.
+py::array uninitialized(const py::dtype& dtype, std::vector<py::ssize_t> shape,
+                        std::vector<py::ssize_t> strides) {
+    auto bytes = static_cast<std::size_t>(dtype.itemsize());
+    for (const py::ssize_t extent : shape) bytes *= static_cast<std::size_t>(extent);
+    if (bytes < Buffers::least_bytes) {
+        return py::array(dtype, std::move(shape), std::move(strides));
+    }
+    struct Lent {
+        Buffers::Block block;
+        explicit Lent(std::size_t size) : block(Buffers::instance().take(size)) {}
+        Lent(const Lent&) = delete;
+        Lent& operator=(const Lent&) = delete;
+        ~Lent() { Buffers::instance().give(block); }
+    };
+    auto lent = std::make_unique<Lent>(bytes);
+    void* const data = lent->block.data;
+    const py::capsule owner(lent.get(), [](void* last) { delete static_cast<Lent*>(last); });
+    lent.release();
+    return py::array(dtype, std::move(shape), std::move(strides), data, owner);
+}
+
 }  // namespace
 
 TensorView optional_view_of(const char* op, const char* argument, py::handle array) {
@@ -81,12 +108,18 @@ double number_of(const char* op, const char* argument, py::handle value) {
     return number;
 }
 
-int integer_of(const char* op, const char* argument, py::handle value) {
+std::int64_t integer64_of(const char* op, const char* argument, py::handle value) {
     const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
     if (!index) not_converted(op, argument, value, "an integer");
     int overflow = 0;
-    const long number = PyLong_AsLongAndOverflow(index.ptr(), &overflow);
-    if (overflow != 0 || number != static_cast<int>(number)) out_of_range(op, argument);
+    const long long number = PyLong_AsLongLongAndOverflow(index.ptr(), &overflow);
+    if (overflow != 0) out_of_range(op, argument);
+    return number;
+}
+
+int integer_of(const char* op, const char* argument, py::handle value) {
+    const std::int64_t number = integer64_of(op, argument, value);
+    if (number != static_cast<int>(number)) out_of_range(op, argument);
     return static_cast<int>(number);
 }
 
@@ -108,9 +141,10 @@ TensorView view_of(const char* op, const char* argument, py::handle object) {
     view.dtype = dtype_of(dtype);
     // Which of a view's dtypes an argument may have is validation's to say; these are none.
     if (view.dtype == DType::unsupported) {
+        const bool is_mask = std::strcmp(argument, "mask") == 0;
         wrong_type(op, argument,
-                   "has dtype " + std::string(py::str(dtype)) +
-                       ", which is none of float32, float64, float16, bfloat16 and uint8");
+                   "has dtype " + std::string(py::str(dtype)) + ", expected " +
+                       (is_mask ? "uint8" : "float32, float64, float16 or bfloat16"));
     }
     const char order = dtype.byteorder();
     if (order != '=' && order != '|') {
@@ -148,11 +182,12 @@ py::array empty_like(const py::array& x) {
         strides[order[i]] = stride;
         stride *= std::max<py::ssize_t>(shape[order[i]], 1);
     }
-    return py::array(x.dtype(), std::move(shape), std::move(strides));
+    return uninitialized(x.dtype(), std::move(shape), std::move(strides));
 }
 
 py::array empty(DType dtype, std::int64_t size) {
-    return py::array(numpy_dtype(dtype), static_cast<py::ssize_t>(size));
+    const py::dtype element = numpy_dtype(dtype);
+    return uninitialized(element, {static_cast<py::ssize_t>(size)}, {element.itemsize()});
 }
 
 Activation activation_of(py::handle activation) {

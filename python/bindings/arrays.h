@@ -22,6 +22,7 @@ TensorView optional_view_of(const char* op, const char* argument, py::handle arr
 // their types do not hold; an exception of the value's own (in __float__, __index__) passes.
 double number_of(const char* op, const char* argument, py::handle value);
 int integer_of(const char* op, const char* argument, py::handle value);
+std::int64_t integer64_of(const char* op, const char* argument, py::handle value);
 bool flag_of(const char* op, const char* argument, py::handle value);
 
 // A new array of x's shape, dtype and order of dimensions (C order where x is broadcast), dense.

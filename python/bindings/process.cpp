@@ -3,6 +3,7 @@
 
 #include "api/validate.h"
 #include "arrays.h"
+#include "buffers.h"
 #include "core/activations.h"
 #include "module.h"
 
@@ -18,6 +19,22 @@ void register_process(py::module_& module) {
         py::arg("n"));
     module.def("get_num_threads", &get_num_threads);
     module.def("openmp_runtime", &openmp_runtime);
+    module.def(
+        "set_buffer_cache",
+        [](const py::object& limit) {
+            const std::int64_t bytes = integer64_of("set_buffer_cache", "limit", limit);
+            if (bytes < 0) {
+                throw py::value_error("set_buffer_cache: limit is " + std::to_string(bytes) +
+                                      ", expected a number of bytes >= 0");
+            }
+            Buffers::instance().set_limit(static_cast<std::size_t>(bytes));
+        },
+        py::arg("limit"));
+    module.def("clear_buffer_cache", [] { Buffers::instance().clear(); });
+    // (bytes kept at most, bytes kept)
+    module.def("buffer_cache", [] {
+        return py::make_tuple(Buffers::instance().limit(), Buffers::instance().kept());
+    });
     module.def("isa", &isa);
     module.def("isas", &isas);
     module.def("set_isa", &set_isa, py::arg("name"));

@@ -15,7 +15,13 @@ from fastnorm.functional import (
     batch_norm_train,
 )
 from fastnorm.layers import BatchNorm
-from fastnorm.process import get_num_threads, info, set_num_threads
+from fastnorm.process import (
+    clear_buffer_cache,
+    get_num_threads,
+    info,
+    set_buffer_cache,
+    set_num_threads,
+)
 
 __version__ = _core.version()
 
@@ -28,10 +34,12 @@ __all__ = [
     "batch_norm",
     "batch_norm_backward",
     "batch_norm_train",
+    "clear_buffer_cache",
     "clip",
     "get_num_threads",
     "info",
     "leaky_relu",
     "reference",
+    "set_buffer_cache",
     "set_num_threads",
 ]
