@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -76,6 +77,31 @@ def results(case: Case, dtype: str) -> dict[str, Any]:
     return found
 
 
+def spoilt(case: Case, dtype: str) -> dict[str, Any]:
+    """Results of data with a NaN, infinities, and sums that leave the range; NaNs made alike."""
+    data = make(case, dtype)
+    largest = float(ml_dtypes.finfo(data.x.dtype).max)
+    for k, value in enumerate((np.nan, np.inf, -np.inf, largest, -largest)):
+        flat = data.x.reshape(-1)
+        flat[(k + 1) * flat.size // 7] = value
+    dy = data.dy.copy()
+    np.moveaxis(dy, case.channel_axis, 0)[-1] = largest / 3
+    options = forward_options(case, data)
+    fwd = fn.batch_norm_train(data.x, data.weight, data.bias, **options)
+    found = {f"train_{name}": a for name, a in fwd._asdict().items()}
+    backward: dict[str, Any] = {"channel_axis": case.channel_axis, "activation": case.activation}
+    arguments = (dy, data.x, data.mean, np.ones_like(data.mean), data.weight, data.bias)
+    for training in (True, False):
+        grads = fn.batch_norm_backward(
+            *arguments, residual=data.residual, training=training, **backward
+        )
+        found |= {f"{training}_{name}": a for name, a in grads._asdict().items()}
+    for name, a in found.items():
+        if a is not None and a.dtype != np.uint8:
+            found[name] = np.where(np.isnan(a), np.asarray(np.nan, a.dtype), a)
+    return found
+
+
 def assert_same_results(actual: dict[str, Any], expected: dict[str, Any], where: str) -> None:
     for name, value in expected.items():
         assert_same_bits(actual[name], value, f"{name}, {where}")
@@ -92,6 +118,19 @@ def test_threads_and_instruction_sets(case: Case, dtype: str) -> None:
         for threads in THREADS:
             fn.set_num_threads(threads)
             assert_same_results(results(case, dtype), expected, f"{isa}, {threads} threads")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", SHARED, ids=lambda case: case.name)
+def test_special_values_too(case: Case, dtype: str) -> None:
+    """Of a NaN, that it is one: its sign and payload follow from the order of operands."""
+    fn.set_num_threads(1)
+    expected = spoilt(case, dtype)
+    for isa in WITH_FMA or ISAS[:1]:
+        fn._core.set_isa(isa)
+        for threads in THREADS[1:]:
+            fn.set_num_threads(threads)
+            assert_same_results(spoilt(case, dtype), expected, f"{isa}, {threads} threads")
 
 
 @pytest.mark.parametrize("case", SHARED, ids=lambda case: case.name)

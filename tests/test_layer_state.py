@@ -102,17 +102,23 @@ class TestState:
             ({"weight": None}, ValueError, "missing.*weight"),
             ({"running_var": None}, ValueError, "missing.*running_var"),
             ({"gamma": np.ones(3)}, ValueError, "unexpected.*gamma"),
+            ({7: np.ones(3)}, ValueError, "unexpected.*7"),
             ({"bias": np.ones(4)}, ValueError, r"bias has shape \(4,\), expected \(3,\)"),
             ({"running_mean": np.ones((3, 1))}, ValueError, r"running_mean has shape \(3, 1\)"),
             ({"running_var": np.ones(3, int)}, TypeError, "running_var has dtype int"),
             ({"running_var": ["a", "b", "c"]}, TypeError, "running_var has dtype"),
             ({"num_batches_tracked": np.array(-1)}, ValueError, "num_batches_tracked is -1"),
             ({"num_batches_tracked": 2**63}, ValueError, f"num_batches_tracked is {2**63}"),
-            ({"num_batches_tracked": 1.5}, TypeError, "num_batches_tracked"),
+            ({"num_batches_tracked": 1.5}, TypeError, "num_batches_tracked is of type float"),
+            (
+                {"num_batches_tracked": np.array(3.0)},
+                TypeError,
+                r"num_batches_tracked is an array of dtype float64 and shape \(\), expected an int",
+            ),
             ({"num_batches_tracked": np.array([1, 2])}, TypeError, "num_batches_tracked"),
         ],
     )
-    def test_wrong_states(self, change: dict[str, Any], error: type[Exception], words: str) -> None:
+    def test_wrong_states(self, change: dict[Any, Any], error: type[Exception], words: str) -> None:
         bn = fn.BatchNorm(3)
         before = bn.state_dict()
         state = {**trained().state_dict(), **change}
@@ -122,15 +128,33 @@ class TestState:
         for name, value in before.items():
             np.testing.assert_array_equal(bn.state_dict()[name], value)
 
-    def test_a_read_only_array_of_the_layer_changes_nothing(self) -> None:
+    @pytest.mark.parametrize(
+        ("array", "error", "words"),
+        [
+            (np.frombuffer(bytes(12), np.float32), ValueError, "is read-only, expected"),
+            (np.ones(4, np.float32), ValueError, r"has shape \(4,\), expected \(3,\)"),
+            (np.ones(3, np.int32), TypeError, "has dtype int32, expected"),
+            ([1.0, 1.0, 1.0], TypeError, "is of type list, expected"),
+        ],
+    )
+    def test_a_replaced_array_of_the_layer_changes_nothing(
+        self, array: Any, error: type[Exception], words: str
+    ) -> None:
         bn = fn.BatchNorm(3)
-        bn.running_var = np.frombuffer(np.ones(3, np.float32).tobytes(), np.float32)
         before = bn.state_dict()
-        message = r"^BatchNorm\.load_state_dict: the layer's running_var is read-only, expected"
-        with pytest.raises(ValueError, match=message):
+        bn.running_var = array
+        message = rf"^BatchNorm\.load_state_dict: the layer's running_var {words}"
+        with pytest.raises(error, match=message):
             bn.load_state_dict(trained().state_dict())
+        bn.running_var = before["running_var"]
         for name, value in before.items():
             np.testing.assert_array_equal(bn.state_dict()[name], value)
+
+    def test_a_count_at_its_end(self) -> None:
+        bn = fn.BatchNorm(3)
+        bn.load_state_dict({**bn.state_dict(), "num_batches_tracked": 2**63 - 1})
+        bn(batch(0))
+        assert bn.state_dict()["num_batches_tracked"] == 2**63 - 1
 
     def test_a_conversion_that_fails_changes_nothing(self) -> None:
         bn = fn.BatchNorm(3, dtype="float16")

@@ -236,7 +236,10 @@ class TestActivation:
             (lambda: fn.leaky_relu(math.inf), "leaky_relu has negative_slope inf"),
             (lambda: fn.Activation("foo", 0.0, 0.0), "Activation: name is 'foo', expected one of"),
             (lambda: fn.Activation("relu", 1.0, 0.0), "relu: alpha is 1.0"),
-            (lambda: as_activation("foo", "op"), "op: activation is 'foo', expected one of relu,"),
+            (
+                lambda: as_activation("foo", "op"),
+                "op: activation is 'foo', expected None or one of relu,",
+            ),
         ],
     )
     def test_wrong_values(self, make: Callable[[], object], words: str) -> None:

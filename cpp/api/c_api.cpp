@@ -2,6 +2,7 @@
 #include "fastnorm/fastnorm.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
 #include <new>
 #include <string>
@@ -31,30 +32,33 @@ static_assert(FASTNORM_GELU == static_cast<int>(ActivationKind::gelu));
 static_assert(FASTNORM_GELU_TANH == static_cast<int>(ActivationKind::gelu_tanh));
 static_assert(FASTNORM_HARDSWISH == static_cast<int>(ActivationKind::hardswish));
 
-thread_local std::string last_error;
+// Of a fixed place, so that a message that is looked at too late is another one, not garbage.
+thread_local char last_error[1024] = "";
+
+void keep(const char* message) noexcept {
+    std::snprintf(last_error, sizeof(last_error), "%s", message);
+}
 
 // Runs f and turns what it throws into a status and a message.
 template <class F>
 fastnorm_status guarded(F&& f) noexcept {
     try {
-        try {
-            f();
-            return FASTNORM_OK;
-        } catch (const fastnorm::dtype_error& error) {
-            last_error = error.what();
-            return FASTNORM_WRONG_DTYPE;
-        } catch (const std::invalid_argument& error) {
-            last_error = error.what();
-            return FASTNORM_INVALID_ARGUMENT;
-        } catch (const std::bad_alloc&) {
-            last_error = "out of memory";
-            return FASTNORM_OUT_OF_MEMORY;
-        } catch (const std::exception& error) {
-            last_error = error.what();
-            return FASTNORM_INTERNAL_ERROR;
-        }
-    } catch (...) {  // no memory for the message either
-        last_error.clear();
+        f();
+        return FASTNORM_OK;
+    } catch (const fastnorm::dtype_error& error) {
+        keep(error.what());
+        return FASTNORM_WRONG_DTYPE;
+    } catch (const std::invalid_argument& error) {
+        keep(error.what());
+        return FASTNORM_INVALID_ARGUMENT;
+    } catch (const std::bad_alloc&) {
+        keep("out of memory");
+        return FASTNORM_OUT_OF_MEMORY;
+    } catch (const std::exception& error) {
+        keep(error.what());
+        return FASTNORM_INTERNAL_ERROR;
+    } catch (...) {
+        keep("an exception that is no std::exception");
         return FASTNORM_INTERNAL_ERROR;
     }
 }
@@ -199,7 +203,7 @@ fastnorm_status fastnorm_batch_norm_mask_bytes(const fastnorm_tensor* x, int cha
     });
 }
 
-const char* fastnorm_last_error(void) { return last_error.c_str(); }
+const char* fastnorm_last_error(void) { return last_error; }
 
 const char* fastnorm_version(void) { return fastnorm::version(); }
 

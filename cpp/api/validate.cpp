@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <numeric>
 
 #include "core/activations.h"
 #include "core/dtypes.h"
@@ -116,7 +117,14 @@ bool reaches(const std::vector<Step>& steps, std::size_t i, std::int64_t target,
     if (--budget < 0) return true;
     if (i == steps.size()) return -below < target && target < above;
     std::int64_t rest = 0;
-    for (std::size_t j = i + 1; j < steps.size(); ++j) rest += steps[j].stride * steps[j].most;
+    std::int64_t divisor = steps[i].stride;
+    for (std::size_t j = i + 1; j < steps.size(); ++j) {
+        rest += steps[j].stride * steps[j].most;
+        divisor = std::gcd(divisor, steps[j].stride);
+    }
+    // All sums are multiples of the strides' divisor: even columns never meet odd ones.
+    const std::int64_t least = ((target + below - 1) % divisor + divisor) % divisor - below + 1;
+    if (least >= above) return false;
     const auto [stride, most] = steps[i];
     // k * stride must lie in [target - rest - above, target + below].
     const std::int64_t low = target - rest - above;

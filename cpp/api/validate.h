@@ -73,9 +73,8 @@ class Validation {
 // those that it does not have are 0), empty if nothing is. Its kind must be one.
 std::string objection_to(const Activation& activation);
 
-// Whether any byte belongs to an element of both. Never a wrong no. A needless yes only where a
-// bounded search does not end: many dimensions that lie in each other's gaps, of strides that
-// differ from one tensor to the other.
+// Whether any byte belongs to an element of both. Never a wrong no; a needless yes only where a
+// bounded search does not end, for strides that have little in common.
 bool overlaps(const TensorView& a, const TensorView& b);
 
 // Whether any byte belongs to two elements of a tensor, likewise.

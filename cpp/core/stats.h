@@ -61,10 +61,11 @@ FASTNORM_FN double running_update(double running, double batch, double momentum)
 // Powers of two by which the maps keep intermediate numbers in range, however small or large the
 // data and the weight are: multiplying by them rounds nothing.
 //
-// floor(log2(|x|)); 0 where that says nothing: for 0, subnormals, infinity and NaN.
+// floor(log2(|x|)), as far as normal numbers go: -1023 for 0. 0 for infinity and NaN, of which it
+// says nothing.
 FASTNORM_FN int exponent_of(double x) {
     const int biased = static_cast<int>((bit_copy<std::uint64_t>(x) >> 52) & 0x7ff);
-    return biased == 0 || biased == 0x7ff ? 0 : biased - 1023;
+    return biased == 0x7ff ? 0 : biased - 1023;
 }
 
 template <class A>
@@ -99,15 +100,13 @@ FASTNORM_FN double forward_prescale(double mean, double rstd, double weight) {
     return halfway < most ? halfway : most;
 }
 
-// The prescale of the backward pass: about rstd where that is small or very large, so that neither
-// a sum of g * (x - mean) nor its square overflows or vanishes. In between it is 1: with mean and
-// rstd not x's own, an x far away must not become infinite where g is 0.
+// The prescale of the backward pass: about rstd, which makes x - mean of the order of 1, and so a
+// sum of g * (x - mean) that of dweight.
 template <class A>
 FASTNORM_FN double backward_prescale(double mean, double rstd) {
-    const int of_rstd = exponent_of(rstd);
-    const int wanted = 0 < of_rstd && of_rstd < 32 ? 0 : of_rstd;
+    const int unit = exponent_of(rstd);
     const int most = exponent_that_spares<A>(mean);
-    return power_of_two<A>(wanted < most ? wanted : most);
+    return power_of_two<A>(unit < most ? unit : most);
 }
 
 // x in A. A finite one stays finite: it is a factor, which may meet a 0.

@@ -194,7 +194,8 @@ struct Columns {
     }
 
     // Off the hot path: some lanes' gradients of a block whose sums left the range of A, or that
-    // have an infinity or NaN. Once more in double.
+    // have an infinity or NaN. Once more in double, from x itself: an x far from a mean that is not
+    // its own may have a centred(x) beyond the range.
     static __attribute__((noinline)) void add_exactly(const KernelArgs& args, const Tile& tile,
                                                       const Lanes& at, std::int64_t outer0,
                                                       std::int64_t outer1,
@@ -202,18 +203,18 @@ struct Columns {
                                                       std::int64_t count,
                                                       double (*totals)[columns_tile_lanes]) {
         alignas(64) A g[columns_tile_lanes];
-        alignas(64) A centred[columns_tile_lanes];
         for (std::int64_t o = outer0; o < outer1; ++o) {
+            const T* const x = row_of(args, args.x, tile, o) + at.first;
             backward_at(args, tile, o, at.first)
                 .each(at.count, maps_from(args, at, at.first),
                       [&](std::int64_t i, auto v, auto valid, const Gradient<V>& of) {
                           store<A>(g + i, v, of.g, valid);
-                          store<A>(centred + i, v, of.centred, valid);
                       });
             for (std::int64_t k = 0; k < count; ++k) {
                 const std::int64_t j = chosen[k];
+                const ExactCentre<A> centre(args, at.batch_offset + at.first + j);
                 totals[0][j] += static_cast<double>(g[j]);
-                totals[1][j] += static_cast<double>(g[j]) * static_cast<double>(centred[j]);
+                totals[1][j] += centre.product(g[j], to_float(x[j]));
             }
         }
     }

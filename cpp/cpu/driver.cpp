@@ -74,7 +74,7 @@ struct Scratch {
         const std::int64_t copies = view.traversal == Traversal::columns ? view.inner : 1;
         A* const to = reinterpret_cast<A*>(coefficients) +
                       static_cast<int>(which) * coefficients_stride + stat * copies;
-        std::fill(to, to + copies, static_cast<A>(value));
+        std::fill(to, to + copies, narrowed<A>(value));
     }
 };
 

@@ -136,6 +136,24 @@ FASTNORM_FN const A* coefficient(const KernelArgs& args, Coefficient which) {
            static_cast<int>(which) * args.coefficients_stride;
 }
 
+// g * centred(x) in double, of the coefficients at an index: prescaled at the end, so that an
+// infinity arises only where the product is one.
+template <class A>
+struct ExactCentre {
+    double mean, prescale;
+
+    FASTNORM_FN ExactCentre(const KernelArgs& args, std::int64_t index) {
+        const auto get = [&](Coefficient which) {
+            return static_cast<double>(coefficient<A>(args, which)[index]);
+        };
+        prescale = get(Coefficient::prescale);
+        mean = (get(Coefficient::mean_hi) + get(Coefficient::mean_lo)) / prescale;
+    }
+    FASTNORM_FN double product(A g, A x) const {
+        return static_cast<double>(g) * (static_cast<double>(x) - mean) * prescale;
+    }
+};
+
 // 0 for 0, for infinity and NaN something that is not finite.
 FASTNORM_FN float power_of_two_below(float x) {
     return bit_copy<float>(bit_copy<std::uint32_t>(x) & 0x7f800000u);

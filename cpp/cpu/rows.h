@@ -211,31 +211,33 @@ struct Rows {
     }
 
     // Off the hot path: a block whose sums left the range of A, or that has an infinity or NaN.
-    // Once more in double.
+    // Once more in double, from x itself: an x far from a mean that is not its own may have a
+    // centred(x) beyond the range.
     static __attribute__((noinline)) void exact_gradient_sums(const KernelArgs& args,
                                                               const Tile& block, std::int64_t s,
                                                               double& sum_g, double& sum_gx) {
         alignas(64) A g[lanes<A>];
-        alignas(64) A centred[lanes<A>];
-        const NormalizeMap<V> map = normalize_map(args, block.batch * args.view.stat + s);
+        const std::int64_t index = block.batch * args.view.stat + s;
+        const NormalizeMap<V> map = normalize_map(args, index);
+        const ExactCentre<A> centre(args, index);
         Tile row = block;
         row.stat0 = s;
         row.stat1 = s + 1;
         sum_g = sum_gx = 0.0;
         for_rows(args, row, [&](std::int64_t o, std::int64_t, std::int64_t run) {
+            const T* const x = run_of<T>(args.view, args.x, block.batch, o, s);
             for (std::int64_t i = block.inner0; i < block.inner1; i += lanes<A>) {
                 const std::int64_t rest = block.inner1 - i;
-                const int count = rest < lanes<A> ? static_cast<int>(rest) : lanes<A>;
+                const std::int64_t count = rest < lanes<A> ? rest : lanes<A>;
                 backward_at(args, block, o, s, run, i)
                     .each(
                         count, [&](auto...) -> const auto& { return map; },
                         [&](std::int64_t, auto v, auto, const Gradient<V>& at) {
                             at.g.store(g + v * V::width);
-                            at.centred.store(centred + v * V::width);
                         });
-                for (int k = 0; k < count; ++k) {
+                for (std::int64_t k = 0; k < count; ++k) {
                     sum_g += static_cast<double>(g[k]);
-                    sum_gx += static_cast<double>(g[k]) * static_cast<double>(centred[k]);
+                    sum_gx += centre.product(g[k], to_float(x[i + k]));
                 }
             }
         });

@@ -16,7 +16,8 @@ PARAMETERS = _core.activations()
 
 def _unknown(op: str, argument: str, name: str) -> ValueError:
     known = ", ".join(PARAMETERS)
-    return ValueError(f"{op}: {argument} is {name!r}, expected one of {known}")
+    either = "None or " if argument == "activation" else ""
+    return ValueError(f"{op}: {argument} is {name!r}, expected {either}one of {known}")
 
 
 def _number(op: str, argument: str, value: object) -> float:

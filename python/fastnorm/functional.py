@@ -74,16 +74,17 @@ def batch_norm(
     Parameters
     ----------
     x : ndarray
-        2 to 5 dimensions; float32, float64, float16 or ml_dtypes.bfloat16. Channel-first and
-        channel-last arrays, and views of them with strided outer dimensions, are read in place;
-        any other layout is copied first.
+        2 to 5 dimensions; float32, float64, float16 or ml_dtypes.bfloat16. Read in place where
+        the dimensions that lie behind the channels' in memory are dense (and the channels too,
+        where those dimensions have fewer than 32 elements in all); copied first otherwise.
     mean, var : ndarray of shape (C,)
         Any of the four dtypes.
     weight, bias : ndarray of shape (C,), optional
         Any of the four dtypes.
     eps : float
         Added to the variance inside the square root; any value >= 0. With 0, a channel whose
-        variance is 0 gives NaN (or an infinity, where x is not the mean).
+        variance is 0 gives NaN (or an infinity, where x is not the mean); a variance below -eps
+        gives NaN.
     channel_axis : int
         The axis of x that the channels lie on; -1 for channel-last.
     residual : ndarray, optional

@@ -5,22 +5,20 @@ A layer owns arrays and remembers what backward needs; the ops of `fastnorm.func
 
 from __future__ import annotations
 
-import operator
 import sys
 import warnings
 from collections.abc import Mapping
+from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from fastnorm import arguments
 from fastnorm.activation import Activation, as_activation
 from fastnorm.functional import batch_norm, batch_norm_backward, batch_norm_train
 
 Array = npt.NDArray[Any]
-
-_DTYPES = ("float32", "float64", "float16", "bfloat16")
-_EXPECTED = f"expected one of {', '.join(_DTYPES)}"
 
 
 class _Saved(NamedTuple):
@@ -33,29 +31,6 @@ class _Saved(NamedTuple):
     mask: Array | None
     residual: Array | bool | None
     training: bool
-
-
-def _parameter_dtype(op: str, dtype: npt.DTypeLike) -> np.dtype[Any]:
-    if isinstance(dtype, str) and dtype == "bfloat16":
-        # NumPy knows the name only once ml_dtypes has registered it.
-        import ml_dtypes
-
-        dtype = ml_dtypes.bfloat16
-    try:
-        found = np.dtype(dtype)
-    except TypeError:
-        raise TypeError(f"{op}: dtype is {dtype!r}, {_EXPECTED}") from None
-    if found.name not in _DTYPES or not found.isnative:
-        raise TypeError(f"{op}: dtype is {found}, {_EXPECTED}")
-    return found
-
-
-def _integer(op: str, argument: str, value: object) -> int:
-    try:
-        return operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        found = type(value).__name__
-        raise TypeError(f"{op}: {argument} is of type {found}, expected int") from None
 
 
 class BatchNorm:
@@ -107,9 +82,11 @@ class BatchNorm:
     Raises
     ------
     ValueError
-        If channels is negative or beyond what an array can hold, or the activation unknown.
+        If channels is negative or beyond what an array can hold, eps or momentum out of range, or
+        the activation unknown.
     TypeError
-        If channels or channel_axis is no integer, or dtype none of the four.
+        If channels or channel_axis is no integer, eps or momentum no number, or dtype none of the
+        four.
 
     References
     ----------
@@ -129,18 +106,21 @@ class BatchNorm:
         activation: str | Activation | None = None,
         dtype: npt.DTypeLike = "float32",
     ) -> None:
-        self.channels = _integer("BatchNorm", "channels", channels)
-        parameter_dtype = _parameter_dtype("BatchNorm", dtype)
+        self.channels = arguments.integer("BatchNorm", "channels", channels)
+        parameter_dtype = arguments.parameter_dtype("BatchNorm", dtype)
         most = sys.maxsize // parameter_dtype.itemsize
         if not 0 <= self.channels <= most:
             raise ValueError(
                 f"BatchNorm: channels is {channels}, expected a number from 0 to {most}"
             )
-        self.eps = eps
+        self.eps = arguments.number("BatchNorm", "eps", eps, 0.0, inf, "a number >= 0")
+        if momentum is not None:
+            words = "a number from 0 to 1, or None"
+            momentum = arguments.number("BatchNorm", "momentum", momentum, 0.0, 1.0, words)
         self.momentum = momentum
         self.affine = affine
         self.track_running_stats = track_running_stats
-        self.channel_axis = _integer("BatchNorm", "channel_axis", channel_axis)
+        self.channel_axis = arguments.integer("BatchNorm", "channel_axis", channel_axis)
         self.activation = as_activation(activation, "BatchNorm")
         self.training = True
 
@@ -282,7 +262,8 @@ class BatchNorm:
         """
         state = {name: array.copy() for name, array in self._arrays().items()}
         if self.num_batches_tracked is not None:
-            state["num_batches_tracked"] = np.array(self.num_batches_tracked, dtype=np.int64)
+            count = min(self.num_batches_tracked, 2**63 - 1)
+            state["num_batches_tracked"] = np.array(count, dtype=np.int64)
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -298,9 +279,11 @@ class BatchNorm:
         ------
         ValueError
             For missing or unexpected names, a wrong shape, a count that is negative or no 64-bit
-            number, or an array of the layer that was replaced by a read-only one.
+            number, or an array of the layer that was replaced by a read-only one or one of another
+            shape.
         TypeError
-            For values that are not of one of the four dtypes, or a count that is no integer.
+            For values that are not of one of the four dtypes, a count that is no integer, or an
+            array of the layer that was replaced by something else.
         """
         op = "BatchNorm.load_state_dict"
         arrays = self._arrays()
@@ -312,27 +295,27 @@ class BatchNorm:
             )
         missing = sorted(arrays.keys() - state.keys())
         optional = set() if count is None else {"num_batches_tracked"}
-        unexpected = sorted(state.keys() - arrays.keys() - optional)
+        unexpected = sorted(map(str, state.keys() - arrays.keys() - optional))
         if missing or unexpected:
-            names = f"{', '.join(sorted(state)) or 'nothing'}, expected {', '.join(arrays)}"
+            found = ", ".join(sorted(map(str, state))) or "nothing"
+            names = f"{found}, expected {', '.join(arrays)}"
             raise ValueError(f"{op}: state has {names}: missing {missing}, unexpected {unexpected}")
         loaded = {name: np.asarray(state[name]) for name in arrays}
         for name, value in loaded.items():
-            if value.dtype.name not in _DTYPES:
-                raise TypeError(f"{op}: {name} has dtype {value.dtype}, {_EXPECTED}")
+            if value.dtype.name not in arguments.DTYPES:
+                raise TypeError(f"{op}: {name} has dtype {value.dtype}, {arguments.EXPECTED_DTYPE}")
             if value.shape != (self.channels,):
                 raise ValueError(
                     f"{op}: {name} has shape {value.shape}, expected ({self.channels},)"
                 )
         if "num_batches_tracked" in state:
-            count = _integer(op, "num_batches_tracked", state["num_batches_tracked"])
+            count = arguments.integer(op, "num_batches_tracked", state["num_batches_tracked"])
             if not 0 <= count < 2**63:
                 raise ValueError(
                     f"{op}: num_batches_tracked is {count}, expected a number from 0 to 2**63 - 1"
                 )
-        for name, array in arrays.items():
-            if not array.flags.writeable:
-                raise ValueError(f"{op}: the layer's {name} is read-only, expected writable memory")
+        for name, array in arrays.items():  # which may have been replaced
+            arguments.own_array(op, name, array, self.channels)
         # A conversion can fail (where its warnings are errors): all of them before the first copy.
         converted = {name: loaded[name].astype(array.dtype) for name, array in arrays.items()}
         for name, array in arrays.items():

@@ -50,6 +50,11 @@ def _sigmoid(z: Float64) -> Float64:
     return 1.0 / (1.0 + np.exp(-z))
 
 
+def _damped(z: Float64, factor: Float64) -> Float64:
+    """z * factor in the limit: 0 where the factor has vanished, for an infinite z too."""
+    return np.where(factor == 0.0, 0.0, z * factor)
+
+
 def _normal_cdf(z: Float64) -> Float64:
     # erfc, not 1 + erf: this keeps its relative accuracy far below zero.
     return np.asarray(0.5 * _erfc(-z / math.sqrt(2.0)), dtype=np.float64)
@@ -61,13 +66,13 @@ def _normal_pdf(z: Float64) -> Float64:
 
 def _gelu_tanh(z: Float64) -> Float64:
     # 0.5 * (1 + tanh(t)) is sigmoid(2 t), without the cancellation below zero.
-    return z * _sigmoid(2.0 * _GELU_TANH_SCALE * (z + _GELU_TANH_CUBIC * z**3))
+    return _damped(z, _sigmoid(2.0 * _GELU_TANH_SCALE * (z + _GELU_TANH_CUBIC * z**3)))
 
 
 def _gelu_tanh_slope(z: Float64) -> Float64:
     s = _sigmoid(2.0 * _GELU_TANH_SCALE * (z + _GELU_TANH_CUBIC * z**3))
     inner = 2.0 * _GELU_TANH_SCALE * (1.0 + 3.0 * _GELU_TANH_CUBIC * z**2)
-    return s + z * s * (1.0 - s) * inner
+    return s + _damped(z * inner, s * (1.0 - s))
 
 
 def _hardswish_slope(z: Float64) -> Float64:
@@ -100,19 +105,19 @@ _ACTIVATIONS: dict[str, tuple[Function, Function]] = {
         lambda z, a, b: 1.0 - np.tanh(z) ** 2,
     ),
     "silu": (
-        lambda z, a, b: z * _sigmoid(z),
-        lambda z, a, b: _sigmoid(z) * (1.0 + z * _sigmoid(-z)),
+        lambda z, a, b: _damped(z, _sigmoid(z)),
+        lambda z, a, b: _sigmoid(z) + _damped(z, _sigmoid(z) * _sigmoid(-z)),
     ),
     "gelu": (
-        lambda z, a, b: z * _normal_cdf(z),
-        lambda z, a, b: _normal_cdf(z) + z * _normal_pdf(z),
+        lambda z, a, b: _damped(z, _normal_cdf(z)),
+        lambda z, a, b: _normal_cdf(z) + _damped(z, _normal_pdf(z)),
     ),
     "gelu_tanh": (
         lambda z, a, b: _gelu_tanh(z),
         lambda z, a, b: _gelu_tanh_slope(z),
     ),
     "hardswish": (
-        lambda z, a, b: z * np.clip(z + 3.0, 0.0, 6.0) / 6.0,
+        lambda z, a, b: _damped(z, np.clip(z + 3.0, 0.0, 6.0) / 6.0),
         lambda z, a, b: _hardswish_slope(z),
     ),
 }

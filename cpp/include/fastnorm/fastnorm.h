@@ -109,8 +109,8 @@ fastnorm_status fastnorm_batch_norm_backward(
 fastnorm_status fastnorm_batch_norm_mask_bytes(const fastnorm_tensor* x, int channel_axis,
                                                int64_t* bytes);
 
-/* What was wrong with the last call of this thread that did not return FASTNORM_OK. Valid until the
- * next such call. */
+/* What was wrong with the last call of this thread that did not return FASTNORM_OK: one place in
+ * memory a thread, which the next such call writes over. */
 const char* fastnorm_last_error(void);
 
 const char* fastnorm_version(void);

@@ -1,0 +1,70 @@
+"""What the layers' arguments must be, said as the compiled core says it of the ops'."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+EXPECTED_DTYPE = f"expected one of {', '.join(DTYPES)}"
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"an array of dtype {value.dtype} and shape {value.shape}"
+    return f"of type {type(value).__name__}"
+
+
+def parameter_dtype(op: str, dtype: npt.DTypeLike) -> np.dtype[Any]:
+    """The dtype of a layer's parameters, one of the four."""
+    if isinstance(dtype, str) and dtype == "bfloat16":
+        # NumPy knows the name only once ml_dtypes has registered it.
+        try:
+            import ml_dtypes
+        except ImportError:
+            raise TypeError(
+                f"{op}: dtype is bfloat16, expected ml_dtypes to be installed"
+            ) from None
+        dtype = ml_dtypes.bfloat16
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        raise TypeError(f"{op}: dtype is {dtype!r}, {EXPECTED_DTYPE}") from None
+    if found.name not in DTYPES or not found.isnative:
+        raise TypeError(f"{op}: dtype is {found}, {EXPECTED_DTYPE}")
+    return found
+
+
+def integer(op: str, argument: str, value: object) -> int:
+    """An int, or what NumPy takes for one."""
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{op}: {argument} is {_kind(value)}, expected an int") from None
+
+
+def number(op: str, argument: str, value: object, least: float, most: float, words: str) -> float:
+    """A number in [least, most]; words say so."""
+    try:
+        found = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise TypeError(f"{op}: {argument} is {_kind(value)}, expected {words}") from None
+    if not least <= found <= most:
+        raise ValueError(f"{op}: {argument} is {found:g}, expected {words}")
+    return found
+
+
+def own_array(op: str, name: str, array: object, channels: int) -> None:
+    """An array of a layer that can be copied into: a user may have replaced it."""
+    whose = f"{op}: the layer's {name}"
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{whose} is {_kind(array)}, expected a NumPy array")
+    if array.dtype.name not in DTYPES:
+        raise TypeError(f"{whose} has dtype {array.dtype}, {EXPECTED_DTYPE}")
+    if array.shape != (channels,):
+        raise ValueError(f"{whose} has shape {array.shape}, expected ({channels},)")
+    if not array.flags.writeable:
+        raise ValueError(f"{whose} is read-only, expected writable memory")
