@@ -35,9 +35,11 @@ FASTNORM_FN Moments merge(const Moments& a, const Moments& b) {
     return {count, a.mean + delta * share, a.m2 + b.m2 + delta * delta * (a.count * share)};
 }
 
-// Sums of d = x - pivot over count values, whatever the pivot: its error drops out.
-FASTNORM_FN Moments moments_about(double pivot, double count, double sum, double square_sum) {
-    const double shift = sum / count;
+// Sums of d = x - pivot over count values, whatever the pivot: its error drops out. share is
+// 1 / count.
+FASTNORM_FN Moments moments_about(double pivot, double count, double share, double sum,
+                                  double square_sum) {
+    const double shift = sum * share;
     return {count, pivot + shift, square_sum - sum * shift};
 }
 

@@ -23,18 +23,22 @@ struct Columns {
         double count = 0;
 
         for_blocks(tile, [&](std::int64_t outer0, std::int64_t outer1) {
-            const auto add = [&](std::int64_t j, const Moments& m) {
-                const Moments total = merge({count, means[j], m2s[j]}, m);
-                means[j] = total.mean;
-                m2s[j] = total.m2;
-            };
+            // merge() of stats.h, whose divisions are the same for all lanes.
             const double rows = static_cast<double>(outer1 - outer0);
+            const double share = rows / (count + rows);
+            const double weight = count * share;
+            const auto add = [&](std::int64_t j, const Moments& m) {
+                const double delta = m.mean - means[j];
+                means[j] = count == 0 ? m.mean : means[j] + delta * share;
+                m2s[j] = count == 0 ? m.m2 : m2s[j] + m.m2 + delta * delta * weight;
+            };
+            const double per_row = 1.0 / rows;
             if (count == 0) sums.guess_pivots(args, tile, at, outer0, outer1);
             sums.add(args, tile, at, outer0, outer1);
             std::int64_t poor = 0;
             for (std::int64_t j = 0; j < at.count; ++j) {
                 bool good;
-                const Moments m = sums.moments(j, rows, good);
+                const Moments m = sums.moments(j, rows, per_row, good);
                 if (good) {
                     add(j, m);
                 } else {
@@ -56,7 +60,7 @@ struct Columns {
         }
     }
 
-    static void normalize(const KernelArgs& args, const Tile& tile, double*, double*) {
+    static void normalize(const KernelArgs& args, const Tile& tile, const Tile*) {
         Sink<T> sink(args.stream);
         const Lanes at(args, tile);
         for (std::int64_t o = tile.outer0; o < tile.outer1; ++o) {
@@ -66,7 +70,8 @@ struct Columns {
             const std::int64_t run = tile.batch * args.view.outer + o;
             for_segments(at, [&](std::int64_t i, std::int64_t count) {
                 const Forward<T, kind> forward{x + i, residual == nullptr ? nullptr : residual + i,
-                                               mask_at(args, run, i), activation_params<A>(args)};
+                                               mask_at(args, run, i), activation_params<A>(args),
+                                               Ahead()};
                 forward.write(sink.open(y + i), count, maps_from(args, at, i));
                 sink.close(count);
             });
@@ -118,7 +123,7 @@ struct Columns {
         }
     }
 
-    static void gradient(const KernelArgs& args, const Tile& tile, double*, double*) {
+    static void gradient(const KernelArgs& args, const Tile& tile, const Tile*) {
         Sink<T> dx_sink(args.stream);
         Sink<T> dresidual_sink(args.stream && args.dresidual);
         const Lanes at(args, tile);
@@ -188,9 +193,13 @@ struct Columns {
                                                      std::int64_t o, std::int64_t i) {
         const T* residual = row_of(args, args.residual, tile, o);
         const std::int64_t run = tile.batch * args.view.outer + o;
-        return {row_of(args, args.dy, tile, o) + i, row_of(args, args.x, tile, o) + i,
-                residual == nullptr ? nullptr : residual + i, mask_at(args, run, i),
-                activation_params<A>(args)};
+        return {row_of(args, args.dy, tile, o) + i,
+                row_of(args, args.x, tile, o) + i,
+                residual == nullptr ? nullptr : residual + i,
+                mask_at(args, run, i),
+                activation_params<A>(args),
+                Ahead(),
+                Ahead()};
     }
 
     // Off the hot path: some lanes' gradients of a block whose sums left the range of A, or that
@@ -274,23 +283,39 @@ struct Columns {
         FASTNORM_FN void add(const KernelArgs& args, const Tile& tile, const Lanes& at,
                              std::int64_t outer0, std::int64_t outer1) {
             for (std::int64_t j = 0; j < at.count; ++j) sums[j] = squares[j] = A(0);
-            for (std::int64_t o = outer0; o < outer1; ++o) {
-                const T* const x = row_of(args, args.x, tile, o) + at.first;
-                for_packs<A>(at.count, [&](std::int64_t i, auto valid) {
-                    for_vectors<A>([&](auto v) {
-                        const V d = load<A>(x + i, v, valid) - load<A>(pivots + i, v, valid);
-                        store<A>(sums + i, v, load<A>(sums + i, v, valid) + d, valid);
-                        store<A>(squares + i, v, fma(d, d, load<A>(squares + i, v, valid)), valid);
-                    });
-                });
-            }
+            std::int64_t o = outer0;
+            for (; o + 4 <= outer1; o += 4) add_rows<4>(args, tile, at, o);
+            for (; o < outer1; ++o) add_rows<1>(args, tile, at, o);
         }
 
-        FASTNORM_FN Moments moments(std::int64_t j, double rows, bool& good) const {
+        // Several rows at a time, in order: fewer loads and stores of the sums.
+        template <int rows>
+        FASTNORM_FN void add_rows(const KernelArgs& args, const Tile& tile, const Lanes& at,
+                                  std::int64_t o) {
+            const T* x[rows];
+            for (int r = 0; r < rows; ++r) x[r] = row_of(args, args.x, tile, o + r) + at.first;
+            for_packs<A>(at.count, [&](std::int64_t i, auto valid) {
+                for_vectors<A>([&](auto v) {
+                    const V pivot = load<A>(pivots + i, v, valid);
+                    V sum = load<A>(sums + i, v, valid);
+                    V square = load<A>(squares + i, v, valid);
+                    for (int r = 0; r < rows; ++r) {
+                        const V d = load<A>(x[r] + i, v, valid) - pivot;
+                        sum = sum + d;
+                        square = fma(d, d, square);
+                    }
+                    store<A>(sums + i, v, sum, valid);
+                    store<A>(squares + i, v, square, valid);
+                });
+            });
+        }
+
+        // per_row: 1 / rows.
+        FASTNORM_FN Moments moments(std::int64_t j, double rows, double per_row, bool& good) const {
             const double pivot = static_cast<double>(pivots[j]);
             const double sum = static_cast<double>(sums[j]);
             const double square_sum = static_cast<double>(squares[j]);
-            const Moments m = moments_about(pivot, rows, sum, square_sum);
+            const Moments m = moments_about(pivot, rows, per_row, sum, square_sum);
             good = trustworthy<A>(m, pivot, sum, square_sum);
             return m;
         }
@@ -313,7 +338,8 @@ struct Columns {
         for (std::int64_t p = 0; p < poor; ++p) {
             const std::int64_t j = sums.poor[p].lane;
             bool good;
-            Moments m = sums.moments(j, static_cast<double>(outer1 - outer0), good);
+            const double rows = static_cast<double>(outer1 - outer0);
+            Moments m = sums.moments(j, rows, 1.0 / rows, good);
             if (!good && !(spread[j] == A(0) && sums.sums[j] == A(0))) {
                 const auto value = [&](std::int64_t o) {
                     return to_float(row_of(args, args.x, tile, o)[at.first + j]);

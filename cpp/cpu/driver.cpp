@@ -27,7 +27,8 @@ ParallelFor threads_for(const Execution& execution, const View& view) {
 
 // One call's kernels, picked by the runtime values: this is where those end.
 struct Kernels {
-    Kernel moments, normalize, gradient_sums, gradient;
+    Reduction moments, gradient_sums;
+    Map normalize, gradient;
 
     Kernels(const KernelTable& table, const Problem& problem) {
         const int t = static_cast<int>(problem.args.view.traversal);
@@ -134,11 +135,11 @@ void for_shares(const ParallelFor& parallel_for, std::int64_t count, F&& f) {
     });
 }
 
-void map_only(const Execution& execution, const KernelArgs& args, const Plan& plan, Kernel map) {
+void map_only(const Execution& execution, const KernelArgs& args, const Plan& plan, Map map) {
     for_shares(threads_for(execution, plan.view), plan.tiles(),
                [&](std::int64_t from, std::int64_t to) {
                    for (std::int64_t i = from; i < to; ++i) {
-                       map(args, plan.tile_in_memory_order(i), nullptr, nullptr);
+                       map(args, plan.tile_in_memory_order(i), nullptr);
                    }
                });
 }
@@ -147,8 +148,8 @@ void map_only(const Execution& execution, const KernelArgs& args, const Plan& pl
 // the map begins with what the reduction has left in the cache.
 template <class Finish>
 void reduce_finish_map(const ParallelFor& parallel_for, const KernelArgs& args, const Plan& plan,
-                       const Scratch& scratch, std::int64_t bytes_per_value, Kernel reduce,
-                       Kernel map, Finish&& finish) {
+                       const Scratch& scratch, std::int64_t bytes_per_value, Reduction reduce,
+                       Map map, Finish&& finish) {
     const std::int64_t stats = plan.view.stats();
     const std::int64_t chunks = plan.chunks();
     const auto reduce_tile = [&](std::int64_t unit, std::int64_t chunk) {
@@ -162,12 +163,26 @@ void reduce_finish_map(const ParallelFor& parallel_for, const KernelArgs& args, 
         return std::pair{base + tile.stat0, base + tile.stat1};
     };
 
-    if (!cooperative(plan, bytes_per_value, parallel_for.threads)) {
-        parallel_for(plan.units(), [&](std::int64_t unit) {
-            for (std::int64_t c = 0; c < chunks; ++c) reduce_tile(unit, c);
-            const auto [from, to] = stats_of(unit);
-            finish(from, to);
-            for (std::int64_t c = chunks; c-- > 0;) map(args, plan.tile(unit, c), nullptr, nullptr);
+    const bool shared = cooperative(plan, bytes_per_value, parallel_for.threads);
+    // While a thread maps a chunk, it fetches that of the unit it computes next (before end), as
+    // long as it will still be in the cache then.
+    const int sharing = shared ? parallel_for.threads : 1;
+    const std::int64_t fetched = chunks_ahead(plan, bytes_per_value, sharing);
+    const auto map_tile = [&](std::int64_t unit, std::int64_t next, std::int64_t end,
+                              std::int64_t chunk) {
+        const bool any = next < end && chunk < fetched;
+        const Tile ahead = any ? plan.tile(next, chunk) : Tile{};
+        map(args, plan.tile(unit, chunk), any ? &ahead : nullptr);
+    };
+
+    if (!shared) {
+        for_shares(parallel_for, plan.units(), [&](std::int64_t first, std::int64_t last) {
+            for (std::int64_t unit = first; unit < last; ++unit) {
+                for (std::int64_t c = 0; c < chunks; ++c) reduce_tile(unit, c);
+                const auto [from, to] = stats_of(unit);
+                finish(from, to);
+                for (std::int64_t c = chunks; c-- > 0;) map_tile(unit, unit + 1, last, c);
+            }
         });
         return;
     }
@@ -186,7 +201,8 @@ void reduce_finish_map(const ParallelFor& parallel_for, const KernelArgs& args, 
         });
         for_shares(parallel_for, tiles, [&](std::int64_t from, std::int64_t to) {
             for (std::int64_t i = to; i-- > from;) {
-                map(args, plan.tile(unit + i % together, i / together), nullptr, nullptr);
+                const std::int64_t at = unit + i % together;
+                map_tile(at, at + together, plan.units(), i / together);
             }
         });
     }
@@ -232,10 +248,10 @@ Workspace thread_workspace() {
 void normalize(const Execution& execution, const Problem& problem, const PerStatistic& mean,
                const PerStatistic& var, double eps) {
     KernelArgs args = problem.args;
-    const Plan plan = map_plan(args.view);
+    const ParallelFor parallel_for = threads_for(execution, args.view);
+    const Plan plan = map_plan(args.view, parallel_for.threads);
     const Scratch scratch(execution, problem, plan, 0, forward_coefficients);
     scratch.attach(args);
-    const ParallelFor parallel_for = threads_for(execution, args.view);
     for_stats(parallel_for, args.view.stats(), [&](std::int64_t from, std::int64_t to) {
         with_accumulator(problem, [&](auto selects) {
             for (std::int64_t s = from; s < to; ++s) {
@@ -313,7 +329,8 @@ void normalize_backward(const Execution& execution, const Problem& problem,
     const std::int64_t size = size_of(problem.dtype);
     const ParallelFor parallel_for = threads_for(execution, view);
     const bool reduces = !frozen || dweight || dbias;
-    const Plan plan = reduces ? reduction_plan(view, size, parallel_for.threads) : map_plan(view);
+    const Plan plan = reduces ? reduction_plan(view, size, parallel_for.threads)
+                              : map_plan(view, parallel_for.threads);
     const Scratch scratch(execution, problem, plan, reduces ? plan.chunks() : 0,
                           backward_coefficients);
     scratch.attach(args);

@@ -48,9 +48,13 @@ struct KernelArgs {
 };
 
 // Reductions write a tile's two partial results of each statistic to first[] and second[], from
-// the tile's first statistic on: mean and M2, or the sums of g and of g * centred(x). Maps write
-// the tensors of args and leave both alone.
-using Kernel = void (*)(const KernelArgs& args, const Tile& tile, double* first, double* second);
+// the tile's first statistic on: mean and M2, or the sums of g and of g * centred(x).
+using Reduction = void (*)(const KernelArgs& args, const Tile& tile, double* first, double* second);
+
+// Maps write the tensors of args. ahead is a tile of the same outer and inner ranges that will be
+// reduced next, or null: what its reduction reads is fetched into the cache on the way, so that
+// memory is read while results are written.
+using Map = void (*)(const KernelArgs& args, const Tile& tile, const Tile* ahead);
 
 inline constexpr int traversals = 2;
 inline constexpr int dtypes = 4;
@@ -58,10 +62,10 @@ inline constexpr int activations = kActivationCount;
 
 struct KernelTable {
     const char* name;
-    Kernel moments[traversals][dtypes];
-    Kernel normalize[traversals][dtypes][activations];
-    Kernel gradient_sums[traversals][dtypes][activations];
-    Kernel gradient[traversals][dtypes][activations];
+    Reduction moments[traversals][dtypes];
+    Map normalize[traversals][dtypes][activations];
+    Reduction gradient_sums[traversals][dtypes][activations];
+    Map gradient[traversals][dtypes][activations];
 };
 
 // A reduction keeps its accumulators on the stack: a tile of it holds no more than this.
@@ -72,6 +76,6 @@ inline constexpr std::int64_t columns_tile_lanes = 1024;
 // statistic, and merged in double, in order. The numbers bound the rounding error; they are part
 // of what makes a result's bits, and so the same on every machine.
 inline constexpr std::int64_t rows_block = 4096;
-inline constexpr std::int64_t columns_block = 64;
+inline constexpr std::int64_t columns_block = 128;
 
 }  // namespace fastnorm

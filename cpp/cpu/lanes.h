@@ -77,6 +77,28 @@ FASTNORM_FN void store(T* p, int v, Vec<A> x, Valid valid) {
     }
 }
 
+// What a map fetches into the cache for the reduction of the tile ahead: of an operand's packs,
+// those as far from the ones at hand as the tiles lie apart.
+struct Ahead {
+    std::int64_t distance = 0;  // in bytes; 0: nothing is fetched
+
+    Ahead() = default;
+    FASTNORM_FN Ahead(const Operand& operand, const Tile& tile, const Tile* ahead) {
+        if (ahead == nullptr) return;
+        distance = (ahead->batch - tile.batch) * operand.batch_stride +
+                   (ahead->stat0 - tile.stat0) * operand.stat_stride;
+    }
+    // p: the pack at hand.
+    template <class A, class T>
+    FASTNORM_FN void fetch(const T* p) const {
+        if (distance == 0) return;
+        const char* const at = reinterpret_cast<const char*>(p) + distance;
+        for (int line = 0; line < lanes<A> * static_cast<int>(sizeof(T)); line += 64) {
+            __builtin_prefetch(at + line, 0, 2);
+        }
+    }
+};
+
 // One bit an element of a pack.
 FASTNORM_FN unsigned load_bits(const unsigned char* mask, int valid) {
     unsigned bits = 0;
@@ -176,6 +198,14 @@ FASTNORM_FN A pivot_near(A mean, A spread) {
     const A magic = power_of_two_below(spread) * (sizeof(A) == 4 ? A(0x1.8p20) : A(0x1.8p49));
     const A pivot = (mean + magic) - magic;
     return is_finite(pivot) ? pivot : A(0);
+}
+
+// The same from the moments of values that came before: the next ones are likely to be alike, and
+// where they are not the block is computed once more.
+template <class A>
+FASTNORM_FN A pivot_from(const Moments& before) {
+    return pivot_near(static_cast<A>(before.mean),
+                      static_cast<A>(__builtin_sqrt(before.m2 / before.count)));
 }
 
 // The moments of count values in double, in two passes: for the rare block whose squares leave

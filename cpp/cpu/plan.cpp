@@ -14,11 +14,13 @@ constexpr std::int64_t rows_chunk = 4 * rows_block;
 // Elements of a chunk under columns, and its least number of rows: a chunk costs 16 bytes of
 // partial results a lane.
 constexpr std::int64_t columns_chunk_elements = 65536;
-constexpr std::int64_t columns_chunk_rows = 4 * columns_block;
+constexpr std::int64_t columns_chunk_rows = 2 * columns_block;
 // A tile's statistics come in this many: whole bytes of a mask, whole packs.
 constexpr std::int64_t columns_stats = 32;
-// Elements of a tile of a map that stands alone.
-constexpr std::int64_t map_tile = 32768;
+// Elements of a tile of a map that stands alone. Where a tile ends, stores past the cache wait for
+// each other.
+constexpr std::int64_t map_tile = 262144;
+constexpr std::int64_t least_map_tile = 32768;
 // Contiguous bytes that a group of neighbouring small rows should reach.
 constexpr std::int64_t group_bytes = 6144;
 constexpr std::int64_t line_bytes = 64;
@@ -102,18 +104,19 @@ Plan reduction_plan(const View& view, std::int64_t element_bytes, int threads) {
     return plan;
 }
 
-Plan map_plan(const View& view) {
+Plan map_plan(const View& view, int threads) {
+    const std::int64_t tile = std::clamp(view.elements() / (4 * threads), least_map_tile, map_tile);
     Plan plan;
     plan.view = view;
     plan.chunk_inner = view.inner;
     if (view.traversal == Traversal::rows) {
-        cut_inner(plan, map_tile);
-        cut_stat(plan, map_tile / plan.chunk_inner);
+        cut_inner(plan, tile);
+        cut_stat(plan, tile / plan.chunk_inner);
     } else {
-        const std::int64_t most = map_tile / view.inner / columns_stats * columns_stats;
+        const std::int64_t most = tile / view.inner / columns_stats * columns_stats;
         cut_stat(plan, view.stat < 2 * most ? view.stat : most);
     }
-    cut_outer(plan, map_tile / (plan.tile_stats * plan.chunk_inner));
+    cut_outer(plan, tile / (plan.tile_stats * plan.chunk_inner));
     return plan;
 }
 
@@ -122,6 +125,14 @@ bool cooperative(const Plan& plan, std::int64_t bytes_per_value, int threads) {
     const std::int64_t unit_bytes = plan.tile_stats * plan.view.reduced() * bytes_per_value;
     const bool balanced = plan.units() >= 4 * threads || plan.units() % threads == 0;
     return !balanced || unit_bytes > caches().l2;
+}
+
+std::int64_t chunks_ahead(const Plan& plan, std::int64_t bytes_per_value, int sharing) {
+    if (plan.view.traversal != Traversal::rows) return 0;
+    const std::int64_t share =
+        divide_up(plan.tile_stats * plan.view.reduced() * bytes_per_value, sharing);
+    const std::int64_t room = caches().l2 / 10 * 7 - share;
+    return room <= 0 ? 0 : std::min(plan.chunks(), room * plan.chunks() / share);
 }
 
 bool should_stream(std::int64_t bytes) {

@@ -53,7 +53,8 @@ struct Rows {
         for_row_blocks<A>(tile, [&](const Tile& block) {
             const std::int64_t row = block.inner1 - block.inner0;
             for (std::int64_t s = 0; s < stats; ++s) {
-                sums[s].clear(guess_pivot(args, block, block.stat0 + s));
+                sums[s].clear(totals[s].count == 0 ? guess_pivot(args, block, block.stat0 + s)
+                                                   : pivot_from<A>(totals[s]));
             }
             for (std::int64_t o = block.outer0; o < block.outer1; ++o) {
                 const T* x = run_of<T>(args.view, args.x, block.batch, o, block.stat0);
@@ -75,7 +76,8 @@ struct Rows {
         }
     }
 
-    static void normalize(const KernelArgs& args, const Tile& tile, double*, double*) {
+    static void normalize(const KernelArgs& args, const Tile& tile, const Tile* ahead) {
+        const Ahead ahead_x(args.x, tile, ahead);
         Sink<T> sink(args.stream);
         const View& view = args.view;
         for_rows(args, tile, [&](std::int64_t o, std::int64_t s, std::int64_t run) {
@@ -85,7 +87,8 @@ struct Rows {
             T* y = run_of<T>(view, args.y, tile.batch, o, s);
             for_segments(tile.inner0, tile.inner1, [&](std::int64_t i, std::int64_t count) {
                 const Forward<T, kind> forward{x + i, residual == nullptr ? nullptr : residual + i,
-                                               mask_at(args, run, i), activation_params<A>(args)};
+                                               mask_at(args, run, i), activation_params<A>(args),
+                                               ahead_x};
                 forward.write(sink.open(y + i), count, [&](auto...) -> const auto& { return map; });
                 sink.close(count);
             });
@@ -144,7 +147,8 @@ struct Rows {
         });
     }
 
-    static void gradient(const KernelArgs& args, const Tile& tile, double*, double*) {
+    static void gradient(const KernelArgs& args, const Tile& tile, const Tile* ahead) {
+        const Ahead ahead_dy(args.dy, tile, ahead), ahead_x(args.x, tile, ahead);
         Sink<T> dx_sink(args.stream);
         Sink<T> dresidual_sink(args.stream && args.dresidual);
         const View& view = args.view;
@@ -159,7 +163,7 @@ struct Rows {
             T* dx = run_of<T>(view, args.dx, tile.batch, o, s);
             T* dresidual = run_of<T>(view, args.dresidual, tile.batch, o, s);
             for_segments(tile.inner0, tile.inner1, [&](std::int64_t i, std::int64_t count) {
-                backward_at(args, tile, o, s, run, i)
+                backward_at(args, tile, o, s, run, i, ahead_dy, ahead_x)
                     .write(
                         dx_sink.open(dx + i),
                         dresidual == nullptr ? nullptr : dresidual_sink.open(dresidual + i), count,
@@ -186,12 +190,17 @@ struct Rows {
 
     static FASTNORM_FN Backward<T, kind> backward_at(const KernelArgs& args, const Tile& tile,
                                                      std::int64_t o, std::int64_t s,
-                                                     std::int64_t run, std::int64_t i) {
+                                                     std::int64_t run, std::int64_t i,
+                                                     const Ahead& ahead_dy = {},
+                                                     const Ahead& ahead_x = {}) {
         const T* residual = run_of<T>(args.view, args.residual, tile.batch, o, s);
         return {run_of<T>(args.view, args.dy, tile.batch, o, s) + i,
                 run_of<T>(args.view, args.x, tile.batch, o, s) + i,
-                residual == nullptr ? nullptr : residual + i, mask_at(args, run, i),
-                activation_params<A>(args)};
+                residual == nullptr ? nullptr : residual + i,
+                mask_at(args, run, i),
+                activation_params<A>(args),
+                ahead_dy,
+                ahead_x};
     }
 
     // Calls f(outer, stat, run) for each row of a tile, in the order of memory.
@@ -280,7 +289,8 @@ struct Rows {
         FASTNORM_FN Moments moments(double count, bool& good) const {
             const double sum = sum_of_lanes(sums);
             const double square_sum = sum_of_lanes(squares);
-            const Moments m = moments_about(static_cast<double>(pivot), count, sum, square_sum);
+            const Moments m =
+                moments_about(static_cast<double>(pivot), count, 1.0 / count, sum, square_sum);
             good = trustworthy<A>(m, static_cast<double>(pivot), sum, square_sum);
             return m;
         }

@@ -20,11 +20,13 @@ struct Forward {
     const T* residual;    // or null
     unsigned char* mask;  // or null
     ActParams<A> params;
+    Ahead ahead_x;
 
     template <class MapAt>
     FASTNORM_FN void write(T* y, std::int64_t count, MapAt&& map_at) const {
         for_packs<A>(count, [&](std::int64_t i, auto valid) {
             unsigned pack_bits = 0;
+            ahead_x.fetch<A>(x + i);
             for_vectors<A>([&](auto v) {
                 const NormalizeMap<V>& map = map_at(i, v, valid);
                 V z = map.affine(map.centred(load<A>(x + i, v, valid)));
@@ -59,12 +61,15 @@ struct Backward {
     const T* residual;          // or null
     const unsigned char* mask;  // or null
     ActParams<A> params;
+    Ahead ahead_dy, ahead_x;
 
-    // Calls use(i, v, valid, gradient, map) for each vector of the span.
+    // Calls use(i, v, valid, gradient) for each vector of the span.
     template <class MapAt, class Use>
     FASTNORM_FN void each(std::int64_t count, MapAt&& map_at, Use&& use) const {
         for_packs<A>(count, [&](std::int64_t i, auto valid) {
             unsigned pack_bits = 0;
+            ahead_dy.fetch<A>(dy + i);
+            ahead_x.fetch<A>(x + i);
             if constexpr (Act<kind>::piecewise) {
                 if (mask != nullptr) pack_bits = load_bits(mask + i / 8, valid);
             }

@@ -13,7 +13,7 @@ namespace fastnorm::FASTNORM_ISA {
 namespace {
 
 // A map produces at most this many elements between open() and close().
-constexpr std::int64_t segment = 1024;
+constexpr std::int64_t segment = 128;
 
 template <class T>
 class Sink {
