@@ -26,7 +26,7 @@ RELEASE_DEFINES := FASTNORM_BUILD_TESTS=ON;FASTNORM_TEST_ISAS=ON
 # One instruction set beside the baseline: instrumented code is slow to compile.
 ASAN_DEFINES := FASTNORM_BUILD_TESTS=ON;FASTNORM_SANITIZE=address,undefined;FASTNORM_ISA_LIST=avx2
 
-.PHONY: help demo test bench test-cpp test-asan lint format clean
+.PHONY: help demo test bench bench-cpp test-cpp test-asan lint format clean
 .DELETE_ON_ERROR:
 
 help: ## list the tasks
@@ -39,8 +39,14 @@ test: $(VENV)/.test ## all tests: C++ and C, then Python
 	$(BIN)/ctest --test-dir $(RELEASE) --output-on-failure
 	FASTNORM_BUILD_DIR=$(CURDIR)/$(RELEASE) $(BIN)/python -m pytest $(ARGS)
 
-bench: $(VENV)/.bench ## time batch norm against PyTorch (about a gigabyte to install, or more)
-	$(BIN)/python bench/against_torch.py $(ARGS)
+bench: $(VENV)/.bench ## time batch norm against its peers (a gigabyte to install), plot the result
+	$(BIN)/python bench/run.py --out build/bench/result.json $(ARGS)
+	$(BIN)/python bench/plot.py build/bench/result.json
+
+bench-cpp: $(VENV)/.tools ## time the kernels alone (needs Google Benchmark: apt-get install libbenchmark-dev)
+	$(BIN)/cmake -S . -B build/bench-cpp -G Ninja -DCMAKE_BUILD_TYPE=Release -DFASTNORM_BUILD_BENCH=ON
+	$(BIN)/cmake --build build/bench-cpp
+	build/bench-cpp/bench/cpp/kernels_bench $(ARGS)
 
 test-cpp: $(VENV)/.tools ## the C++ and C tests of a build without Python
 	$(BIN)/cmake --preset release -G Ninja

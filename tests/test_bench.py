@@ -1,0 +1,182 @@
+"""The benchmark measures what it says: right results first, and files that can be read again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("rich")
+pytest.importorskip("typer")
+
+BENCH = Path(__file__).parents[1] / "bench"
+sys.path.append(str(BENCH))
+
+import results  # noqa: E402
+from limits import Limits  # noqa: E402
+from problem import Problem  # noqa: E402
+from protocol import measure  # noqa: E402
+from providers import PROVIDERS, Runner, Unavailable, load  # noqa: E402
+from suites import OPS, Case, cases_of, network, quick_cases  # noqa: E402
+
+SMALL = Case("edges", "training", "relu", "float32", "NCHW", (2, 3, 8, 8))
+
+
+def script(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(BENCH / name), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bench") / "result.json"
+    options = ("--suite", "tiny", "--provider", "fastnorm,numpy", "--rounds", 3, "--threads", 1)
+    process = script("run.py", *options, "--layout", "NCHW", "--out", path)
+    assert process.returncode == 0, process.stderr
+    assert "geometric mean" in process.stdout
+    return path
+
+
+def test_result_is_in_google_benchmarks_layout(result: Path) -> None:
+    data = json.loads(result.read_text())
+    assert data["context"]["num_cpus"] >= 1
+    assert data["context"]["caches"]
+    assert {"numpy", "fastnorm"} == set(data["context"]["versions"])
+    for entry in data["benchmarks"]:
+        assert entry["time_unit"] == "ns"
+        assert 0 < entry["min_time"] <= entry["real_time"]
+        assert entry["bytes_per_second"] > 0
+        assert 0 < entry["efficiency"] < 2
+        assert entry["error"] < 1e-5
+    assert {e["case"]["op"] for e in data["benchmarks"]} == set(OPS)
+    providers = {e["provider"] for e in data["benchmarks"]}
+    assert providers == {"fastnorm", "fastnorm+alloc", "numpy", "numpy+alloc"}
+
+
+def test_results_are_read_as_they_were_written(result: Path, tmp_path: Path) -> None:
+    about, measurements = results.load(result)
+    results.save(tmp_path / "again.json", about, measurements)
+    same_about, same = results.load(tmp_path / "again.json")
+    assert same_about == about
+    for a, b in zip(measurements, same, strict=True):
+        assert (a.case, a.provider, a.error) == (b.case, b.provider, b.error)
+        np.testing.assert_allclose(a.seconds, b.seconds)
+        np.testing.assert_allclose(a.limit, b.limit)
+
+
+def test_comparison_shows_what_became_slower(result: Path, tmp_path: Path) -> None:
+    assert script("compare.py", result, result).returncode == 0
+    data = json.loads(result.read_text())
+    entry = next(e for e in data["benchmarks"] if e["provider"] == "fastnorm")
+    entry["times"] = [4 * t for t in entry["times"]]
+    slower = tmp_path / "slower.json"
+    slower.write_text(json.dumps(data))
+    process = script("compare.py", result, slower)
+    assert process.returncode == 1
+    assert "1 slower" in process.stdout
+    assert "4.00" in process.stdout
+
+
+def test_plots(result: Path, tmp_path: Path) -> None:
+    process = script("plot.py", result, result, "--out", tmp_path)
+    assert process.returncode == 0, process.stderr
+    found = sorted(path.name for path in tmp_path.glob("*.png"))
+    kinds = ("bandwidth", "efficiency", "speedup", "threads")
+    assert found == [f"result-{kind}.png" for kind in kinds]
+
+
+class Fake:
+    """A provider whose result is what it is told to be."""
+
+    version = "0"
+
+    def __init__(self, compute: Callable[[Problem], Any]) -> None:
+        self._compute = compute
+
+    def prepare(self, problem: Problem) -> Runner:
+        found = self._compute(problem)
+        return Runner(lambda i: None, lambda i: found)
+
+
+def right(problem: Problem) -> Any:
+    return problem.exact.astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("compute", "is_right"),
+    [
+        (right, True),
+        (lambda p: right(p) * 1.01, False),
+        (lambda p: np.zeros_like(right(p)), False),
+        (lambda p: np.full_like(right(p), np.nan), False),
+    ],
+)
+def test_a_wrong_provider_is_reported_and_not_timed(
+    compute: Callable[[Problem], Any], is_right: bool
+) -> None:
+    outcome = measure(SMALL, {"fake": Fake(compute)}, Limits(1), rounds=3, cold_bytes=1 << 16)
+    assert [m.provider for m in outcome.measurements] == (["fake"] if is_right else [])
+    assert len(outcome.wrong) == (0 if is_right else 1)
+
+
+def test_a_provider_that_writes_nothing_is_wrong() -> None:
+    """What another has left in the output is no result of its own."""
+    problem = Problem(SMALL, 1 << 16)
+    problem.sets[0].out[...] = problem.exact
+    assert problem.error(Runner(lambda i: None, lambda i: problem.sets[i].out)) > 0.5
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("epilogue", ["plain", "residual_relu"])
+def test_providers_are_right(provider: str, op: str, epilogue: str) -> None:
+    try:
+        library = load(provider, 2)
+    except Unavailable as missing:
+        pytest.skip(str(missing).splitlines()[0])
+    for layout in ("NCHW", "NHWC"):
+        for dtype in ("float32", "bfloat16"):
+            case = Case("edges", op, epilogue, dtype, layout, (3, 20, 9, 7))
+            problem = Problem(case, 1 << 18)
+            runner = library.prepare(problem)
+            if runner is not None:
+                assert problem.error(runner) < (1e-4 if dtype == "float32" else 4e-2), case.name
+
+
+def test_a_missing_provider_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PROVIDERS, "absent", ("providers.of_absent", "pip install absent"))
+    with pytest.raises(Unavailable, match=r"^absent: .*of_absent.*\(pip install absent\)$"):
+        load("absent", 1)
+
+
+def test_fewest_bytes() -> None:
+    def least(op: str, epilogue: str) -> int:
+        return Case("edges", op, epilogue, "float32", "NCHW", (2, 3, 8, 8)).least_bytes
+
+    x = 2 * 3 * 8 * 8 * 4
+    assert least("inference", "plain") == least("training", "plain") == 2 * x
+    assert least("inference", "residual_relu") == 3 * x
+    assert least("backward", "plain") == 3 * x
+    assert least("backward", "residual_relu") == 4 * x + x // 32
+
+
+def test_suites() -> None:
+    shapes = network("resnet50", 8)
+    assert sum(count for _, count in shapes) == 53
+    assert ((8, 64, 112, 112), 1) in shapes
+    chosen = cases_of("resnet50", 8, OPS, ["plain"], ["float32"], ["NCHW"])
+    assert len(chosen) == 3 * len(shapes)
+    names = [case.name for case in quick_cases()]
+    assert len(names) == len(set(names))
