@@ -35,7 +35,8 @@ struct Shape {
 // A layer of ResNet-50 in NCHW; its small planes; the same layer in NHWC.
 constexpr Shape shapes[] = {{"rows", Traversal::rows, 2, 3136},
                             {"small_rows", Traversal::rows, 64, 49},
-                            {"columns", Traversal::columns, 256, 1}};
+                            {"columns", Traversal::columns, 256, 1},
+                            {"narrow_columns", Traversal::columns, 24, 1}};
 
 struct Kind {
     const char* name;
@@ -84,8 +85,7 @@ struct Data {
             operands[i]->outer_stride[0] = row_bytes;
         }
         args.dx = args.y;
-        args.coefficients_stride =
-            shape.stat * (shape.traversal == Traversal::columns ? shape.inner : 1);
+        args.coefficients_stride = shape.stat * shape.inner * view.rows_together();
         coefficients.resize(
             static_cast<std::size_t>(backward_coefficients * args.coefficients_stride * 8));
         args.coefficients = coefficients.data();

@@ -36,6 +36,11 @@ struct View {
     std::int64_t run() const { return traversal == Traversal::rows ? inner : stat * inner; }
     std::int64_t runs() const { return elements() / (run() > 0 ? run() : 1); }
     std::int64_t mask_row_bytes() const { return (run() + 7) / 8; }
+    // Short rows under columns are taken several at a time where they lie side by side, as one row
+    // whose coefficients repeat: this many.
+    std::int64_t rows_together() const {
+        return traversal == Traversal::columns && run() <= 128 ? 256 / run() : 1;
+    }
 };
 
 // Where one tensor lies under a view. Strides are in bytes. Inner elements are contiguous, and

@@ -2,6 +2,8 @@
 // own accumulator and its own coefficients. Included by kernels.cpp, once per instruction set.
 #pragma once
 
+#include <initializer_list>
+
 #include "cpu/spans.h"
 #include "cpu/stream.h"
 
@@ -18,13 +20,14 @@ struct Columns {
         Sums sums;
         alignas(64) double means[columns_tile_lanes];
         alignas(64) double m2s[columns_tile_lanes];
-        const Lanes at(args, tile);
-        for (std::int64_t j = 0; j < at.count; ++j) means[j] = m2s[j] = 0.0;
+        const Halves halves(args, tile, lie_side_by_side(args, {&args.x}));
+        for (std::int64_t j = 0; j < halves.wide.count; ++j) means[j] = m2s[j] = 0.0;
         double count = 0;
+        double wide_count = 0;  // of the lanes that the rest does not have
 
-        for_blocks(tile, [&](std::int64_t outer0, std::int64_t outer1) {
+        for_blocks(halves, [&](const Lanes& at, std::int64_t outer0, std::int64_t outer1) {
             // merge() of stats.h, whose divisions are the same for all lanes.
-            const double rows = static_cast<double>(outer1 - outer0);
+            const double rows = static_cast<double>((outer1 - outer0) / at.rows);
             const double share = rows / (count + rows);
             const double weight = count * share;
             const auto add = [&](std::int64_t j, const Moments& m) {
@@ -47,14 +50,14 @@ struct Columns {
             }
             if (poor > 0) recompute(args, tile, at, outer0, outer1, sums, poor, add);
             count += rows;
+            if (at.rows == halves.wide.rows) wide_count = count;
         });
 
-        const std::int64_t inner = args.view.inner;
         for (std::int64_t s = 0; s < tile.stat1 - tile.stat0; ++s) {
             Moments m;
-            for (std::int64_t j = s * inner; j < (s + 1) * inner; ++j) {
-                m = merge(m, {count, means[j], m2s[j]});
-            }
+            for_lanes_of(args, halves, s, [&](std::int64_t j, bool in_rest) {
+                m = merge(m, {in_rest ? count : wide_count, means[j], m2s[j]});
+            });
             mean[s] = m.mean;
             m2[s] = m.m2;
         }
@@ -62,8 +65,8 @@ struct Columns {
 
     static void normalize(const KernelArgs& args, const Tile& tile, const Tile*) {
         Sink<T> sink(args.stream);
-        const Lanes at(args, tile);
-        for (std::int64_t o = tile.outer0; o < tile.outer1; ++o) {
+        const bool together = lie_side_by_side(args, {&args.x, &args.residual, &args.y});
+        for_rows(Halves(args, tile, together), [&](const Lanes& at, std::int64_t o) {
             const T* x = row_of(args, args.x, tile, o);
             const T* residual = row_of(args, args.residual, tile, o);
             T* y = row_of(args, args.y, tile, o);
@@ -75,7 +78,7 @@ struct Columns {
                 forward.write(sink.open(y + i), count, maps_from(args, at, i));
                 sink.close(count);
             });
-        }
+        });
     }
 
     static void gradient_sums(const KernelArgs& args, const Tile& tile, double* sum_g,
@@ -84,12 +87,13 @@ struct Columns {
         alignas(64) A products[columns_tile_lanes];
         alignas(64) double totals[2][columns_tile_lanes];
         std::int64_t poor[columns_tile_lanes];
-        const Lanes at(args, tile);
-        for (std::int64_t j = 0; j < at.count; ++j) totals[0][j] = totals[1][j] = 0.0;
+        const bool together = lie_side_by_side(args, {&args.dy, &args.x, &args.residual});
+        const Halves halves(args, tile, together);
+        for (std::int64_t j = 0; j < halves.wide.count; ++j) totals[0][j] = totals[1][j] = 0.0;
 
-        for_blocks(tile, [&](std::int64_t outer0, std::int64_t outer1) {
+        for_blocks(halves, [&](const Lanes& at, std::int64_t outer0, std::int64_t outer1) {
             for (std::int64_t j = 0; j < at.count; ++j) sums[j] = products[j] = A(0);
-            for (std::int64_t o = outer0; o < outer1; ++o) {
+            for (std::int64_t o = outer0; o < outer1; o += at.rows) {
                 backward_at(args, tile, o, at.first)
                     .each(at.count, maps_from(args, at, at.first),
                           [&](std::int64_t i, auto v, auto valid, const Gradient<V>& of) {
@@ -113,21 +117,21 @@ struct Columns {
             }
         });
 
-        const std::int64_t inner = args.view.inner;
         for (std::int64_t s = 0; s < tile.stat1 - tile.stat0; ++s) {
             sum_g[s] = sum_gx[s] = 0.0;
-            for (std::int64_t j = s * inner; j < (s + 1) * inner; ++j) {
+            for_lanes_of(args, halves, s, [&](std::int64_t j, bool) {
                 sum_g[s] += totals[0][j];
                 sum_gx[s] += totals[1][j];
-            }
+            });
         }
     }
 
     static void gradient(const KernelArgs& args, const Tile& tile, const Tile*) {
         Sink<T> dx_sink(args.stream);
         Sink<T> dresidual_sink(args.stream && args.dresidual);
-        const Lanes at(args, tile);
-        for (std::int64_t o = tile.outer0; o < tile.outer1; ++o) {
+        const bool together =
+            lie_side_by_side(args, {&args.dy, &args.x, &args.residual, &args.dx, &args.dresidual});
+        for_rows(Halves(args, tile, together), [&](const Lanes& at, std::int64_t o) {
             T* dx = row_of(args, args.dx, tile, o);
             T* dresidual = row_of(args, args.dresidual, tile, o);
             for_segments(at, [&](std::int64_t i, std::int64_t count) {
@@ -139,18 +143,62 @@ struct Columns {
                 dx_sink.close(count);
                 if (dresidual != nullptr) dresidual_sink.close(count);
             });
-        }
+        });
     }
 
   private:
-    // The lanes of a tile within a row: [first, first + count).
+    // The lanes of a tile within a row, or within several rows side by side: [first, first +
+    // count).
     struct Lanes {
-        std::int64_t first, count, batch_offset;
-        FASTNORM_FN Lanes(const KernelArgs& args, const Tile& tile)
+        std::int64_t first, count, rows, batch_offset;
+        FASTNORM_FN Lanes(const KernelArgs& args, const Tile& tile, std::int64_t rows_together)
             : first(tile.stat0 * args.view.inner),
-              count((tile.stat1 - tile.stat0) * args.view.inner),
-              batch_offset(tile.batch * args.view.stat * args.view.inner) {}
+              count((tile.stat1 - tile.stat0) * args.view.inner * rows_together),
+              rows(rows_together),
+              batch_offset(tile.batch * args.view.run() * args.view.rows_together()) {}
     };
+
+    // A tile's rows: as many as can be taken together, and the rest one by one.
+    struct Halves {
+        Lanes wide, narrow;
+        std::int64_t begin, middle, end;
+        FASTNORM_FN Halves(const KernelArgs& args, const Tile& tile, bool together)
+            : wide(args, tile, together ? args.view.rows_together() : 1),
+              narrow(args, tile, 1),
+              begin(tile.outer0),
+              middle(tile.outer0 + (tile.outer1 - tile.outer0) / wide.rows * wide.rows),
+              end(tile.outer1) {}
+    };
+
+    // Whether rows follow each other without gaps in all of these tensors, and in the mask, as far
+    // as they are there. It must not depend on whether there is a mask, nor for a reduction on
+    // tensors that it does not read: its result would.
+    static FASTNORM_FN bool lie_side_by_side(const KernelArgs& args,
+                                             std::initializer_list<const Operand*> operands) {
+        const View& view = args.view;
+        if (view.rows_together() == 1) return false;
+        if (Act<kind>::piecewise && view.run() % 8 != 0) return false;
+        for (const Operand* operand : operands) {
+            if (!*operand) continue;
+            std::int64_t dense = view.run() * static_cast<std::int64_t>(sizeof(T));
+            for (int d = view.outer_dims - 1; d >= 0; --d) {
+                if (operand->outer_stride[d] != dense) return false;
+                dense *= view.outer_extent[d];
+            }
+        }
+        return true;
+    }
+
+    // Calls f(lane, whether the rest has it) for each lane of the tile's statistic s.
+    template <class F>
+    static FASTNORM_FN void for_lanes_of(const KernelArgs& args, const Halves& halves,
+                                         std::int64_t s, F&& f) {
+        const std::int64_t inner = args.view.inner;
+        for (std::int64_t row = 0; row < halves.wide.rows; ++row) {
+            const std::int64_t first = row * halves.narrow.count + s * inner;
+            for (std::int64_t j = first; j < first + inner; ++j) f(j, row == 0);
+        }
+    }
 
     static FASTNORM_FN T* row_of(const KernelArgs& args, const Operand& operand, const Tile& tile,
                                  std::int64_t o) {
@@ -212,7 +260,7 @@ struct Columns {
                                                       std::int64_t count,
                                                       double (*totals)[columns_tile_lanes]) {
         alignas(64) A g[columns_tile_lanes];
-        for (std::int64_t o = outer0; o < outer1; ++o) {
+        for (std::int64_t o = outer0; o < outer1; o += at.rows) {
             const T* const x = row_of(args, args.x, tile, o) + at.first;
             backward_at(args, tile, o, at.first)
                 .each(at.count, maps_from(args, at, at.first),
@@ -228,12 +276,27 @@ struct Columns {
         }
     }
 
-    // Calls f(outer0, outer1) for each block of rows of a tile.
+    // Calls f(lanes, outer0, outer1) for each block of rows of a tile: at most columns_block values
+    // a lane.
     template <class F>
-    static FASTNORM_FN void for_blocks(const Tile& tile, F&& f) {
-        for (std::int64_t o = tile.outer0; o < tile.outer1; o += columns_block) {
-            f(o, o + columns_block < tile.outer1 ? o + columns_block : tile.outer1);
+    static FASTNORM_FN void for_blocks(const Halves& halves, F&& f) {
+        const auto each = [&](const Lanes& at, std::int64_t from, std::int64_t to) {
+            const std::int64_t block = columns_block * at.rows;
+            for (std::int64_t o = from; o < to; o += block) {
+                f(at, o, o + block < to ? o + block : to);
+            }
+        };
+        each(halves.wide, halves.begin, halves.middle);
+        each(halves.narrow, halves.middle, halves.end);
+    }
+
+    // Calls f(lanes, outer) for each row, or rows side by side.
+    template <class F>
+    static FASTNORM_FN void for_rows(const Halves& halves, F&& f) {
+        for (std::int64_t o = halves.begin; o < halves.middle; o += halves.wide.rows) {
+            f(halves.wide, o);
         }
+        for (std::int64_t o = halves.middle; o < halves.end; ++o) f(halves.narrow, o);
     }
 
     // Calls f(i, count) for each segment of the tile's lanes; i counts from the row's start and is
@@ -246,7 +309,7 @@ struct Columns {
         }
     }
 
-    // Sums of d = x - pivot and of d^2 over the rows of a block, a lane each.
+    // Sums of d = x - pivot and of d^2 over a block's rows, a lane each.
     struct Sums {
         alignas(64) A pivots[columns_tile_lanes];
         alignas(64) A sums[columns_tile_lanes];
@@ -260,11 +323,12 @@ struct Columns {
         // The mean of some rows; that of equal values is exact.
         FASTNORM_FN void guess_pivots(const KernelArgs& args, const Tile& tile, const Lanes& at,
                                       std::int64_t outer0, std::int64_t outer1) {
-            const int samples = pivot_samples(outer1 - outer0);
+            const std::int64_t rows = (outer1 - outer0) / at.rows;
+            const int samples = pivot_samples(rows);
             const T* const first = row_of(args, args.x, tile, outer0) + at.first;
             for (std::int64_t j = 0; j < at.count; ++j) sums[j] = squares[j] = A(0);
             for (int k = 1; k < samples; ++k) {
-                const std::int64_t o = outer0 + k * ((outer1 - outer0) / samples);
+                const std::int64_t o = outer0 + k * (rows / samples) * at.rows;
                 const T* const x = row_of(args, args.x, tile, o) + at.first;
                 for_packs<A>(at.count, [&](std::int64_t i, auto valid) {
                     for_vectors<A>([&](auto v) {
@@ -284,8 +348,8 @@ struct Columns {
                              std::int64_t outer0, std::int64_t outer1) {
             for (std::int64_t j = 0; j < at.count; ++j) sums[j] = squares[j] = A(0);
             std::int64_t o = outer0;
-            for (; o + 4 <= outer1; o += 4) add_rows<4>(args, tile, at, o);
-            for (; o < outer1; ++o) add_rows<1>(args, tile, at, o);
+            for (; o + 4 * at.rows <= outer1; o += 4 * at.rows) add_rows<4>(args, tile, at, o);
+            for (; o < outer1; o += at.rows) add_rows<1>(args, tile, at, o);
         }
 
         // Several rows at a time, in order: fewer loads and stores of the sums.
@@ -293,7 +357,9 @@ struct Columns {
         FASTNORM_FN void add_rows(const KernelArgs& args, const Tile& tile, const Lanes& at,
                                   std::int64_t o) {
             const T* x[rows];
-            for (int r = 0; r < rows; ++r) x[r] = row_of(args, args.x, tile, o + r) + at.first;
+            for (int r = 0; r < rows; ++r) {
+                x[r] = row_of(args, args.x, tile, o + r * at.rows) + at.first;
+            }
             for_packs<A>(at.count, [&](std::int64_t i, auto valid) {
                 for_vectors<A>([&](auto v) {
                     const V pivot = load<A>(pivots + i, v, valid);
@@ -338,14 +404,14 @@ struct Columns {
         for (std::int64_t p = 0; p < poor; ++p) {
             const std::int64_t j = sums.poor[p].lane;
             bool good;
-            const double rows = static_cast<double>(outer1 - outer0);
+            const double rows = static_cast<double>((outer1 - outer0) / at.rows);
             Moments m = sums.moments(j, rows, 1.0 / rows, good);
             if (!good && !(spread[j] == A(0) && sums.sums[j] == A(0))) {
                 const auto value = [&](std::int64_t o) {
                     return to_float(row_of(args, args.x, tile, o)[at.first + j]);
                 };
                 m = exact_moments(m.count, value(outer0), [&](auto&& use) {
-                    for (std::int64_t o = outer0; o < outer1; ++o) use(value(o));
+                    for (std::int64_t o = outer0; o < outer1; o += at.rows) use(value(o));
                 });
             }
             add(j, m);
@@ -357,7 +423,7 @@ struct Columns {
                                                const Lanes& at, std::int64_t outer0,
                                                std::int64_t outer1, const A* pivots, A* largest) {
         for (std::int64_t j = 0; j < at.count; ++j) largest[j] = A(0);
-        for (std::int64_t o = outer0; o < outer1; ++o) {
+        for (std::int64_t o = outer0; o < outer1; o += at.rows) {
             const T* const x = row_of(args, args.x, tile, o) + at.first;
             for_packs<A>(at.count, [&](std::int64_t i, auto valid) {
                 for_vectors<A>([&](auto v) {

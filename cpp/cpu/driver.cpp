@@ -51,8 +51,9 @@ struct Scratch {
     Scratch(const Execution& execution, const Problem& problem, const Plan& plan,
             std::int64_t partials, int coefficients_count) {
         const View& view = plan.view;
-        coefficients_stride =
-            view.stats() * (view.traversal == Traversal::columns ? view.inner : 1);
+        coefficients_stride = view.traversal == Traversal::columns
+                                  ? view.batch * view.run() * view.rows_together()
+                                  : view.stats();
         const std::int64_t scalar = problem.dtype == DType::float64 ? 8 : 4;
         const std::int64_t values = divide_up(partials * view.stats(), 8) * 8;
         const std::int64_t bytes =
@@ -72,10 +73,16 @@ struct Scratch {
     // Sets one coefficient of one statistic, for every lane that it has.
     template <class A>
     void set(const View& view, Coefficient which, std::int64_t stat, double value) const {
-        const std::int64_t copies = view.traversal == Traversal::columns ? view.inner : 1;
-        A* const to = reinterpret_cast<A*>(coefficients) +
-                      static_cast<int>(which) * coefficients_stride + stat * copies;
-        std::fill(to, to + copies, narrowed<A>(value));
+        A* to = reinterpret_cast<A*>(coefficients) + static_cast<int>(which) * coefficients_stride;
+        if (view.traversal == Traversal::rows) {
+            to[stat] = narrowed<A>(value);
+            return;
+        }
+        const std::int64_t rows = view.rows_together();
+        to += stat / view.stat * view.run() * rows + stat % view.stat * view.inner;
+        for (std::int64_t r = 0; r < rows; ++r, to += view.run()) {
+            std::fill(to, to + view.inner, narrowed<A>(value));
+        }
     }
 };
 

@@ -19,7 +19,8 @@ struct Tile {
 };
 
 // The coefficients of the maps, one array each; under rows one element per (batch, stat), under
-// columns one per (batch, stat, inner). Their type is the view's accumulator type.
+// columns one per (batch, row of View::rows_together(), stat, inner). Their type is the view's
+// accumulator type.
 enum class Coefficient : int {
     prescale,
     mean_hi,

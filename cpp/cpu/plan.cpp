@@ -99,7 +99,8 @@ Plan reduction_plan(const View& view, std::int64_t element_bytes, int threads) {
         cut_stat(plan, columns_tile_lanes / view.inner / columns_stats * columns_stats);
         cut_outer(plan,
                   std::max(divide_up(rows, columns_block) * columns_block, columns_chunk_rows));
-        share_stats(plan, columns_stats, threads);
+        // Rows can be taken together only where a tile has all of their statistics.
+        if (view.rows_together() == 1) share_stats(plan, columns_stats, threads);
     }
     return plan;
 }
