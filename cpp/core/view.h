@@ -37,9 +37,12 @@ struct View {
     std::int64_t runs() const { return elements() / (run() > 0 ? run() : 1); }
     std::int64_t mask_row_bytes() const { return (run() + 7) / 8; }
     // Short rows under columns are taken several at a time where they lie side by side, as one row
-    // whose coefficients repeat: this many.
+    // whose coefficients repeat: this many, if there are rows enough to make up for the
+    // coefficients.
     std::int64_t rows_together() const {
-        return traversal == Traversal::columns && run() <= 128 ? 256 / run() : 1;
+        if (traversal != Traversal::columns || run() > 128) return 1;
+        const std::int64_t rows = 256 / run();
+        return outer >= 64 * rows ? rows : 1;
     }
 };
 
