@@ -57,7 +57,7 @@ test-cpp: $(VENV)/.tools ## the C++ and C tests of a build without Python
 # exceptions it intercepts. What Python never frees is no leak of ours.
 IN_ASAN = PYTHONPATH=$(ASAN_SITE) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
     LD_PRELOAD="$$(ldd $(ASAN_SITE)/fastnorm/_core*.so | awk '/libasan|libstdc/ {printf "%s ", $$3}')"
-ASAN_TESTS := $(addprefix tests/test_,memory.py batch_norm.py errors.py layer.py)
+ASAN_TESTS := $(addprefix tests/test_,memory.py batch_norm.py errors.py overlap.py layer.py)
 
 test-asan: $(VENV)/.test $(ASAN)/.built ## memory tests under AddressSanitizer and UBSan
 	$(BIN)/ctest --test-dir $(ASAN) --output-on-failure

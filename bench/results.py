@@ -122,7 +122,8 @@ def save(path: Path, about: dict[str, Any], measurements: Sequence[Measurement])
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(".new")
-    new.write_text(json.dumps({"context": about, "benchmarks": entries}, indent=1) + "\n")
+    lines = ",\n".join(json.dumps(entry) for entry in entries)  # one each: small, and they diff
+    new.write_text(f'{{"context": {json.dumps(about, indent=1)},\n"benchmarks": [\n{lines}\n]}}\n')
     new.replace(path)
 
 
