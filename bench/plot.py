@@ -27,7 +27,7 @@ COLOURS = dict(
 
 def plain(measurements: list[Measurement]) -> list[Measurement]:
     """Those into memory that is there."""
-    return [m for m in measurements if not m.provider.endswith("+alloc")]
+    return [m for m in measurements if not m.allocates]
 
 
 def bandwidth(measurements: list[Measurement], about: dict[str, Any], to: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from statistics import median
 from time import perf_counter
 
 from limits import Limits
 from problem import TOLERANCE, Problem
 from providers import Provider, Runner
-from results import Measurement
+from results import ALLOC, Measurement
 from suites import Case
 
 # Calls of less than this are repeated until they fill it: a clock's reading has its own cost.
@@ -46,7 +47,6 @@ class Outcome:
 
     measurements: list[Measurement]
     wrong: list[str]
-    limits: dict[str, float]  # seconds of each manner of copying
 
 
 def sample(competitor: Competitor, turn: Rotation) -> float:
@@ -69,7 +69,7 @@ def _entrants(
             continue
         yield Competitor(name, runner.call, error)
         if fresh and runner.fresh is not None:
-            yield Competitor(f"{name}+alloc", runner.fresh, error)
+            yield Competitor(name + ALLOC, runner.fresh, error)
 
 
 def measure(
@@ -115,9 +115,8 @@ def measure(
         for competitor in everyone[shift:] + everyone[:shift]:
             competitor.seconds.append(sample(competitor, turn))
 
-    manners = {copy.name: sorted(copy.seconds)[rounds // 2] for copy in copies}
-    limit = min(manners.values()) * limits.scale(problem)
+    limit = min(median(copy.seconds) for copy in copies) * limits.scale(problem)
     measurements = [
         Measurement(case, c.name, tuple(c.seconds), limit, c.error) for c in competitors
     ]
-    return Outcome(measurements, wrong, manners)
+    return Outcome(measurements, wrong)

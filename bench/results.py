@@ -15,6 +15,9 @@ from typing import Any
 import fastnorm as fn
 from suites import Case
 
+# What follows a provider's name where it was timed without an output array.
+ALLOC = "+alloc"
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -45,6 +48,11 @@ class Measurement:
         times = sorted(self.seconds)
         n = len(times)
         return (times[(3 * n) // 4] - times[n // 4]) / 2 / self.typical
+
+    @property
+    def allocates(self) -> bool:
+        """Whether the calls had no output array."""
+        return self.provider.endswith(ALLOC)
 
     @property
     def efficiency(self) -> float:

@@ -21,7 +21,7 @@ import fastnorm as fn
 from limits import Limits
 from protocol import measure
 from providers import PROVIDERS, Provider, Unavailable, load
-from results import Measurement, context, last_level_cache, save
+from results import ALLOC, Measurement, context, last_level_cache, save
 from suites import DTYPES, EPILOGUES, LAYOUTS, NETWORKS, OPS, Case, cases_of, quick_cases
 
 # Peers take the caller's array as it is; these keep a layout of their own, which costs a reorder
@@ -45,23 +45,28 @@ def as_time(seconds: float) -> str:
     return f"{1e3 * seconds:.2f} ms" if seconds >= 1e-4 else f"{1e6 * seconds:.2f} µs"
 
 
+def by_case(measurements: list[Measurement]) -> dict[Case, dict[str, Measurement]]:
+    """Each case's measurements by their providers."""
+    found: dict[Case, dict[str, Measurement]] = {}
+    for m in measurements:
+        found.setdefault(m.case, {})[m.provider] = m
+    return found
+
+
 def table_of(measurements: list[Measurement], names: list[str]) -> Table:
     """A row a case: fastnorm's time and efficiency, and everyone's time over fastnorm's."""
-    by_case: dict[Case, dict[str, Measurement]] = {}
-    for m in measurements:
-        by_case.setdefault(m.case, {})[m.provider] = m
     table = Table(caption="times over fastnorm's; in brackets without an output array (+alloc)")
     for column in ("case", "fastnorm", "efficiency", *(n for n in names if n != "fastnorm")):
         table.add_column(column, justify="left" if column == "case" else "right")
     last = None
-    for case, found in by_case.items():
+    for case, found in by_case(measurements).items():
         if case.op != last and last is not None:
             table.add_section()
         last = case.op
         own = found.get("fastnorm")
         if own is None:
             continue
-        own_fresh = found.get("fastnorm+alloc")
+        own_fresh = found.get("fastnorm" + ALLOC)
         row = [case.name.replace("/cold", "")]
         time = as_time(own.typical)
         row.append(f"{time} ({as_time(own_fresh.typical)})" if own_fresh else time)
@@ -69,7 +74,7 @@ def table_of(measurements: list[Measurement], names: list[str]) -> Table:
         for name in names:
             if name == "fastnorm":
                 continue
-            peer, fresh = found.get(name), found.get(f"{name}+alloc")
+            peer, fresh = found.get(name), found.get(name + ALLOC)
             text = f"{peer.typical / own.typical:.2f}" if peer else "-"
             if peer and peer.typical < own.typical:
                 text = f"[red]{text}[/]"
@@ -85,15 +90,15 @@ def geometric_means(measurements: list[Measurement]) -> list[str]:
     lines = []
     for op in OPS:
         ratios = []
-        for case in {m.case for m in measurements if m.case.op == op}:
-            times = {m.provider: m.typical for m in measurements if m.case == case}
+        for case, found in by_case(measurements).items():
+            own = found.get("fastnorm")
             peers = [
-                t
-                for name, t in times.items()
-                if name not in ("fastnorm", *OWN_LAYOUT) and not name.endswith("+alloc")
+                m.typical
+                for name, m in found.items()
+                if name not in ("fastnorm", *OWN_LAYOUT) and not m.allocates
             ]
-            if "fastnorm" in times and peers:
-                ratios.append(min(peers) / times["fastnorm"])
+            if case.op == op and own is not None and peers:
+                ratios.append(min(peers) / own.typical)
         if ratios:
             mean = exp(sum(map(log, ratios)) / len(ratios))
             slower = sum(r < 1 for r in ratios)

@@ -85,7 +85,7 @@ struct Data {
             operands[i]->outer_stride[0] = row_bytes;
         }
         args.dx = args.y;
-        args.coefficients_stride = shape.stat * shape.inner * view.rows_together();
+        args.coefficients_stride = view.coefficients();
         coefficients.resize(
             static_cast<std::size_t>(backward_coefficients * args.coefficients_stride * 8));
         args.coefficients = coefficients.data();

@@ -44,6 +44,10 @@ struct View {
         const std::int64_t rows = 256 / run();
         return outer >= 64 * rows ? rows : 1;
     }
+    // Of each of the maps' coefficients: one a lane under columns, else one a statistic.
+    std::int64_t coefficients() const {
+        return traversal == Traversal::columns ? batch * run() * rows_together() : stats();
+    }
 };
 
 // Where one tensor lies under a view. Strides are in bytes. Inner elements are contiguous, and

@@ -73,8 +73,7 @@ struct Columns {
             const std::int64_t run = tile.batch * args.view.outer + o;
             for_segments(at, [&](std::int64_t i, std::int64_t count) {
                 const Forward<T, kind> forward{x + i, residual == nullptr ? nullptr : residual + i,
-                                               mask_at(args, run, i), activation_params<A>(args),
-                                               Ahead()};
+                                               mask_at(args, run, i), activation_params<A>(args)};
                 forward.write(sink.open(y + i), count, maps_from(args, at, i));
                 sink.close(count);
             });
@@ -155,7 +154,7 @@ struct Columns {
             : first(tile.stat0 * args.view.inner),
               count((tile.stat1 - tile.stat0) * args.view.inner * rows_together),
               rows(rows_together),
-              batch_offset(tile.batch * args.view.run() * args.view.rows_together()) {}
+              batch_offset(tile.batch * (args.view.coefficients() / args.view.batch)) {}
     };
 
     // A tile's rows: as many as can be taken together, and the rest one by one.
@@ -206,10 +205,15 @@ struct Columns {
     }
 
     // The coefficients of the lanes from element i of a row on.
-    static FASTNORM_FN auto maps_from(const KernelArgs& args, const Lanes& at, std::int64_t i) {
-        const auto from = [&](Coefficient which) {
-            return coefficient<A>(args, which) + at.batch_offset + i;
+    static FASTNORM_FN auto coefficients_from(const KernelArgs& args, const Lanes& at,
+                                              std::int64_t i) {
+        return [&args, first = at.batch_offset + i](Coefficient which) {
+            return coefficient<A>(args, which) + first;
         };
+    }
+
+    static FASTNORM_FN auto maps_from(const KernelArgs& args, const Lanes& at, std::int64_t i) {
+        const auto from = coefficients_from(args, at, i);
         const A* const p = from(Coefficient::prescale);
         const A* const hi = from(Coefficient::mean_hi);
         const A* const lo = from(Coefficient::mean_lo);
@@ -224,9 +228,7 @@ struct Columns {
 
     static FASTNORM_FN auto gradient_maps_from(const KernelArgs& args, const Lanes& at,
                                                std::int64_t i) {
-        const auto from = [&](Coefficient which) {
-            return coefficient<A>(args, which) + at.batch_offset + i;
-        };
+        const auto from = coefficients_from(args, at, i);
         const A* const a = from(Coefficient::grad_a);
         const A* const b = from(Coefficient::grad_b);
         const A* const c = from(Coefficient::grad_c);
@@ -241,13 +243,9 @@ struct Columns {
                                                      std::int64_t o, std::int64_t i) {
         const T* residual = row_of(args, args.residual, tile, o);
         const std::int64_t run = tile.batch * args.view.outer + o;
-        return {row_of(args, args.dy, tile, o) + i,
-                row_of(args, args.x, tile, o) + i,
-                residual == nullptr ? nullptr : residual + i,
-                mask_at(args, run, i),
-                activation_params<A>(args),
-                Ahead(),
-                Ahead()};
+        return {row_of(args, args.dy, tile, o) + i, row_of(args, args.x, tile, o) + i,
+                residual == nullptr ? nullptr : residual + i, mask_at(args, run, i),
+                activation_params<A>(args)};
     }
 
     // Off the hot path: some lanes' gradients of a block whose sums left the range of A, or that

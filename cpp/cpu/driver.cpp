@@ -51,9 +51,7 @@ struct Scratch {
     Scratch(const Execution& execution, const Problem& problem, const Plan& plan,
             std::int64_t partials, int coefficients_count) {
         const View& view = plan.view;
-        coefficients_stride = view.traversal == Traversal::columns
-                                  ? view.batch * view.run() * view.rows_together()
-                                  : view.stats();
+        coefficients_stride = view.coefficients();
         const std::int64_t scalar = problem.dtype == DType::float64 ? 8 : 4;
         const std::int64_t values = divide_up(partials * view.stats(), 8) * 8;
         const std::int64_t bytes =
@@ -142,13 +140,10 @@ void for_shares(const ParallelFor& parallel_for, std::int64_t count, F&& f) {
     });
 }
 
-void map_only(const Execution& execution, const KernelArgs& args, const Plan& plan, Map map) {
-    for_shares(threads_for(execution, plan.view), plan.tiles(),
-               [&](std::int64_t from, std::int64_t to) {
-                   for (std::int64_t i = from; i < to; ++i) {
-                       map(args, plan.tile_in_memory_order(i), nullptr);
-                   }
-               });
+void map_only(const ParallelFor& parallel_for, const KernelArgs& args, const Plan& plan, Map map) {
+    for_shares(parallel_for, plan.tiles(), [&](std::int64_t from, std::int64_t to) {
+        for (std::int64_t i = from; i < to; ++i) map(args, plan.tile_in_memory_order(i), nullptr);
+    });
 }
 
 // reduce, then finish(from, to) for the statistics, then map over the same tiles backwards, so that
@@ -268,7 +263,7 @@ void normalize(const Execution& execution, const Problem& problem, const PerStat
         });
     });
     args.stream = should_stream(2 * args.view.elements() * size_of(problem.dtype));
-    map_only(execution, args, plan, Kernels(execution.kernels, problem).normalize);
+    map_only(parallel_for, args, plan, Kernels(execution.kernels, problem).normalize);
 }
 
 void normalize_by_own_statistics(const Execution& execution, const Problem& problem, double eps,
@@ -345,13 +340,15 @@ void normalize_backward(const Execution& execution, const Problem& problem,
     args.stream = should_stream(3 * view.elements() * size);
     const double count = static_cast<double>(view.reduced());
 
+    const auto prescale_of = [&](auto selects, std::int64_t s) {
+        return backward_prescale<decltype(selects)>(mean.get(s), rstd.get(s));
+    };
     const auto set_gradient = [&](auto selects, std::int64_t s, double sum_g, double sum_centred) {
         using A = decltype(selects);
         const double r = rstd.get(s);
         const double weight = problem.weight.get(view.parameter(s), 1.0);
         set<A>(scratch, view, s,
-               gradient_coefficients(r, weight, count, sum_g, sum_centred,
-                                     backward_prescale<A>(mean.get(s), r),
+               gradient_coefficients(r, weight, count, sum_g, sum_centred, prescale_of(selects, s),
                                      halfway_scale<A>(r, weight)));
     };
     for_stats(parallel_for, view.stats(), [&](std::int64_t from, std::int64_t to) {
@@ -362,15 +359,14 @@ void normalize_backward(const Execution& execution, const Problem& problem,
                 const double weight = problem.weight.get(view.parameter(s), 1.0);
                 const double bias = problem.bias.get(view.parameter(s), 0.0);
                 set(scratch, view, s,
-                    normalization<A>(mean.get(s), r, weight, bias,
-                                     backward_prescale<A>(mean.get(s), r)));
+                    normalization<A>(mean.get(s), r, weight, bias, prescale_of(selects, s)));
                 if (!reduces) set_gradient(selects, s, 0.0, 0.0);
             }
         });
     });
     const Kernels kernels(execution.kernels, problem);
     if (!reduces) {
-        map_only(execution, args, plan, kernels.gradient);
+        map_only(parallel_for, args, plan, kernels.gradient);
         return;
     }
     // Leaves the statistic's shares of dbias and dweight where its first partial sums were.
@@ -384,10 +380,8 @@ void normalize_backward(const Execution& execution, const Problem& problem,
                     sum_centred += scratch.second[c * view.stats() + s];
                 }
                 set_gradient(selects, s, sum_g, sum_centred);
-                const double r = rstd.get(s);
                 scratch.first[s] = sum_g;
-                scratch.second[s] =
-                    sum_centred * (r / backward_prescale<decltype(selects)>(mean.get(s), r));
+                scratch.second[s] = sum_centred * (rstd.get(s) / prescale_of(selects, s));
             }
         });
     };

@@ -20,7 +20,7 @@ struct Forward {
     const T* residual;    // or null
     unsigned char* mask;  // or null
     ActParams<A> params;
-    Ahead ahead_x;
+    Ahead ahead_x = {};
 
     template <class MapAt>
     FASTNORM_FN void write(T* y, std::int64_t count, MapAt&& map_at) const {
@@ -61,7 +61,7 @@ struct Backward {
     const T* residual;          // or null
     const unsigned char* mask;  // or null
     ActParams<A> params;
-    Ahead ahead_dy, ahead_x;
+    Ahead ahead_dy = {}, ahead_x = {};
 
     // Calls use(i, v, valid, gradient) for each vector of the span.
     template <class MapAt, class Use>

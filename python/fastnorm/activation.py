@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fastnorm import _core
+from fastnorm.arguments import number
 
 # Every activation's parameters by name, with the values that its bare name stands for.
 PARAMETERS = _core.activations()
@@ -18,14 +19,6 @@ def _unknown(op: str, argument: str, name: str) -> ValueError:
     known = ", ".join(PARAMETERS)
     either = "None or " if argument == "activation" else ""
     return ValueError(f"{op}: {argument} is {name!r}, expected {either}one of {known}")
-
-
-def _number(op: str, argument: str, value: object) -> float:
-    try:
-        return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        found = type(value).__name__
-        raise TypeError(f"{op}: {argument} is of type {found}, expected a number") from None
 
 
 @dataclass(frozen=True)
@@ -64,7 +57,7 @@ class Activation:
             raise _unknown("Activation", "name", name)
         own = [parameter for parameter, _ in PARAMETERS[name]]
         for i, field in enumerate(("alpha", "beta")):
-            value = _number(name, own[i] if i < len(own) else field, getattr(self, field))
+            value = number(name, own[i] if i < len(own) else field, getattr(self, field))
             if i >= len(own) and value != 0.0:
                 parameters = " and ".join(own) or "no parameters"
                 raise ValueError(f"{name}: {field} is {value}, expected 0: it has {parameters}")

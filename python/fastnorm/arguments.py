@@ -46,15 +46,30 @@ def integer(op: str, argument: str, value: object) -> int:
         raise TypeError(f"{op}: {argument} is {_kind(value)}, expected an int") from None
 
 
-def number(op: str, argument: str, value: object, least: float, most: float, words: str) -> float:
-    """A number in [least, most]; words say so."""
+def number(op: str, argument: str, value: object, words: str = "a number") -> float:
+    """Any number; words say what is expected."""
     try:
-        found = float(value)  # type: ignore[arg-type]
+        return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         raise TypeError(f"{op}: {argument} is {_kind(value)}, expected {words}") from None
+
+
+def number_within(
+    op: str, argument: str, value: object, least: float, most: float, words: str
+) -> float:
+    """A number in [least, most]; words say so."""
+    found = number(op, argument, value, words)
     if not least <= found <= most:
         raise ValueError(f"{op}: {argument} is {found:g}, expected {words}")
     return found
+
+
+def per_channel(what: str, array: npt.NDArray[Any], channels: int) -> None:
+    """An array of one of the four dtypes, with an element for each channel."""
+    if array.dtype.name not in DTYPES:
+        raise TypeError(f"{what} has dtype {array.dtype}, {EXPECTED_DTYPE}")
+    if array.shape != (channels,):
+        raise ValueError(f"{what} has shape {array.shape}, expected ({channels},)")
 
 
 def own_array(op: str, name: str, array: object, channels: int) -> None:
@@ -62,9 +77,6 @@ def own_array(op: str, name: str, array: object, channels: int) -> None:
     whose = f"{op}: the layer's {name}"
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{whose} is {_kind(array)}, expected a NumPy array")
-    if array.dtype.name not in DTYPES:
-        raise TypeError(f"{whose} has dtype {array.dtype}, {EXPECTED_DTYPE}")
-    if array.shape != (channels,):
-        raise ValueError(f"{whose} has shape {array.shape}, expected ({channels},)")
+    per_channel(whose, array, channels)
     if not array.flags.writeable:
         raise ValueError(f"{whose} is read-only, expected writable memory")

@@ -113,10 +113,10 @@ class BatchNorm:
             raise ValueError(
                 f"BatchNorm: channels is {channels}, expected a number from 0 to {most}"
             )
-        self.eps = arguments.number("BatchNorm", "eps", eps, 0.0, inf, "a number >= 0")
+        self.eps = arguments.number_within("BatchNorm", "eps", eps, 0.0, inf, "a number >= 0")
         if momentum is not None:
             words = "a number from 0 to 1, or None"
-            momentum = arguments.number("BatchNorm", "momentum", momentum, 0.0, 1.0, words)
+            momentum = arguments.number_within("BatchNorm", "momentum", momentum, 0.0, 1.0, words)
         self.momentum = momentum
         self.affine = affine
         self.track_running_stats = track_running_stats
@@ -302,12 +302,7 @@ class BatchNorm:
             raise ValueError(f"{op}: state has {names}: missing {missing}, unexpected {unexpected}")
         loaded = {name: np.asarray(state[name]) for name in arrays}
         for name, value in loaded.items():
-            if value.dtype.name not in arguments.DTYPES:
-                raise TypeError(f"{op}: {name} has dtype {value.dtype}, {arguments.EXPECTED_DTYPE}")
-            if value.shape != (self.channels,):
-                raise ValueError(
-                    f"{op}: {name} has shape {value.shape}, expected ({self.channels},)"
-                )
+            arguments.per_channel(f"{op}: {name}", value, self.channels)
         if "num_batches_tracked" in state:
             count = arguments.integer(op, "num_batches_tracked", state["num_batches_tracked"])
             if not 0 <= count < 2**63:
