@@ -118,7 +118,7 @@ void run(benchmark::State& state, const KernelTable& table, const Kind& kind, co
         each_tile([&](const Tile& tile) { kernel(data.args, tile, first, second); });
     };
     const auto map = [&](Map kernel) {
-        each_tile([&](const Tile& tile) { kernel(data.args, tile, nullptr); });
+        each_tile([&](const Tile& tile) { kernel(data.args, tile); });
     };
     if (name == "moments") reduce(table.moments[t][d]);
     if (name == "gradient_sums") reduce(table.gradient_sums[t][d][0]);

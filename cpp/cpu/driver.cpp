@@ -29,6 +29,7 @@ ParallelFor threads_for(const Execution& execution, const View& view) {
 struct Kernels {
     Reduction moments, gradient_sums;
     Map normalize, gradient;
+    void (*fence)();
 
     Kernels(const KernelTable& table, const Problem& problem) {
         const int t = static_cast<int>(problem.args.view.traversal);
@@ -38,6 +39,7 @@ struct Kernels {
         normalize = table.normalize[t][d][a];
         gradient_sums = table.gradient_sums[t][d][a];
         gradient = table.gradient[t][d][a];
+        fence = table.fence;
     }
 };
 
@@ -76,7 +78,7 @@ struct Scratch {
             to[stat] = narrowed<A>(value);
             return;
         }
-        const std::int64_t rows = view.rows_together();
+        const std::int64_t rows = view.coefficient_rows();
         to += stat / view.stat * view.run() * rows + stat % view.stat * view.inner;
         for (std::int64_t r = 0; r < rows; ++r, to += view.run()) {
             std::fill(to, to + view.inner, narrowed<A>(value));
@@ -140,9 +142,11 @@ void for_shares(const ParallelFor& parallel_for, std::int64_t count, F&& f) {
     });
 }
 
-void map_only(const ParallelFor& parallel_for, const KernelArgs& args, const Plan& plan, Map map) {
+void map_only(const ParallelFor& parallel_for, const KernelArgs& args, const Plan& plan,
+              const Kernels& kernels, Map map) {
     for_shares(parallel_for, plan.tiles(), [&](std::int64_t from, std::int64_t to) {
-        for (std::int64_t i = from; i < to; ++i) map(args, plan.tile_in_memory_order(i), nullptr);
+        for (std::int64_t i = from; i < to; ++i) map(args, plan.tile_in_memory_order(i));
+        kernels.fence();
     });
 }
 
@@ -150,8 +154,8 @@ void map_only(const ParallelFor& parallel_for, const KernelArgs& args, const Pla
 // the map begins with what the reduction has left in the cache.
 template <class Finish>
 void reduce_finish_map(const ParallelFor& parallel_for, const KernelArgs& args, const Plan& plan,
-                       const Scratch& scratch, std::int64_t bytes_per_value, Reduction reduce,
-                       Map map, Finish&& finish) {
+                       const Scratch& scratch, std::int64_t bytes_per_value, const Kernels& kernels,
+                       Reduction reduce, Map map, Finish&& finish) {
     const std::int64_t stats = plan.view.stats();
     const std::int64_t chunks = plan.chunks();
     const auto reduce_tile = [&](std::int64_t unit, std::int64_t chunk) {
@@ -166,25 +170,15 @@ void reduce_finish_map(const ParallelFor& parallel_for, const KernelArgs& args, 
     };
 
     const bool shared = cooperative(plan, bytes_per_value, parallel_for.threads);
-    // While a thread maps a chunk, it fetches that of the unit it computes next (before end), as
-    // long as it will still be in the cache then.
-    const int sharing = shared ? parallel_for.threads : 1;
-    const std::int64_t fetched = chunks_ahead(plan, bytes_per_value, sharing);
-    const auto map_tile = [&](std::int64_t unit, std::int64_t next, std::int64_t end,
-                              std::int64_t chunk) {
-        const bool any = next < end && chunk < fetched;
-        const Tile ahead = any ? plan.tile(next, chunk) : Tile{};
-        map(args, plan.tile(unit, chunk), any ? &ahead : nullptr);
-    };
-
     if (!shared) {
         for_shares(parallel_for, plan.units(), [&](std::int64_t first, std::int64_t last) {
             for (std::int64_t unit = first; unit < last; ++unit) {
                 for (std::int64_t c = 0; c < chunks; ++c) reduce_tile(unit, c);
                 const auto [from, to] = stats_of(unit);
                 finish(from, to);
-                for (std::int64_t c = chunks; c-- > 0;) map_tile(unit, unit + 1, last, c);
+                for (std::int64_t c = chunks; c-- > 0;) map(args, plan.tile(unit, c));
             }
+            kernels.fence();
         });
         return;
     }
@@ -201,11 +195,13 @@ void reduce_finish_map(const ParallelFor& parallel_for, const KernelArgs& args, 
         for_stats(parallel_for, last_stat - first_stat, [&](std::int64_t from, std::int64_t to) {
             finish(first_stat + from, first_stat + to);
         });
-        for_shares(parallel_for, tiles, [&](std::int64_t from, std::int64_t to) {
-            for (std::int64_t i = to; i-- > from;) {
-                const std::int64_t at = unit + i % together;
-                map_tile(at, at + together, plan.units(), i / together);
+        for_shares(parallel_for, chunks, [&](std::int64_t from, std::int64_t to) {
+            for (std::int64_t c = to; c-- > from;) {
+                Tile tile = plan.tile(unit, c);  // of all the units: whole rows
+                tile.stat1 = plan.tile(unit + together - 1, c).stat1;
+                map(args, tile);
             }
+            kernels.fence();
         });
     }
 }
@@ -263,7 +259,8 @@ void normalize(const Execution& execution, const Problem& problem, const PerStat
         });
     });
     args.stream = should_stream(2 * args.view.elements() * size_of(problem.dtype));
-    map_only(parallel_for, args, plan, Kernels(execution.kernels, problem).normalize);
+    const Kernels kernels(execution.kernels, problem);
+    map_only(parallel_for, args, plan, kernels, kernels.normalize);
 }
 
 void normalize_by_own_statistics(const Execution& execution, const Problem& problem, double eps,
@@ -319,8 +316,8 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
         }
     };
     const Kernels kernels(execution.kernels, problem);
-    reduce_finish_map(parallel_for, args, plan, scratch, size, kernels.moments, kernels.normalize,
-                      finish);
+    reduce_finish_map(parallel_for, args, plan, scratch, size, kernels, kernels.moments,
+                      kernels.normalize, finish);
 }
 
 void normalize_backward(const Execution& execution, const Problem& problem,
@@ -366,7 +363,7 @@ void normalize_backward(const Execution& execution, const Problem& problem,
     });
     const Kernels kernels(execution.kernels, problem);
     if (!reduces) {
-        map_only(parallel_for, args, plan, kernels.gradient);
+        map_only(parallel_for, args, plan, kernels, kernels.gradient);
         return;
     }
     // Leaves the statistic's shares of dbias and dweight where its first partial sums were.
@@ -386,8 +383,8 @@ void normalize_backward(const Execution& execution, const Problem& problem,
         });
     };
     const std::int64_t operands = args.residual ? 3 : 2;
-    reduce_finish_map(parallel_for, args, plan, scratch, operands * size, kernels.gradient_sums,
-                      kernels.gradient, finish);
+    reduce_finish_map(parallel_for, args, plan, scratch, operands * size, kernels,
+                      kernels.gradient_sums, kernels.gradient, finish);
     for_stats(parallel_for, view.parameters(), [&](std::int64_t from, std::int64_t to) {
         for (std::int64_t p = from; p < to; ++p) {
             double sum_g = 0;

@@ -58,6 +58,7 @@ constexpr void fill(KernelTable& table) {
 constexpr KernelTable make_table() {
     KernelTable table{};
     table.name = FASTNORM_ISA_NAME;
+    table.fence = [] { stream_fence(); };
     fill<Traversal::rows>(table);
     fill<Traversal::columns>(table);
     return table;

@@ -19,7 +19,7 @@ struct Tile {
 };
 
 // The coefficients of the maps, one array each; under rows one element per (batch, stat), under
-// columns one per (batch, row of View::rows_together(), stat, inner). Their type is the view's
+// columns one per (batch, row of View::coefficient_rows(), stat, inner). Their type is the view's
 // accumulator type.
 enum class Coefficient : int {
     prescale,
@@ -52,10 +52,8 @@ struct KernelArgs {
 // the tile's first statistic on: mean and M2, or the sums of g and of g * centred(x).
 using Reduction = void (*)(const KernelArgs& args, const Tile& tile, double* first, double* second);
 
-// Maps write the tensors of args. ahead is a tile of the same outer and inner ranges that will be
-// reduced next, or null: what its reduction reads is fetched into the cache on the way, so that
-// memory is read while results are written.
-using Map = void (*)(const KernelArgs& args, const Tile& tile, const Tile* ahead);
+// Maps write the tensors of args.
+using Map = void (*)(const KernelArgs& args, const Tile& tile);
 
 inline constexpr int traversals = 2;
 inline constexpr int dtypes = 4;
@@ -63,6 +61,7 @@ inline constexpr int activations = kActivationCount;
 
 struct KernelTable {
     const char* name;
+    void (*fence)();  // orders what maps have written past the cache before what follows
     Reduction moments[traversals][dtypes];
     Map normalize[traversals][dtypes][activations];
     Reduction gradient_sums[traversals][dtypes][activations];

@@ -29,11 +29,17 @@ FASTNORM_FN void unrolled(F&& f, std::integer_sequence<int, v...>) {
     (f(std::integral_constant<int, v>{}), ...);
 }
 
+// Calls f(0), f(1), ..., f(n - 1), each with its constant.
+template <int n, class F>
+FASTNORM_FN void unrolled(F&& f) {
+    unrolled(f, std::make_integer_sequence<int, n>{});
+}
+
 // Calls f(v) for each vector of a pack.
 template <class A, class F>
 FASTNORM_FN void for_vectors(F&& f) {
     if constexpr (Vec<A>::unroll) {
-        unrolled(f, std::make_integer_sequence<int, vectors<A>>{});
+        unrolled<vectors<A>>(f);
     } else {
         for (int v = 0; v < vectors<A>; ++v) f(v);
     }
@@ -77,17 +83,20 @@ FASTNORM_FN void store(T* p, int v, Vec<A> x, Valid valid) {
     }
 }
 
-// What a map fetches into the cache for the reduction of the tile ahead: of an operand's packs,
-// those as far from the ones at hand as the tiles lie apart.
+// The same, if direct past the cache: of whole packs, to aligned addresses.
+template <class A, class T, class Valid>
+FASTNORM_FN void store(T* p, int v, Vec<A> x, Valid valid, bool direct) {
+    if constexpr (is_full<Valid>) {
+        if (direct) return x.stream(p + v * Vec<A>::width);
+    }
+    store<A>(p, v, x, valid);
+}
+
+// What a reduction fetches into the cache beside what it reads: the same number of bytes further on
+// in an operand.
 struct Ahead {
     std::int64_t distance = 0;  // in bytes; 0: nothing is fetched
 
-    Ahead() = default;
-    FASTNORM_FN Ahead(const Operand& operand, const Tile& tile, const Tile* ahead) {
-        if (ahead == nullptr) return;
-        distance = (ahead->batch - tile.batch) * operand.batch_stride +
-                   (ahead->stat0 - tile.stat0) * operand.stat_stride;
-    }
     // p: the pack at hand.
     template <class A, class T>
     FASTNORM_FN void fetch(const T* p) const {
@@ -109,18 +118,85 @@ FASTNORM_FN void store_bits(unsigned char* mask, unsigned bits, int valid) {
     std::memcpy(mask, &bits, static_cast<unsigned>(valid + 7) / 8);
 }
 
-// The sum of all lanes in double, as a tree of fixed shape.
+// The sum of all lanes, as a tree of fixed shape.
 template <class A>
-FASTNORM_FN double sum_of_lanes(const A* x) {
+FASTNORM_FN double sum_of_lanes(const double* x) {
     double sums[lanes<A> / 2];
-    for (int i = 0; i < lanes<A> / 2; ++i) {
-        sums[i] = static_cast<double>(x[i]) + static_cast<double>(x[i + lanes<A> / 2]);
-    }
+    for (int i = 0; i < lanes<A> / 2; ++i) sums[i] = x[i] + x[i + lanes<A> / 2];
     for (int width = lanes<A> / 4; width > 0; width /= 2) {
         for (int i = 0; i < width; ++i) sums[i] += sums[i + width];
     }
     return sums[0];
 }
+
+// Two sums in each lane, of a and of a * b: in A over a block, in double over a tile.
+template <class A>
+struct LaneSums {
+    using V = Vec<A>;
+    alignas(64) A block_a[lanes<A>];
+    alignas(64) A block_ab[lanes<A>];
+    alignas(64) double total_a[lanes<A>];
+    alignas(64) double total_ab[lanes<A>];
+
+    FASTNORM_FN void clear() {
+        for (int i = 0; i < lanes<A>; ++i) {
+            block_a[i] = block_ab[i] = A(0);
+            total_a[i] = total_ab[i] = 0.0;
+        }
+    }
+
+    // Calls each(add), which calls add(v, valid, a, b) for vectors of packs.
+    template <class Each>
+    FASTNORM_FN void add(Each&& each) {
+        V sum[vectors<A>], product[vectors<A>];
+        for_vectors<A>([&](auto v) {
+            sum[v] = V::load(block_a + v * V::width);
+            product[v] = V::load(block_ab + v * V::width);
+        });
+        each([&](auto v, auto valid, V a, V b) {
+            if constexpr (!is_full<decltype(valid)>) {
+                a = keep_first(a, in_vector<A>(valid, v));
+                b = keep_first(b, in_vector<A>(valid, v));
+            }
+            sum[v] = sum[v] + a;
+            product[v] = fma(a, b, product[v]);
+        });
+        for_vectors<A>([&](auto v) {
+            sum[v].store(block_a + v * V::width);
+            product[v].store(block_ab + v * V::width);
+        });
+    }
+
+    // Calls each(r, add) for r in [0, n), which calls add(v, a, b) for vectors of a pack. The sums
+    // of the n packs are taken first: the smaller a sum, the less rounding.
+    template <int n, class Valid, class Each>
+    FASTNORM_FN void add_several(Valid valid, Each&& each) {
+        V sum[vectors<A>], product[vectors<A>];
+        unrolled<n>([&](auto r) {
+            each(r, [&](auto v, V a, V b) {
+                if constexpr (!is_full<Valid>) {
+                    a = keep_first(a, in_vector<A>(valid, v));
+                    b = keep_first(b, in_vector<A>(valid, v));
+                }
+                sum[v] = r == 0 ? a : sum[v] + a;
+                product[v] = r == 0 ? a * b : fma(a, b, product[v]);
+            });
+        });
+        for_vectors<A>([&](auto v) {
+            (V::load(block_a + v * V::width) + sum[v]).store(block_a + v * V::width);
+            (V::load(block_ab + v * V::width) + product[v]).store(block_ab + v * V::width);
+        });
+    }
+
+    // Ends a block. Each block's sums are rounded on their own, whatever came before.
+    FASTNORM_FN void fold() {
+        for (int i = 0; i < lanes<A>; ++i) {
+            total_a[i] += static_cast<double>(block_a[i]);
+            total_ab[i] += static_cast<double>(block_ab[i]);
+            block_a[i] = block_ab[i] = A(0);
+        }
+    }
+};
 
 // Bytes from the start of an operand to outer index o.
 FASTNORM_FN std::int64_t outer_offset(const View& view, const Operand& operand, std::int64_t o) {
@@ -176,36 +252,24 @@ struct ExactCentre {
     }
 };
 
-// 0 for 0, for infinity and NaN something that is not finite.
-FASTNORM_FN float power_of_two_below(float x) {
-    return bit_copy<float>(bit_copy<std::uint32_t>(x) & 0x7f800000u);
-}
-FASTNORM_FN double power_of_two_below(double x) {
-    return bit_copy<double>(bit_copy<std::uint64_t>(x) & 0x7ff0000000000000u);
-}
-
-// How many values of a block are looked at for a guess of its mean, spread over the block.
-FASTNORM_FN int pivot_samples(std::int64_t count) {
-    return count < 16 ? static_cast<int>(count) : 16;
-}
+// How many values of a statistic are looked at for a guess of its mean, spread over a tile.
+constexpr int pivot_samples = 8;
 
 // A pivot near a mean: any number will do but infinity and NaN (those belong to the sums), so one
 // of few digits, a multiple of about an eighth of the values' spread. Values on a grid, as integers
 // and the 16-bit types are, then differ from it by numbers of few digits, whose sums hardly round;
 // with all the mean's digits in every difference they would all round to one side.
 template <class A>
+FASTNORM_FN Vec<A> pivot_near(Vec<A> mean, Vec<A> spread) {
+    const Vec<A> magic = spread * Vec<A>(sizeof(A) == 4 ? A(0x1p20) : A(0x1p49));
+    const Vec<A> pivot = (mean + magic) - magic;
+    return select(pivot - pivot <= Vec<A>(), pivot, Vec<A>());
+}
+template <class A>
 FASTNORM_FN A pivot_near(A mean, A spread) {
-    const A magic = power_of_two_below(spread) * (sizeof(A) == 4 ? A(0x1.8p20) : A(0x1.8p49));
+    const A magic = spread * (sizeof(A) == 4 ? A(0x1p20) : A(0x1p49));
     const A pivot = (mean + magic) - magic;
     return is_finite(pivot) ? pivot : A(0);
-}
-
-// The same from the moments of values that came before: the next ones are likely to be alike, and
-// where they are not the block is computed once more.
-template <class A>
-FASTNORM_FN A pivot_from(const Moments& before) {
-    return pivot_near(static_cast<A>(before.mean),
-                      static_cast<A>(__builtin_sqrt(before.m2 / before.count)));
 }
 
 // The moments of count values in double, in two passes: for the rare block whose squares leave

@@ -128,14 +128,6 @@ bool cooperative(const Plan& plan, std::int64_t bytes_per_value, int threads) {
     return !balanced || unit_bytes > caches().l2;
 }
 
-std::int64_t chunks_ahead(const Plan& plan, std::int64_t bytes_per_value, int sharing) {
-    if (plan.view.traversal != Traversal::rows) return 0;
-    const std::int64_t share =
-        divide_up(plan.tile_stats * plan.view.reduced() * bytes_per_value, sharing);
-    const std::int64_t room = caches().l2 / 10 * 7 - share;
-    return room <= 0 ? 0 : std::min(plan.chunks(), room * plan.chunks() / share);
-}
-
 bool should_stream(std::int64_t bytes) {
     return bytes > std::min<std::int64_t>(caches().l3, 1 << 24);
 }

@@ -38,10 +38,6 @@ Plan map_plan(const View& view, int threads);
 // Whether all threads share one unit at a time (else each thread takes whole units).
 bool cooperative(const Plan& plan, std::int64_t bytes_per_value, int threads);
 
-// How many chunks of a thread's next unit are fetched into the cache while it maps a unit that so
-// many threads share: no more than fits into L2 beside that.
-std::int64_t chunks_ahead(const Plan& plan, std::int64_t bytes_per_value, int sharing);
-
 // Whether the results of a call that touches so many bytes are written past the cache.
 bool should_stream(std::int64_t bytes);
 

@@ -40,118 +40,95 @@ FASTNORM_FN void for_row_blocks(const Tile& tile, F&& f) {
     }
 }
 
+// Rows are short, and hardware begins to fetch anew with each: a reduction fetches so far ahead.
+constexpr std::int64_t fetch_bytes = 4096;
+
 template <class T, ActivationKind kind>
 struct Rows {
     using A = accumulator_t<T>;
     using V = Vec<A>;
+    using Sums = LaneSums<A>;
 
     static void moments(const KernelArgs& args, const Tile& tile, double* mean, double* m2) {
         Sums sums[rows_tile_stats];
-        Moments totals[rows_tile_stats];
+        A pivots[rows_tile_stats];
         const std::int64_t stats = tile.stat1 - tile.stat0;
-
-        for_row_blocks<A>(tile, [&](const Tile& block) {
-            const std::int64_t row = block.inner1 - block.inner0;
-            for (std::int64_t s = 0; s < stats; ++s) {
-                sums[s].clear(totals[s].count == 0 ? guess_pivot(args, block, block.stat0 + s)
-                                                   : pivot_from<A>(totals[s]));
-            }
-            for (std::int64_t o = block.outer0; o < block.outer1; ++o) {
-                const T* x = run_of<T>(args.view, args.x, block.batch, o, block.stat0);
-                for (std::int64_t s = 0; s < stats; ++s) {
-                    sums[s].add(x + block.inner0, row);
-                    x = step(x, args.x.stat_stride);
-                }
-            }
-            for (std::int64_t s = 0; s < stats; ++s) {
-                bool good;
-                Moments m = sums[s].moments(count_of(block), good);
-                if (!good) m = recompute(args, block, block.stat0 + s, m.mean);
-                totals[s] = merge(totals[s], m);
-            }
-        });
+        for (std::int64_t s = 0; s < stats; ++s)
+            pivots[s] = guess_pivot(args, tile, tile.stat0 + s);
+        add_deviations(args, tile, pivots, sums);
         for (std::int64_t s = 0; s < stats; ++s) {
-            mean[s] = totals[s].mean;
-            m2[s] = totals[s].m2;
+            bool good;
+            Moments m = moments_of(sums[s], pivots[s], count_of(tile), good);
+            if (!good) m = recompute(args, tile, tile.stat0 + s, m.mean);
+            mean[s] = m.mean;
+            m2[s] = m.m2;
         }
     }
 
-    static void normalize(const KernelArgs& args, const Tile& tile, const Tile* ahead) {
-        const Ahead ahead_x(args.x, tile, ahead);
+    static void normalize(const KernelArgs& args, const Tile& tile) {
         Sink<T> sink(args.stream);
         const View& view = args.view;
+        const std::int64_t step = args.mask == nullptr ? 1 : 8;
         for_rows(args, tile, [&](std::int64_t o, std::int64_t s, std::int64_t run) {
             const NormalizeMap<V> map = normalize_map(args, tile.batch * view.stat + s);
             const T* x = run_of<T>(view, args.x, tile.batch, o, s);
             const T* residual = run_of<T>(view, args.residual, tile.batch, o, s);
             T* y = run_of<T>(view, args.y, tile.batch, o, s);
-            for_segments(tile.inner0, tile.inner1, [&](std::int64_t i, std::int64_t count) {
-                const Forward<T, kind> forward{x + i, residual == nullptr ? nullptr : residual + i,
-                                               mask_at(args, run, i), activation_params<A>(args),
-                                               ahead_x};
-                forward.write(sink.open(y + i), count, [&](auto...) -> const auto& { return map; });
-                sink.close(count);
-            });
+            if (s == tile.stat0) expect_next_rows(args, args.y, tile, o, sink);
+            for_segments<T>(args.stream, y, nullptr, tile.inner0, tile.inner1, step,
+                            [&](std::int64_t i, std::int64_t count, bool direct) {
+                                const Forward<T, kind> forward{
+                                    x + i, residual == nullptr ? nullptr : residual + i,
+                                    mask_at(args, run, i), activation_params<A>(args)};
+                                forward.write(sink.open(y + i, direct), count, direct,
+                                              [&](auto...) -> const auto& { return map; });
+                                sink.close(count, direct);
+                            });
         });
     }
 
     static void gradient_sums(const KernelArgs& args, const Tile& tile, double* sum_g,
                               double* sum_gx) {
-        alignas(64) A sums[rows_tile_stats][lanes<A>];
-        alignas(64) A products[rows_tile_stats][lanes<A>];
+        Sums sums[rows_tile_stats];
+        const View& view = args.view;
         const std::int64_t stats = tile.stat1 - tile.stat0;
-        for (std::int64_t s = 0; s < stats; ++s) sum_g[s] = sum_gx[s] = 0.0;
+        for (std::int64_t s = 0; s < stats; ++s) sums[s].clear();
 
         for_row_blocks<A>(tile, [&](const Tile& block) {
-            for (std::int64_t s = 0; s < stats; ++s) {
-                for (int i = 0; i < lanes<A>; ++i) sums[s][i] = products[s][i] = A(0);
-            }
-            for_rows(args, block, [&](std::int64_t o, std::int64_t s, std::int64_t run) {
-                const NormalizeMap<V> map = normalize_map(args, block.batch * args.view.stat + s);
-                const Backward<T, kind> backward =
-                    backward_at(args, block, o, s, run, block.inner0);
-                V g[vectors<A>], gx[vectors<A>];
-                A* const g_lanes = sums[s - tile.stat0];
-                A* const gx_lanes = products[s - tile.stat0];
-                for_vectors<A>([&](auto v) {
-                    g[v] = V::load(g_lanes + v * V::width);
-                    gx[v] = V::load(gx_lanes + v * V::width);
+            for_pieces(
+                view, block,
+                [&](std::int64_t o, std::int64_t from, std::int64_t to, const Walk& walk) {
+                    const Ahead ahead_dy = walk.in(args.dy), ahead_x = walk.in(args.x);
+                    for (std::int64_t s = tile.stat0; s < tile.stat1; ++s) {
+                        const NormalizeMap<V> map = normalize_map(args, tile.batch * view.stat + s);
+                        const Backward<T, kind> backward =
+                            backward_at(args, tile, o, s, run_index(view, tile.batch, o, s), from,
+                                        ahead_dy, ahead_x);
+                        sums[s - tile.stat0].add([&](auto&& add) {
+                            backward.each(
+                                to - from, [&](auto...) -> const auto& { return map; },
+                                [&](std::int64_t, auto v, auto valid, const Gradient<V>& at) {
+                                    add(v, valid, at.g, at.centred);
+                                });
+                        });
+                    }
                 });
-                backward.each(
-                    block.inner1 - block.inner0, [&](auto...) -> const auto& { return map; },
-                    [&](std::int64_t, auto v, auto valid, const Gradient<V>& at) {
-                        if constexpr (is_full<decltype(valid)>) {
-                            g[v] = g[v] + at.g;
-                            gx[v] = fma(at.g, at.centred, gx[v]);
-                        } else {
-                            const int n = in_vector<A>(valid, v);
-                            const V kept = keep_first(at.g, n);
-                            g[v] = g[v] + kept;
-                            gx[v] = fma(kept, keep_first(at.centred, n), gx[v]);
-                        }
-                    });
-                for_vectors<A>([&](auto v) {
-                    g[v].store(g_lanes + v * V::width);
-                    gx[v].store(gx_lanes + v * V::width);
-                });
-            });
-            for (std::int64_t s = 0; s < stats; ++s) {
-                double g = sum_of_lanes(sums[s]);
-                double gx = sum_of_lanes(products[s]);
-                if (!is_finite(g) || !is_finite(gx)) {
-                    exact_gradient_sums(args, block, tile.stat0 + s, g, gx);
-                }
-                sum_g[s] += g;
-                sum_gx[s] += gx;
-            }
+            for (std::int64_t s = 0; s < stats; ++s) sums[s].fold();
         });
+        for (std::int64_t s = 0; s < stats; ++s) {
+            sum_g[s] = sum_of_lanes<A>(sums[s].total_a);
+            sum_gx[s] = sum_of_lanes<A>(sums[s].total_ab);
+            if (!is_finite(sum_g[s]) || !is_finite(sum_gx[s])) {
+                exact_gradient_sums(args, tile, tile.stat0 + s, sum_g[s], sum_gx[s]);
+            }
+        }
     }
 
-    static void gradient(const KernelArgs& args, const Tile& tile, const Tile* ahead) {
-        const Ahead ahead_dy(args.dy, tile, ahead), ahead_x(args.x, tile, ahead);
+    static void gradient(const KernelArgs& args, const Tile& tile) {
         Sink<T> dx_sink(args.stream);
         Sink<T> dresidual_sink(args.stream && args.dresidual);
         const View& view = args.view;
+        const std::int64_t step = args.mask == nullptr ? 1 : 8;
         for_rows(args, tile, [&](std::int64_t o, std::int64_t s, std::int64_t run) {
             const std::int64_t index = tile.batch * view.stat + s;
             const NormalizeMap<V> map = normalize_map(args, index);
@@ -161,17 +138,21 @@ struct Rows {
                 V(coefficient<A>(args, Coefficient::grad_c)[index]),
                 V(coefficient<A>(args, Coefficient::grad_scale)[index])};
             T* dx = run_of<T>(view, args.dx, tile.batch, o, s);
+            if (s == tile.stat0) expect_next_rows(args, args.dx, tile, o, dx_sink);
             T* dresidual = run_of<T>(view, args.dresidual, tile.batch, o, s);
-            for_segments(tile.inner0, tile.inner1, [&](std::int64_t i, std::int64_t count) {
-                backward_at(args, tile, o, s, run, i, ahead_dy, ahead_x)
-                    .write(
-                        dx_sink.open(dx + i),
-                        dresidual == nullptr ? nullptr : dresidual_sink.open(dresidual + i), count,
-                        args.frozen, [&](auto...) -> const auto& { return map; },
-                        [&](auto...) -> const auto& { return gradient_map; });
-                dx_sink.close(count);
-                if (dresidual != nullptr) dresidual_sink.close(count);
-            });
+            for_segments<T>(
+                args.stream, dx, dresidual, tile.inner0, tile.inner1, step,
+                [&](std::int64_t i, std::int64_t count, bool direct) {
+                    backward_at(args, tile, o, s, run, i)
+                        .write(
+                            dx_sink.open(dx + i, direct),
+                            dresidual == nullptr ? nullptr
+                                                 : dresidual_sink.open(dresidual + i, direct),
+                            count, direct, args.frozen, [&](auto...) -> const auto& { return map; },
+                            [&](auto...) -> const auto& { return gradient_map; });
+                    dx_sink.close(count, direct);
+                    if (dresidual != nullptr) dresidual_sink.close(count, direct);
+                });
         });
     }
 
@@ -209,14 +190,55 @@ struct Rows {
         const View& view = args.view;
         for (std::int64_t o = tile.outer0; o < tile.outer1; ++o) {
             for (std::int64_t s = tile.stat0; s < tile.stat1; ++s) {
-                f(o, s, (tile.batch * view.outer + o) * view.stat + s);
+                f(o, s, run_index(view, tile.batch, o, s));
             }
         }
     }
 
+    // What a map will write at the outer index that follows o: rows side by side.
+    static FASTNORM_FN void expect_next_rows(const KernelArgs& args, const Operand& operand,
+                                             const Tile& tile, std::int64_t o,
+                                             const Sink<T>& sink) {
+        const View& view = args.view;
+        if (o + 1 == view.outer) return;
+        sink.expect(run_of<T>(view, operand, tile.batch, o + 1, tile.stat0) + tile.inner0,
+                    run_of<T>(view, operand, tile.batch, o + 1, tile.stat1 - 1) + tile.inner1);
+    }
+
+    static FASTNORM_FN std::int64_t run_index(const View& view, std::int64_t batch, std::int64_t o,
+                                              std::int64_t s) {
+        return (batch * view.outer + o) * view.stat + s;
+    }
+
+    // Where the walk of a reduction is fetch_bytes later: further on in the row, or, skip elements
+    // before where it is now, in the next one.
+    struct Walk {
+        const View& view;
+        std::int64_t outer;
+        std::int64_t skip;  // negative: in the same row
+
+        FASTNORM_FN Ahead in(const Operand& operand) const {
+            if (skip < 0) return {fetch_bytes};
+            if (outer + 1 == view.outer) return {};
+            return {outer_offset(view, operand, outer + 1) - outer_offset(view, operand, outer) -
+                    skip * static_cast<std::int64_t>(sizeof(T))};
+        }
+    };
+
+    // Calls f(outer, from, to, walk) with pieces of a block's rows, in the order of memory.
     template <class F>
-    static FASTNORM_FN void for_segments(std::int64_t from, std::int64_t to, F&& f) {
-        for (std::int64_t i = from; i < to; i += segment) f(i, i + segment < to ? segment : to - i);
+    static FASTNORM_FN void for_pieces(const View& view, const Tile& block, F&& f) {
+        constexpr std::int64_t far = fetch_bytes / static_cast<std::int64_t>(sizeof(T));
+        const bool single = block.stat1 - block.stat0 == 1;
+        const std::int64_t whole = (view.inner - far - block.inner0) / lanes<A> * lanes<A>;
+        std::int64_t middle = block.inner0 + (single && whole > 0 ? whole : 0);
+        if (middle > block.inner1) middle = block.inner1;
+        for (std::int64_t o = block.outer0; o < block.outer1; ++o) {
+            if (middle > block.inner0) f(o, block.inner0, middle, Walk{view, o, -1});
+            if (middle < block.inner1) {
+                f(o, middle, block.inner1, Walk{view, o, single && whole > 0 ? middle : 0});
+            }
+        }
     }
 
     // Off the hot path: a block whose sums left the range of A, or that has an infinity or NaN.
@@ -252,49 +274,43 @@ struct Rows {
         });
     }
 
-    // Sums of d = x - pivot and of d^2, a lane each.
-    struct Sums {
-        alignas(64) A sums[lanes<A>];
-        alignas(64) A squares[lanes<A>];
-        A pivot;
+    // The sums of d = x - pivot and of d^2 over a tile, for each of its statistics.
+    static FASTNORM_FN void add_deviations(const KernelArgs& args, const Tile& tile,
+                                           const A* pivots, Sums* sums) {
+        const std::int64_t stats = tile.stat1 - tile.stat0;
+        for (std::int64_t s = 0; s < stats; ++s) sums[s].clear();
+        for_row_blocks<A>(tile, [&](const Tile& block) {
+            for_pieces(args.view, block,
+                       [&](std::int64_t o, std::int64_t from, std::int64_t to, const Walk& walk) {
+                           const Ahead ahead = walk.in(args.x);
+                           const T* x =
+                               run_of<T>(args.view, args.x, tile.batch, o, tile.stat0) + from;
+                           for (std::int64_t s = 0; s < stats; ++s) {
+                               const V pivot(pivots[s]);
+                               sums[s].add([&](auto&& add) {
+                                   for_packs<A>(to - from, [&](std::int64_t i, auto valid) {
+                                       ahead.fetch<A>(x + i);
+                                       for_vectors<A>([&](auto v) {
+                                           const V d = load<A>(x + i, v, valid) - pivot;
+                                           add(v, valid, d, d);
+                                       });
+                                   });
+                               });
+                               x = step(x, args.x.stat_stride);
+                           }
+                       });
+            for (std::int64_t s = 0; s < stats; ++s) sums[s].fold();
+        });
+    }
 
-        FASTNORM_FN void clear(A new_pivot) {
-            pivot = new_pivot;
-            for (int i = 0; i < lanes<A>; ++i) sums[i] = squares[i] = A(0);
-        }
-
-        FASTNORM_FN void add(const T* x, std::int64_t count) {
-            const V origin(pivot);
-            V sum[vectors<A>], square[vectors<A>];
-            for_vectors<A>([&](auto v) {
-                sum[v] = V::load(sums + v * V::width);
-                square[v] = V::load(squares + v * V::width);
-            });
-            for_packs<A>(count, [&](std::int64_t i, auto valid) {
-                for_vectors<A>([&](auto v) {
-                    V d = load<A>(x + i, v, valid) - origin;
-                    if constexpr (!is_full<decltype(valid)>) {
-                        d = keep_first(d, in_vector<A>(valid, v));
-                    }
-                    sum[v] = sum[v] + d;
-                    square[v] = fma(d, d, square[v]);
-                });
-            });
-            for_vectors<A>([&](auto v) {
-                sum[v].store(sums + v * V::width);
-                square[v].store(squares + v * V::width);
-            });
-        }
-
-        FASTNORM_FN Moments moments(double count, bool& good) const {
-            const double sum = sum_of_lanes(sums);
-            const double square_sum = sum_of_lanes(squares);
-            const Moments m =
-                moments_about(static_cast<double>(pivot), count, 1.0 / count, sum, square_sum);
-            good = trustworthy<A>(m, static_cast<double>(pivot), sum, square_sum);
-            return m;
-        }
-    };
+    static FASTNORM_FN Moments moments_of(const Sums& sums, A pivot, double count, bool& good) {
+        const double sum = sum_of_lanes<A>(sums.total_a);
+        const double square_sum = sum_of_lanes<A>(sums.total_ab);
+        const double origin = static_cast<double>(pivot);
+        const Moments m = moments_about(origin, count, 1.0 / count, sum, square_sum);
+        good = trustworthy<A>(m, origin, sum, square_sum);
+        return m;
+    }
 
     static FASTNORM_FN double count_of(const Tile& block) {
         return static_cast<double>((block.outer1 - block.outer0) * (block.inner1 - block.inner0));
@@ -305,16 +321,16 @@ struct Rows {
         return run_of<T>(args.view, args.x, block.batch, o, s) + block.inner0;
     }
 
-    // The mean of some values; that of equal values is exact.
-    static FASTNORM_FN A guess_pivot(const KernelArgs& args, const Tile& block, std::int64_t s) {
-        const std::int64_t row = block.inner1 - block.inner0;
-        const std::int64_t count = (block.outer1 - block.outer0) * row;
-        const int samples = pivot_samples(count);
-        const A first = to_float(row_of(args, block, block.outer0, s)[0]);
+    // The mean of some values, spread over the tile; that of equal values is exact.
+    static FASTNORM_FN A guess_pivot(const KernelArgs& args, const Tile& tile, std::int64_t s) {
+        constexpr int samples = pivot_samples;
+        const std::int64_t rows = tile.outer1 - tile.outer0;
+        const std::int64_t row = tile.inner1 - tile.inner0;
+        const A first = to_float(row_of(args, tile, tile.outer0, s)[0]);
         A sum = A(0), spread = A(0);
         for (int k = 1; k < samples; ++k) {
-            const std::int64_t at = k * (count / samples);
-            const A d = to_float(row_of(args, block, block.outer0 + at / row, s)[at % row]) - first;
+            const std::int64_t o = tile.outer0 + k * rows / samples;
+            const A d = to_float(row_of(args, tile, o, s)[k * 3 % samples * row / samples]) - first;
             sum += d;
             spread += d < A(0) ? -d : d;
         }
@@ -322,24 +338,24 @@ struct Rows {
         return pivot_near(first + sum * share, spread * share);
     }
 
-    // Off the hot path: a block whose pivot was poor, or whose numbers are constant, tiny or huge.
+    // Off the hot path: a tile whose pivot was poor, or whose numbers are constant, tiny or huge.
     // Once more about its own mean, and in double where that does not help.
-    static __attribute__((noinline)) Moments recompute(const KernelArgs& args, const Tile& block,
+    static __attribute__((noinline)) Moments recompute(const KernelArgs& args, const Tile& tile,
                                                        std::int64_t s, double mean) {
-        const std::int64_t row = block.inner1 - block.inner0;
+        Tile rows = tile;
+        rows.stat0 = s;
+        rows.stat1 = s + 1;
         Sums sums;
-        sums.clear(pivot_near(static_cast<A>(mean), A(0)));
-        for (std::int64_t o = block.outer0; o < block.outer1; ++o) {
-            sums.add(row_of(args, block, o, s), row);
-        }
+        const A pivot = pivot_near(static_cast<A>(mean), A(0));
+        add_deviations(args, rows, &pivot, &sums);
         bool good;
-        const Moments m = sums.moments(count_of(block), good);
-        if (good || is_constant(args, block, s, sums.pivot)) return m;
-        const A first = to_float(row_of(args, block, block.outer0, s)[0]);
+        const Moments m = moments_of(sums, pivot, count_of(tile), good);
+        if (good || is_constant(args, tile, s, pivot)) return m;
+        const A first = to_float(row_of(args, tile, tile.outer0, s)[0]);
         return exact_moments(m.count, first, [&](auto&& use) {
-            for (std::int64_t o = block.outer0; o < block.outer1; ++o) {
-                const T* x = row_of(args, block, o, s);
-                for (std::int64_t i = 0; i < row; ++i) use(to_float(x[i]));
+            for (std::int64_t o = tile.outer0; o < tile.outer1; ++o) {
+                const T* x = row_of(args, tile, o, s);
+                for (std::int64_t i = 0; i < tile.inner1 - tile.inner0; ++i) use(to_float(x[i]));
             }
         });
     }

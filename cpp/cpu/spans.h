@@ -20,13 +20,11 @@ struct Forward {
     const T* residual;    // or null
     unsigned char* mask;  // or null
     ActParams<A> params;
-    Ahead ahead_x = {};
 
     template <class MapAt>
-    FASTNORM_FN void write(T* y, std::int64_t count, MapAt&& map_at) const {
+    FASTNORM_FN void write(T* y, std::int64_t count, bool direct, MapAt&& map_at) const {
         for_packs<A>(count, [&](std::int64_t i, auto valid) {
             unsigned pack_bits = 0;
-            ahead_x.fetch<A>(x + i);
             for_vectors<A>([&](auto v) {
                 const NormalizeMap<V>& map = map_at(i, v, valid);
                 V z = map.affine(map.centred(load<A>(x + i, v, valid)));
@@ -36,7 +34,7 @@ struct Forward {
                         pack_bits |= bits(Act<kind>::is_unit(z, params)) << (v * V::width);
                     }
                 }
-                store<A>(y + i, v, Act<kind>::value(z, params), valid);
+                store<A>(y + i, v, Act<kind>::value(z, params), valid, direct);
             });
             if constexpr (Act<kind>::piecewise) {
                 if (mask != nullptr) store_bits(mask + i / 8, pack_bits, valid);
@@ -63,37 +61,42 @@ struct Backward {
     ActParams<A> params;
     Ahead ahead_dy = {}, ahead_x = {};
 
-    // Calls use(i, v, valid, gradient) for each vector of the span.
+    // Calls use(i, v, valid, gradient) for each vector of the pack at i.
+    template <class Valid, class MapAt, class Use>
+    FASTNORM_FN void pack(std::int64_t i, Valid valid, MapAt&& map_at, Use&& use) const {
+        unsigned pack_bits = 0;
+        ahead_dy.fetch<A>(dy + i);
+        ahead_x.fetch<A>(x + i);
+        if constexpr (Act<kind>::piecewise) {
+            if (mask != nullptr) pack_bits = load_bits(mask + i / 8, valid);
+        }
+        for_vectors<A>([&](auto v) {
+            const NormalizeMap<V>& map = map_at(i, v, valid);
+            Gradient<V> result;
+            result.centred = map.centred(load<A>(x + i, v, valid));
+            result.g = load<A>(dy + i, v, valid);
+            if constexpr (kind != ActivationKind::identity) {
+                result.g = gated(result, map, i, v, valid, pack_bits >> (v * V::width));
+            }
+            use(i, v, valid, result);
+        });
+    }
+
+    // The same for each pack of the span.
     template <class MapAt, class Use>
     FASTNORM_FN void each(std::int64_t count, MapAt&& map_at, Use&& use) const {
-        for_packs<A>(count, [&](std::int64_t i, auto valid) {
-            unsigned pack_bits = 0;
-            ahead_dy.fetch<A>(dy + i);
-            ahead_x.fetch<A>(x + i);
-            if constexpr (Act<kind>::piecewise) {
-                if (mask != nullptr) pack_bits = load_bits(mask + i / 8, valid);
-            }
-            for_vectors<A>([&](auto v) {
-                const NormalizeMap<V>& map = map_at(i, v, valid);
-                Gradient<V> result;
-                result.centred = map.centred(load<A>(x + i, v, valid));
-                result.g = load<A>(dy + i, v, valid);
-                if constexpr (kind != ActivationKind::identity) {
-                    result.g = gated(result, map, i, v, valid, pack_bits >> (v * V::width));
-                }
-                use(i, v, valid, result);
-            });
-        });
+        for_packs<A>(count, [&](std::int64_t i, auto valid) { pack(i, valid, map_at, use); });
     }
 
     // dx from the two maps, and dresidual = g unless it is null.
     template <class MapAt, class GradientMapAt>
-    FASTNORM_FN void write(T* dx, T* dresidual, std::int64_t count, bool frozen, MapAt&& map_at,
-                           GradientMapAt&& gradient_map_at) const {
+    FASTNORM_FN void write(T* dx, T* dresidual, std::int64_t count, bool direct, bool frozen,
+                           MapAt&& map_at, GradientMapAt&& gradient_map_at) const {
         each(count, map_at, [&](std::int64_t i, auto v, auto valid, const Gradient<V>& at) {
             const GradientMap<V>& map = gradient_map_at(i, v, valid);
-            store<A>(dx + i, v, frozen ? map.of_frozen(at.g) : map(at.g, at.centred), valid);
-            if (dresidual != nullptr) store<A>(dresidual + i, v, at.g, valid);
+            store<A>(dx + i, v, frozen ? map.of_frozen(at.g) : map(at.g, at.centred), valid,
+                     direct);
+            if (dresidual != nullptr) store<A>(dresidual + i, v, at.g, valid, direct);
         });
     }
 

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "core/portable.h"
+#include "cpu/lanes.h"
 
 namespace fastnorm::FASTNORM_ISA {
 
@@ -14,6 +15,38 @@ namespace {
 
 // A map produces at most this many elements between open() and close().
 constexpr std::int64_t segment = 128;
+// A row's head and tail go through the buffer: fewer elements between them are not worth it.
+constexpr std::int64_t shortest_direct = 128;
+
+// How many elements come before the start of the next cache line, or before a line's own start.
+template <class T>
+FASTNORM_FN std::int64_t head_of_line(const T* p) {
+    constexpr std::int64_t line = 64 / static_cast<std::int64_t>(sizeof(T));
+    const auto index = reinterpret_cast<std::uintptr_t>(p) / sizeof(T);
+    return (line - static_cast<std::int64_t>(index) % line) % line;
+}
+
+// Cuts [from, to) of a row of results into pieces, and calls f(i, count, direct) for each: direct
+// ones are whole packs that start with a cache line, to be written past the cache from registers;
+// the others have at most segment elements and go through a sink. Pieces start step elements apart,
+// or multiples of that. second: another row of results that is written at the same time, or null.
+template <class T, class F>
+FASTNORM_FN void for_segments(bool stream, const T* result, const T* second, std::int64_t from,
+                              std::int64_t to, std::int64_t step, F&& f) {
+    using A = accumulator_t<T>;
+    const std::int64_t head = head_of_line(result + from);
+    const std::int64_t body = (to - from - head) / lanes<A> * lanes<A>;
+    const bool alike = second == nullptr || head_of_line(second + from) == head;
+    const bool any = stream && alike && head % step == 0 && body >= shortest_direct;
+    const std::int64_t begin = any ? from + head : to;  // of the direct piece
+    for (std::int64_t i = from; i < to;) {
+        const bool direct = i == begin;
+        const std::int64_t end = i < begin ? begin : to;
+        const std::int64_t count = direct ? body : i + segment < end ? segment : end - i;
+        f(i, count, direct);
+        i += count;
+    }
+}
 
 template <class T>
 class Sink {
@@ -22,14 +55,22 @@ class Sink {
     Sink(const Sink&) = delete;
     Sink& operator=(const Sink&) = delete;
     FASTNORM_FN ~Sink() {
-        if (!stream_) return;
-        flush_rest();
-        stream_fence();
+        if (stream_) flush_rest();
     }
 
-    // Where to write the count <= segment elements that belong at target.
-    FASTNORM_FN T* open(T* target) {
-        if (!stream_) return target;
+    // Fetches the lines of which [begin, end) has only a part: those are written like any others,
+    // and the stores behind them wait until they have come.
+    FASTNORM_FN void expect(const T* begin, const T* end) const {
+        if (!stream_) return;
+        if (reinterpret_cast<std::uintptr_t>(begin) % line_bytes != 0)
+            __builtin_prefetch(begin, 1, 3);
+        if (reinterpret_cast<std::uintptr_t>(end) % line_bytes != 0) __builtin_prefetch(end, 1, 3);
+    }
+
+    // Where to write the elements that belong at target: at most segment of them, or, if direct,
+    // whole packs to a line's start, of which nothing is known here.
+    FASTNORM_FN T* open(T* target, bool direct) {
+        if (!stream_ || direct) return target;
         const auto address = reinterpret_cast<std::uintptr_t>(target);
         if (address != line_ + filled_) {
             flush_rest();
@@ -39,8 +80,8 @@ class Sink {
         return reinterpret_cast<T*>(buffer_ + filled_);
     }
 
-    FASTNORM_FN void close(std::int64_t count) {
-        if (!stream_) return;
+    FASTNORM_FN void close(std::int64_t count, bool direct) {
+        if (!stream_ || direct) return;
         filled_ += static_cast<std::uintptr_t>(count) * sizeof(T);
         if (filled_ >= line_bytes) flush_lines();
     }

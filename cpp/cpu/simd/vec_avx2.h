@@ -58,6 +58,12 @@ struct Vec<float> {
     FASTNORM_FN void store(BFloat16* p) const { store_words(p, narrow(p)); }
     FASTNORM_FN void store(BFloat16* p, int n) const { store_words(p, narrow(p), n); }
 
+    FASTNORM_FN void stream(float* p) const { _mm256_stream_ps(p, v); }
+    template <class T>
+    FASTNORM_FN void stream(T* p) const {
+        _mm_stream_si128(reinterpret_cast<__m128i*>(p), narrow(p));
+    }
+
     friend FASTNORM_FN Vec operator+(Vec a, Vec b) { return _mm256_add_ps(a.v, b.v); }
     friend FASTNORM_FN Vec operator-(Vec a, Vec b) { return _mm256_sub_ps(a.v, b.v); }
     friend FASTNORM_FN Vec operator*(Vec a, Vec b) { return _mm256_mul_ps(a.v, b.v); }
@@ -162,6 +168,8 @@ struct Vec<double> {
     static FASTNORM_FN Vec load(const double* p, int n) { return _mm256_maskload_pd(p, first(n)); }
     FASTNORM_FN void store(double* p) const { _mm256_storeu_pd(p, v); }
     FASTNORM_FN void store(double* p, int n) const { _mm256_maskstore_pd(p, first(n), v); }
+
+    FASTNORM_FN void stream(double* p) const { _mm256_stream_pd(p, v); }
 
     friend FASTNORM_FN Vec operator+(Vec a, Vec b) { return _mm256_add_pd(a.v, b.v); }
     friend FASTNORM_FN Vec operator-(Vec a, Vec b) { return _mm256_sub_pd(a.v, b.v); }

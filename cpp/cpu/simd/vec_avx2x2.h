@@ -57,6 +57,12 @@ struct Vec {
         high.store(p + half, in_high(n));
     }
 
+    template <class T>
+    FASTNORM_FN void stream(T* p) const {
+        low.stream(p);
+        high.stream(p + half);
+    }
+
     friend FASTNORM_FN Vec operator+(Vec a, Vec b) { return {a.low + b.low, a.high + b.high}; }
     friend FASTNORM_FN Vec operator-(Vec a, Vec b) { return {a.low - b.low, a.high - b.high}; }
     friend FASTNORM_FN Vec operator*(Vec a, Vec b) { return {a.low * b.low, a.high * b.high}; }

@@ -57,6 +57,12 @@ struct Vec<float> {
         _mm256_mask_storeu_epi16(p, first(n), narrow(p));
     }
 
+    FASTNORM_FN void stream(float* p) const { _mm512_stream_ps(p, v); }
+    template <class T>
+    FASTNORM_FN void stream(T* p) const {
+        _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrow(p));
+    }
+
     friend FASTNORM_FN Vec operator+(Vec a, Vec b) { return _mm512_add_ps(a.v, b.v); }
     friend FASTNORM_FN Vec operator-(Vec a, Vec b) { return _mm512_sub_ps(a.v, b.v); }
     friend FASTNORM_FN Vec operator*(Vec a, Vec b) { return _mm512_mul_ps(a.v, b.v); }
@@ -134,6 +140,8 @@ struct Vec<double> {
     }
     FASTNORM_FN void store(double* p) const { _mm512_storeu_pd(p, v); }
     FASTNORM_FN void store(double* p, int n) const { _mm512_mask_storeu_pd(p, first(n), v); }
+
+    FASTNORM_FN void stream(double* p) const { _mm512_stream_pd(p, v); }
 
     friend FASTNORM_FN Vec operator+(Vec a, Vec b) { return _mm512_add_pd(a.v, b.v); }
     friend FASTNORM_FN Vec operator-(Vec a, Vec b) { return _mm512_sub_pd(a.v, b.v); }

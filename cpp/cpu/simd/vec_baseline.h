@@ -100,6 +100,11 @@ struct Vec {
         std::memcpy(p, elements, static_cast<unsigned>(n) * sizeof(T));
     }
 
+    template <class T>
+    FASTNORM_FN void stream(T* p) const {
+        store(p);
+    }
+
     friend FASTNORM_FN Vec operator+(Vec a, Vec b) { return a.v + b.v; }
     friend FASTNORM_FN Vec operator-(Vec a, Vec b) { return a.v - b.v; }
     friend FASTNORM_FN Vec operator*(Vec a, Vec b) { return a.v * b.v; }

@@ -65,6 +65,12 @@ struct Vec<float> {
     FASTNORM_FN void store(BFloat16* p) const { vst1_u16(&p->bits, narrow(p)); }
     FASTNORM_FN void store(BFloat16* p, int n) const { store_words(p, narrow(p), n); }
 
+    // Half a pair: a lone vector has no instruction of this kind.
+    template <class T>
+    FASTNORM_FN void stream(T* p) const {
+        store(p);
+    }
+
     friend FASTNORM_FN Vec operator+(Vec a, Vec b) { return vaddq_f32(a.v, b.v); }
     friend FASTNORM_FN Vec operator-(Vec a, Vec b) { return vsubq_f32(a.v, b.v); }
     friend FASTNORM_FN Vec operator*(Vec a, Vec b) { return vmulq_f32(a.v, b.v); }
@@ -162,6 +168,8 @@ struct Vec<double> {
         if (n == width) return store(p);
         if (n == 1) vst1q_lane_f64(p, v, 0);
     }
+
+    FASTNORM_FN void stream(double* p) const { store(p); }
 
     friend FASTNORM_FN Vec operator+(Vec a, Vec b) { return vaddq_f64(a.v, b.v); }
     friend FASTNORM_FN Vec operator-(Vec a, Vec b) { return vsubq_f64(a.v, b.v); }

@@ -1,0 +1,173 @@
+// Where a tile's lanes lie under the columns traversal, and the orders in which its rows are
+// walked: row by row, several side by side as one, or from cache line to cache line. Included by
+// kernels.cpp, once per instruction set.
+#pragma once
+
+#include <initializer_list>
+
+#include "cpu/lanes.h"
+#include "cpu/stream.h"
+
+namespace fastnorm::FASTNORM_ISA {
+
+namespace {
+
+template <class T, ActivationKind kind>
+struct ColumnsLayout {
+    using A = accumulator_t<T>;
+
+    // Lanes of a tile within a row, or within several rows side by side: [first, first + count).
+    struct Lanes {
+        std::int64_t first, count, rows, batch_offset;
+        FASTNORM_FN Lanes(const KernelArgs& args, const Tile& tile, std::int64_t rows_together)
+            : first(tile.stat0 * args.view.inner),
+              count((tile.stat1 - tile.stat0) * args.view.inner * rows_together),
+              rows(rows_together),
+              batch_offset(tile.batch * (args.view.coefficients() / args.view.batch)) {}
+
+        FASTNORM_FN Lanes part(std::int64_t from, std::int64_t length) const {
+            Lanes lanes = *this;
+            lanes.first = from;
+            lanes.count = length;
+            return lanes;
+        }
+    };
+
+    // A tile's rows: as many as can be taken together, and the rest one by one.
+    struct Halves {
+        Lanes wide, narrow;
+        std::int64_t begin, middle, end;
+        FASTNORM_FN Halves(const KernelArgs& args, const Tile& tile, bool together)
+            : wide(args, tile, together ? args.view.rows_together() : 1),
+              narrow(args, tile, 1),
+              begin(tile.outer0),
+              middle(tile.outer0 + (tile.outer1 - tile.outer0) / wide.rows * wide.rows),
+              end(tile.outer1) {}
+
+        // How many rows lane j of the wide ones has.
+        FASTNORM_FN double rows_of(std::int64_t j) const {
+            const std::int64_t rest = j < narrow.count ? end - middle : 0;
+            return static_cast<double>((middle - begin) / wide.rows + rest);
+        }
+    };
+
+    using Operands = std::initializer_list<const Operand*>;
+
+    // Whether rows follow each other without gaps in all of these tensors, and in the mask, as far
+    // as they are there. It must not depend on whether there is a mask, nor for a reduction on
+    // tensors that it does not read: its result would.
+    static FASTNORM_FN bool lie_side_by_side(const KernelArgs& args, Operands operands) {
+        const View& view = args.view;
+        if (view.coefficient_rows() == 1) return false;
+        if (Act<kind>::piecewise && view.run() % 8 != 0) return false;
+        for (const Operand* operand : operands) {
+            if (!*operand) continue;
+            std::int64_t dense = view.run() * static_cast<std::int64_t>(sizeof(T));
+            for (int d = view.outer_dims - 1; d >= 0; --d) {
+                if (operand->outer_stride[d] != dense) return false;
+                dense *= view.outer_extent[d];
+            }
+        }
+        return true;
+    }
+
+    // Calls f(lanes, outer) for the rows of a map. Where they lie side by side and are written past
+    // the cache, they are taken from one start of a cache line of the result to the next one.
+    template <class F>
+    static FASTNORM_FN void for_map_rows(const KernelArgs& args, const Tile& tile,
+                                         Operands operands, const Operand& result,
+                                         std::int64_t step, F&& f) {
+        const bool together = lie_side_by_side(args, operands);
+        const Halves halves(args, tile, together);
+        const std::int64_t run = args.view.run();
+        std::int64_t rest = (tile.outer1 - tile.outer0) * run;
+        const std::int64_t head = head_of_line(row_of(args, result, tile, tile.outer0));
+        const bool shifted = together && args.stream && head > 0 && head % step == 0 &&
+                             halves.narrow.count == run && head <= run;
+        if (!shifted) return for_rows(halves, f);
+        f(halves.wide.part(0, head), tile.outer0);
+        rest -= head;
+        for (std::int64_t o = tile.outer0; rest > 0; o += halves.wide.rows) {
+            const std::int64_t count = rest < halves.wide.count ? rest : halves.wide.count;
+            f(halves.wide.part(head, count), o);
+            rest -= count;
+        }
+    }
+
+    // Calls f(lane) for each lane of the tile's statistic s.
+    template <class F>
+    static FASTNORM_FN void for_lanes_of(const KernelArgs& args, const Halves& halves,
+                                         std::int64_t s, F&& f) {
+        const std::int64_t inner = args.view.inner;
+        for (std::int64_t row = 0; row < halves.wide.rows; ++row) {
+            const std::int64_t first = row * halves.narrow.count + s * inner;
+            for (std::int64_t j = first; j < first + inner; ++j) f(j);
+        }
+    }
+
+    // Calls f(lane, rows, 1 / rows) for each lane that has rows.
+    template <class F>
+    static FASTNORM_FN void for_lanes(const Halves& halves, F&& f) {
+        const auto each = [&](std::int64_t from, std::int64_t to) {
+            const double rows = halves.rows_of(from);
+            if (rows == 0) return;
+            const double share = 1.0 / rows;
+            for (std::int64_t j = from; j < to; ++j) f(j, rows, share);
+        };
+        each(0, halves.narrow.count);
+        if (halves.wide.count > halves.narrow.count) each(halves.narrow.count, halves.wide.count);
+    }
+
+    static FASTNORM_FN T* row_of(const KernelArgs& args, const Operand& operand, const Tile& tile,
+                                 std::int64_t o) {
+        return run_of<T>(args.view, operand, tile.batch, o, 0);
+    }
+
+    // Calls f(lanes, outer0, outer1) for each block of rows of a tile: at most columns_block values
+    // a lane.
+    template <class F>
+    static FASTNORM_FN void for_blocks(const Halves& halves, F&& f) {
+        const auto each = [&](const Lanes& at, std::int64_t from, std::int64_t to) {
+            const std::int64_t block = columns_block * at.rows;
+            for (std::int64_t o = from; o < to; o += block) {
+                f(at, o, o + block < to ? o + block : to);
+            }
+        };
+        each(halves.wide, halves.begin, halves.middle);
+        each(halves.narrow, halves.middle, halves.end);
+    }
+
+    // Calls f(lanes, outer) for each row, or rows side by side.
+    template <class F>
+    static FASTNORM_FN void for_rows(const Halves& halves, F&& f) {
+        for (std::int64_t o = halves.begin; o < halves.middle; o += halves.wide.rows) {
+            f(halves.wide, o);
+        }
+        for (std::int64_t o = halves.middle; o < halves.end; ++o) f(halves.narrow, o);
+    }
+
+    // Calls f(how many, outer) for the rows of a block, several at a time: fewer loads and stores
+    // of the sums.
+    template <class F>
+    static FASTNORM_FN void for_several(const Lanes& at, std::int64_t outer0, std::int64_t outer1,
+                                        F&& f) {
+        std::int64_t o = outer0;
+        for (; o + 4 * at.rows <= outer1; o += 4 * at.rows) {
+            f(std::integral_constant<int, 4>{}, o);
+        }
+        for (; o < outer1; o += at.rows) f(std::integral_constant<int, 1>{}, o);
+    }
+
+    // What a reduction fetches while it reads some rows: as many that follow.
+    template <int rows>
+    static FASTNORM_FN Ahead rows_ahead(const View& view, const Operand& operand, const Lanes& at,
+                                        std::int64_t o) {
+        const std::int64_t next = o + rows * at.rows;
+        if (next + rows * at.rows > view.outer) return {};
+        return {outer_offset(view, operand, next) - outer_offset(view, operand, o)};
+    }
+};
+
+}  // namespace
+
+}  // namespace fastnorm::FASTNORM_ISA
