@@ -86,16 +86,18 @@ void batch_norm(const TensorView& x, const TensorView& mean, const TensorView& v
     check.reads("bias", bias);
     check.reads("residual", options.residual);
     check.overlap();
+    if (options.explanation != nullptr) *options.explanation = {};
     if (check.elements() == 0) return;
 
-    Staging staging(x, channel_axis);
+    Staging staging(x, channel_axis, options.explanation);
     Problem problem = problem_of(x, options.activation, weight, bias);
+    problem.explanation = options.explanation;
     KernelArgs& args = problem.args;
-    args.view = staging.bind({{&staging.input(x), &args.x},
-                              {&staging.input(options.residual), &args.residual},
-                              {&staging.output(out), &args.y}});
+    args.view = staging.bind({{&staging.input("x", x), &args.x},
+                              {&staging.input("residual", options.residual), &args.residual},
+                              {&staging.output("out", out), &args.y}});
     normalize(default_execution(), problem, per_statistic(mean), per_statistic(var), options.eps);
-    staging.commit();
+    if (options.explanation == nullptr) staging.commit();
 }
 
 void batch_norm_train(const TensorView& x, const TensorView& weight, const TensorView& bias,
@@ -115,7 +117,7 @@ void batch_norm_train(const TensorView& x, const TensorView& weight, const Tenso
     check.momentum(options.momentum);
     check.activation(options.activation);
     check.more_than_one_value();
-    Staging staging(x, channel_axis);
+    Staging staging(x, channel_axis, options.explanation);
     if (mask.given()) check.mask(mask, staging.mask_bytes(), options.activation);
     check.writes("out", out, &x);
     check.writes("running_mean", options.running_mean);
@@ -129,7 +131,9 @@ void batch_norm_train(const TensorView& x, const TensorView& weight, const Tenso
     check.reads("residual", options.residual);
     check.overlap();
     const std::uint64_t signature = staging.mask_signature(options.activation);
+    if (options.explanation != nullptr) *options.explanation = {};
     if (check.elements() == 0) {
+        if (options.explanation != nullptr) return;
         fill(mean, check.channels(), std::numeric_limits<double>::quiet_NaN());
         fill(rstd, check.channels(), std::numeric_limits<double>::quiet_NaN());
         sign(mask, signature);
@@ -137,15 +141,17 @@ void batch_norm_train(const TensorView& x, const TensorView& weight, const Tenso
     }
 
     Problem problem = problem_of(x, options.activation, weight, bias);
+    problem.explanation = options.explanation;
     KernelArgs& args = problem.args;
     args.mask = rows_of(mask);
-    args.view = staging.bind({{&staging.input(x), &args.x},
-                              {&staging.input(options.residual), &args.residual},
-                              {&staging.output(out), &args.y}});
+    args.view = staging.bind({{&staging.input("x", x), &args.x},
+                              {&staging.input("residual", options.residual), &args.residual},
+                              {&staging.output("out", out), &args.y}});
     normalize_by_own_statistics(
         default_execution(), problem, options.eps, per_statistic(mean), per_statistic(rstd),
         {per_statistic(options.running_mean), per_statistic(options.running_var), options.momentum,
          options.unbiased});
+    if (options.explanation != nullptr) return;
     sign(mask, signature);
     staging.commit();
 }
@@ -167,7 +173,7 @@ void batch_norm_backward(const TensorView& dy, const TensorView& x, const Tensor
     check.per_channel_if_given("dbias", gradients.dbias);
     if (gradients.dresidual.given()) check.like_data("dresidual", gradients.dresidual);
     check.activation(options.activation);
-    Staging staging(x, channel_axis);
+    Staging staging(x, channel_axis, options.explanation);
     if (options.mask.given()) {
         check.mask(options.mask, staging.mask_bytes(), options.activation);
         check.mask_signature(signature_of(options.mask),
@@ -186,24 +192,28 @@ void batch_norm_backward(const TensorView& dy, const TensorView& x, const Tensor
     check.reads("residual", options.residual);
     check.reads("mask", options.mask);
     check.overlap();
+    if (options.explanation != nullptr) *options.explanation = {};
     if (check.elements() == 0) {
+        if (options.explanation != nullptr) return;
         fill(gradients.dweight, check.channels(), 0.0);
         fill(gradients.dbias, check.channels(), 0.0);
         return;
     }
 
     Problem problem = problem_of(x, options.activation, weight, bias);
+    problem.explanation = options.explanation;
     KernelArgs& args = problem.args;
     args.mask = rows_of(options.mask);
-    args.view = staging.bind({{&staging.input(x), &args.x},
-                              {&staging.input(dy), &args.dy},
-                              {&staging.input(options.residual), &args.residual},
-                              {&staging.output(gradients.out), &args.dx},
-                              {&staging.output(gradients.dresidual), &args.dresidual}});
+    args.view =
+        staging.bind({{&staging.input("x", x), &args.x},
+                      {&staging.input("dy", dy), &args.dy},
+                      {&staging.input("residual", options.residual), &args.residual},
+                      {&staging.output("out", gradients.out), &args.dx},
+                      {&staging.output("dresidual", gradients.dresidual), &args.dresidual}});
     normalize_backward(default_execution(), problem, per_statistic(mean), per_statistic(rstd),
                        !options.training, per_statistic(gradients.dweight),
                        per_statistic(gradients.dbias));
-    staging.commit();
+    if (options.explanation == nullptr) staging.commit();
 }
 
 }  // namespace fastnorm

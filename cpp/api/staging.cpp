@@ -65,8 +65,9 @@ class Hash {
 
 }  // namespace
 
-Staging::Staging(const TensorView& x, int channel_axis)
-    : order_(order_of_dims(x, channel_axis)),
+Staging::Staging(const TensorView& x, int channel_axis, Explanation* explanation)
+    : explanation_(explanation),
+      order_(order_of_dims(x, channel_axis)),
       view_(batch_norm_view(x, order_)),
       dense_(dense_like(x, order_)) {}
 
@@ -86,24 +87,29 @@ std::uint64_t Staging::mask_signature(const Activation& activation) const {
     return hash.value();
 }
 
-const TensorView& Staging::stand_in(const TensorView& tensor) {
-    const auto bytes = static_cast<std::size_t>(view_.elements() * size_of(tensor.dtype));
-    buffers_.emplace_back(new char[bytes]);
+const TensorView& Staging::stand_in(const char* name, const TensorView& tensor) {
     views_.push_back(dense_);
-    views_.back().data = buffers_.back().get();
+    if (explanation_ != nullptr) {
+        explanation_->copied.emplace_back(name);
+        views_.back().data = tensor.data;
+    } else {
+        const auto bytes = static_cast<std::size_t>(view_.elements() * size_of(tensor.dtype));
+        buffers_.emplace_back(new char[bytes]);
+        views_.back().data = buffers_.back().get();
+    }
     return views_.back();
 }
 
-const TensorView& Staging::input(const TensorView& tensor) {
+const TensorView& Staging::input(const char* name, const TensorView& tensor) {
     if (!tensor.given() || walkable(tensor, view_, order_)) return tensor;
-    const TensorView& dense = stand_in(tensor);
-    copy(dense, tensor, order_);
+    const TensorView& dense = stand_in(name, tensor);
+    if (explanation_ == nullptr) copy(dense, tensor, order_);
     return dense;
 }
 
-const TensorView& Staging::output(const TensorView& tensor) {
+const TensorView& Staging::output(const char* name, const TensorView& tensor) {
     if (!tensor.given() || walkable(tensor, view_, order_)) return tensor;
-    const TensorView& dense = stand_in(tensor);
+    const TensorView& dense = stand_in(name, tensor);
     outputs_.emplace_back(&tensor, dense);
     return dense;
 }

@@ -14,7 +14,8 @@ namespace fastnorm {
 
 class Staging {
   public:
-    Staging(const TensorView& x, int channel_axis);
+    // With an explanation nothing is copied: it is told what would be.
+    Staging(const TensorView& x, int channel_axis, Explanation* explanation = nullptr);
 
     const View& view() const { return view_; }
 
@@ -25,8 +26,8 @@ class Staging {
     std::uint64_t mask_signature(const Activation& activation) const;
 
     // The tensor itself, or a dense stand-in for it. References stay valid.
-    const TensorView& input(const TensorView& tensor);
-    const TensorView& output(const TensorView& tensor);
+    const TensorView& input(const char* name, const TensorView& tensor);
+    const TensorView& output(const char* name, const TensorView& tensor);
 
     // Binds tensors (absent ones included) to operands of the view.
     View bind(std::initializer_list<std::pair<const TensorView*, Operand*>> operands) const;
@@ -35,8 +36,9 @@ class Staging {
     void commit() const;
 
   private:
-    const TensorView& stand_in(const TensorView& tensor);
+    const TensorView& stand_in(const char* name, const TensorView& tensor);
 
+    Explanation* explanation_;
     DimOrder order_;
     View view_;
     TensorView dense_;  // x's shape, dense

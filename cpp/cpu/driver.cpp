@@ -8,7 +8,9 @@
 
 #include "core/dtypes.h"
 #include "core/stats.h"
+#include "cpu/explain.h"
 #include "cpu/plan.h"
+#include "cpu/scratch.h"
 
 namespace fastnorm {
 
@@ -16,12 +18,9 @@ namespace {
 
 // Statistics that one task finishes: enough to be worth a task.
 constexpr std::int64_t stats_per_task = 64;
-// Below so many elements a thread costs more to wake than it saves.
-constexpr std::int64_t elements_for_threads = 32768;
-
-ParallelFor threads_for(const Execution& execution, const View& view) {
+ParallelFor threads_of(const Execution& execution, const Schedule& schedule) {
     ParallelFor parallel_for = execution.parallel_for;
-    if (view.elements() < elements_for_threads) parallel_for.threads = 1;
+    parallel_for.threads = schedule.threads;
     return parallel_for;
 }
 
@@ -40,49 +39,6 @@ struct Kernels {
         gradient_sums = table.gradient_sums[t][d][a];
         gradient = table.gradient[t][d][a];
         fence = table.fence;
-    }
-};
-
-// The scratch of a call: two partial results per (chunk, statistic), and the coefficients.
-struct Scratch {
-    double* first;
-    double* second;
-    char* coefficients;
-    std::int64_t coefficients_stride;
-
-    Scratch(const Execution& execution, const Problem& problem, const Plan& plan,
-            std::int64_t partials, int coefficients_count) {
-        const View& view = plan.view;
-        coefficients_stride = view.coefficients();
-        const std::int64_t scalar = problem.dtype == DType::float64 ? 8 : 4;
-        const std::int64_t values = divide_up(partials * view.stats(), 8) * 8;
-        const std::int64_t bytes =
-            2 * values * 8 + coefficients_count * coefficients_stride * scalar;
-        auto* memory = static_cast<char*>(execution.workspace.reserve(
-            execution.workspace.context, static_cast<std::size_t>(bytes)));
-        first = reinterpret_cast<double*>(memory);
-        second = first + values;
-        coefficients = memory + 2 * values * 8;
-    }
-
-    void attach(KernelArgs& args) const {
-        args.coefficients = coefficients;
-        args.coefficients_stride = coefficients_stride;
-    }
-
-    // Sets one coefficient of one statistic, for every lane that it has.
-    template <class A>
-    void set(const View& view, Coefficient which, std::int64_t stat, double value) const {
-        A* to = reinterpret_cast<A*>(coefficients) + static_cast<int>(which) * coefficients_stride;
-        if (view.traversal == Traversal::rows) {
-            to[stat] = narrowed<A>(value);
-            return;
-        }
-        const std::int64_t rows = view.coefficient_rows();
-        to += stat / view.stat * view.run() * rows + stat % view.stat * view.inner;
-        for (std::int64_t r = 0; r < rows; ++r, to += view.run()) {
-            std::fill(to, to + view.inner, narrowed<A>(value));
-        }
     }
 };
 
@@ -153,9 +109,10 @@ void map_only(const ParallelFor& parallel_for, const KernelArgs& args, const Pla
 // reduce, then finish(from, to) for the statistics, then map over the same tiles backwards, so that
 // the map begins with what the reduction has left in the cache.
 template <class Finish>
-void reduce_finish_map(const ParallelFor& parallel_for, const KernelArgs& args, const Plan& plan,
-                       const Scratch& scratch, std::int64_t bytes_per_value, const Kernels& kernels,
+void reduce_finish_map(const ParallelFor& parallel_for, const KernelArgs& args,
+                       const Schedule& schedule, const Scratch& scratch, const Kernels& kernels,
                        Reduction reduce, Map map, Finish&& finish) {
+    const Plan& plan = schedule.plan;
     const std::int64_t stats = plan.view.stats();
     const std::int64_t chunks = plan.chunks();
     const auto reduce_tile = [&](std::int64_t unit, std::int64_t chunk) {
@@ -169,8 +126,7 @@ void reduce_finish_map(const ParallelFor& parallel_for, const KernelArgs& args, 
         return std::pair{base + tile.stat0, base + tile.stat1};
     };
 
-    const bool shared = cooperative(plan, bytes_per_value, parallel_for.threads);
-    if (!shared) {
+    if (!schedule.shared) {
         for_shares(parallel_for, plan.units(), [&](std::int64_t first, std::int64_t last) {
             for (std::int64_t unit = first; unit < last; ++unit) {
                 for (std::int64_t c = 0; c < chunks; ++c) reduce_tile(unit, c);
@@ -246,10 +202,13 @@ Workspace thread_workspace() {
 void normalize(const Execution& execution, const Problem& problem, const PerStatistic& mean,
                const PerStatistic& var, double eps) {
     KernelArgs args = problem.args;
-    const ParallelFor parallel_for = threads_for(execution, args.view);
-    const Plan plan = map_plan(args.view, parallel_for.threads);
-    const Scratch scratch(execution, problem, plan, 0, forward_coefficients);
+    const Schedule schedule = schedule_map(args.view, size_of(problem.dtype), inputs_of(args),
+                                           outputs_of(args), execution.parallel_for.threads);
+    if (explains(execution, problem, schedule, forward_coefficients)) return;
+    const ParallelFor parallel_for = threads_of(execution, schedule);
+    const Scratch scratch(execution, problem, schedule, forward_coefficients);
     scratch.attach(args);
+    args.stream = schedule.stream;
     for_stats(parallel_for, args.view.stats(), [&](std::int64_t from, std::int64_t to) {
         with_accumulator(problem, [&](auto selects) {
             for (std::int64_t s = from; s < to; ++s) {
@@ -258,9 +217,8 @@ void normalize(const Execution& execution, const Problem& problem, const PerStat
             }
         });
     });
-    args.stream = should_stream(2 * args.view.elements() * size_of(problem.dtype));
     const Kernels kernels(execution.kernels, problem);
-    map_only(parallel_for, args, plan, kernels, kernels.normalize);
+    map_only(parallel_for, args, schedule.plan, kernels, kernels.normalize);
 }
 
 void normalize_by_own_statistics(const Execution& execution, const Problem& problem, double eps,
@@ -269,11 +227,14 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
     KernelArgs args = problem.args;
     const View& view = args.view;
     const std::int64_t size = size_of(problem.dtype);
-    const ParallelFor parallel_for = threads_for(execution, view);
-    const Plan plan = reduction_plan(view, size, parallel_for.threads);
-    const Scratch scratch(execution, problem, plan, plan.chunks(), forward_coefficients);
+    const Schedule schedule = schedule_reduction(view, size, 1, inputs_of(args), outputs_of(args),
+                                                 execution.parallel_for.threads);
+    if (explains(execution, problem, schedule, forward_coefficients)) return;
+    const ParallelFor parallel_for = threads_of(execution, schedule);
+    const Plan& plan = schedule.plan;
+    const Scratch scratch(execution, problem, schedule, forward_coefficients);
     scratch.attach(args);
-    args.stream = should_stream(2 * view.elements() * size);
+    args.stream = schedule.stream;
     const double count = static_cast<double>(view.reduced());
     const bool half = size == 2;
 
@@ -316,7 +277,7 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
         }
     };
     const Kernels kernels(execution.kernels, problem);
-    reduce_finish_map(parallel_for, args, plan, scratch, size, kernels, kernels.moments,
+    reduce_finish_map(parallel_for, args, schedule, scratch, kernels, kernels.moments,
                       kernels.normalize, finish);
 }
 
@@ -326,15 +287,19 @@ void normalize_backward(const Execution& execution, const Problem& problem,
     KernelArgs args = problem.args;
     const View& view = args.view;
     const std::int64_t size = size_of(problem.dtype);
-    const ParallelFor parallel_for = threads_for(execution, view);
     const bool reduces = !frozen || dweight || dbias;
-    const Plan plan = reduces ? reduction_plan(view, size, parallel_for.threads)
-                              : map_plan(view, parallel_for.threads);
-    const Scratch scratch(execution, problem, plan, reduces ? plan.chunks() : 0,
-                          backward_coefficients);
+    const int inputs = inputs_of(args), outputs = outputs_of(args);
+    const int threads = execution.parallel_for.threads;
+    const Schedule schedule = reduces
+                                  ? schedule_reduction(view, size, inputs, inputs, outputs, threads)
+                                  : schedule_map(view, size, inputs, outputs, threads);
+    if (explains(execution, problem, schedule, backward_coefficients)) return;
+    const ParallelFor parallel_for = threads_of(execution, schedule);
+    const Plan& plan = schedule.plan;
+    const Scratch scratch(execution, problem, schedule, backward_coefficients);
     scratch.attach(args);
     args.frozen = frozen;
-    args.stream = should_stream(3 * view.elements() * size);
+    args.stream = schedule.stream;
     const double count = static_cast<double>(view.reduced());
 
     const auto prescale_of = [&](auto selects, std::int64_t s) {
@@ -382,9 +347,8 @@ void normalize_backward(const Execution& execution, const Problem& problem,
             }
         });
     };
-    const std::int64_t operands = args.residual ? 3 : 2;
-    reduce_finish_map(parallel_for, args, plan, scratch, operands * size, kernels,
-                      kernels.gradient_sums, kernels.gradient, finish);
+    reduce_finish_map(parallel_for, args, schedule, scratch, kernels, kernels.gradient_sums,
+                      kernels.gradient, finish);
     for_stats(parallel_for, view.parameters(), [&](std::int64_t from, std::int64_t to) {
         for (std::int64_t p = from; p < to; ++p) {
             double sum_g = 0;

@@ -43,6 +43,7 @@ struct Problem {
     DType dtype = DType::float32;
     ActivationKind activation = ActivationKind::identity;
     PerStatistic weight, bias;
+    Explanation* explanation = nullptr;  // if given: it is filled, and nothing is computed
 };
 
 // y from mean and variance that are given.

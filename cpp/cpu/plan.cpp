@@ -51,6 +51,18 @@ std::int64_t rows_group(std::int64_t row_bytes) {
     return std::min(divide_up(group, whole_lines) * whole_lines, rows_tile_stats);
 }
 
+// Below so many elements a thread costs more to wake than it saves.
+constexpr std::int64_t elements_for_threads = 32768;
+
+int threads_for(const View& view, int threads) {
+    return view.elements() < elements_for_threads ? 1 : threads;
+}
+
+// Results of a call that touches so many bytes will not be in a cache when they are needed.
+bool should_stream(std::int64_t bytes) {
+    return bytes > std::min<std::int64_t>(caches().l3, 1 << 24);
+}
+
 // Fewer statistics a tile, down to least, where there would not be a tile for every thread.
 void share_stats(Plan& plan, std::int64_t least, int threads) {
     while (plan.tiles() < threads && plan.tile_stats > least) {
@@ -121,15 +133,31 @@ Plan map_plan(const View& view, int threads) {
     return plan;
 }
 
-bool cooperative(const Plan& plan, std::int64_t bytes_per_value, int threads) {
-    if (threads <= 1) return false;
-    const std::int64_t unit_bytes = plan.tile_stats * plan.view.reduced() * bytes_per_value;
-    const bool balanced = plan.units() >= 4 * threads || plan.units() % threads == 0;
-    return !balanced || unit_bytes > caches().l2;
+Schedule schedule_map(const View& view, std::int64_t element_bytes, int inputs, int outputs,
+                      int threads) {
+    Schedule schedule;
+    schedule.threads = threads_for(view, threads);
+    schedule.plan = map_plan(view, schedule.threads);
+    schedule.stream = should_stream((inputs + outputs) * view.elements() * element_bytes);
+    return schedule;
 }
 
-bool should_stream(std::int64_t bytes) {
-    return bytes > std::min<std::int64_t>(caches().l3, 1 << 24);
+Schedule schedule_reduction(const View& view, std::int64_t element_bytes, int twice, int inputs,
+                            int outputs, int threads) {
+    Schedule schedule = schedule_map(view, element_bytes, inputs, outputs, threads);
+    schedule.reduces = true;
+    schedule.plan = reduction_plan(view, element_bytes, schedule.threads);
+    const Plan& plan = schedule.plan;
+    const std::int64_t unit_bytes = plan.tile_stats * view.reduced() * element_bytes * twice;
+    const bool balanced =
+        plan.units() >= 4 * schedule.threads || plan.units() % schedule.threads == 0;
+    schedule.shared = schedule.threads > 1 && (!balanced || unit_bytes > caches().l2);
+    // Under columns units that are shared lie side by side in every row, and are taken together.
+    const std::int64_t together =
+        schedule.shared && view.traversal == Traversal::columns ? plan.stat_tiles : 1;
+    const std::int64_t cache = caches().l2 * (schedule.shared ? schedule.threads : 1);
+    schedule.reads = unit_bytes * together > cache ? 2 : 1;
+    return schedule;
 }
 
 }  // namespace fastnorm

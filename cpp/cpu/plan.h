@@ -35,10 +35,21 @@ Plan reduction_plan(const View& view, std::int64_t element_bytes, int threads);
 // For maps alone: tiles of a good size for one thread, contiguous wherever the tensor is.
 Plan map_plan(const View& view, int threads);
 
-// Whether all threads share one unit at a time (else each thread takes whole units).
-bool cooperative(const Plan& plan, std::int64_t bytes_per_value, int threads);
+// All that is decided before a call computes anything.
+struct Schedule {
+    Plan plan;
+    bool reduces = false;  // else a map stands alone
+    int threads = 1;
+    bool shared = false;  // all threads work on one unit at a time; else each has units of its own
+    bool stream = false;  // results are written past the cache
+    int reads = 1;        // how often the inputs come from memory
+};
 
-// Whether the results of a call that touches so many bytes are written past the cache.
-bool should_stream(std::int64_t bytes);
+// inputs and outputs: how many tensors of the view's shape are read and written; twice: how many of
+// the inputs both the reduction and the map read.
+Schedule schedule_map(const View& view, std::int64_t element_bytes, int inputs, int outputs,
+                      int threads);
+Schedule schedule_reduction(const View& view, std::int64_t element_bytes, int twice, int inputs,
+                            int outputs, int threads);
 
 }  // namespace fastnorm

@@ -1,5 +1,7 @@
 // Batch normalization on NumPy arrays: arguments to views, new arrays for what the caller did not
 // give, the GIL released around the call.
+#include <pybind11/stl.h>
+
 #include <optional>
 
 #include "arrays.h"
@@ -28,6 +30,38 @@ py::object new_like(const py::object& x) {
     return empty_like(py::reinterpret_borrow<py::array>(x));
 }
 
+// What the ops of this thread should explain instead of doing, if anything.
+thread_local Explanation* explanation = nullptr;
+
+// (what call() would do as a dict; call is of ops)
+py::dict explain(const py::object& call) {
+    Explanation e;
+    struct Scope {
+        explicit Scope(Explanation* given) { explanation = given; }
+        ~Scope() { explanation = nullptr; }
+    };
+    {
+        const Scope scope(&e);
+        call();
+    }
+    py::dict result;
+    result["isa"] = e.isa;
+    result["traversal"] = e.traversal;
+    result["view"] = py::make_tuple(e.batch, e.outer, e.stat, e.inner);
+    result["tile"] = py::make_tuple(e.tile_stat, e.tile_outer, e.tile_inner);
+    result["units"] = e.units;
+    result["chunks"] = e.chunks;
+    result["reduces"] = e.reduces;
+    result["threads"] = e.threads;
+    result["shared"] = e.shared;
+    result["stream"] = e.stream;
+    result["reads"] = e.reads;
+    result["least_bytes"] = e.least_bytes;
+    result["scratch_bytes"] = e.scratch_bytes;
+    result["copied"] = py::tuple(py::cast(e.copied));
+    return result;
+}
+
 py::object inference(const py::object& x, const py::object& mean, const py::object& var,
                      const py::object& weight, const py::object& bias, const py::object& eps,
                      const py::object& channel_axis, const py::object& residual,
@@ -43,6 +77,7 @@ py::object inference(const py::object& x, const py::object& mean, const py::obje
     options.channel_axis = integer_of(op, "channel_axis", channel_axis);
     options.activation = activation_of(activation);
     options.residual = optional_view_of(op, "residual", residual);
+    options.explanation = explanation;
     const bool makes_y = out.is_none() && sizes_for(x_view, options.channel_axis);
     const py::object y = makes_y ? new_like(x) : out;
     const TensorView y_view = optional_view_of(op, "out", y);
@@ -71,6 +106,7 @@ py::tuple train(const py::object& x, const py::object& weight, const py::object&
     options.channel_axis = integer_of(op, "channel_axis", channel_axis);
     options.residual = optional_view_of(op, "residual", residual);
     options.activation = activation_of(activation);
+    options.explanation = explanation;
     py::object y = out;
     py::object mean = py::none();
     py::object rstd = py::none();
@@ -118,6 +154,7 @@ py::tuple backward(const py::object& dy, const py::object& x, const py::object& 
     options.channel_axis = integer_of(op, "channel_axis", channel_axis);
     options.activation = activation_of(activation);
     options.mask = optional_view_of(op, "mask", mask);
+    options.explanation = explanation;
 
     // True: the forward had a residual, whose values are not needed here.
     const bool residual_without_values = py::isinstance<py::bool_>(residual);
@@ -156,6 +193,7 @@ py::tuple backward(const py::object& dy, const py::object& x, const py::object& 
 
 void register_batch_norm(py::module_& module) {
     using py::arg;
+    module.def("explain", &explain, arg("call"));
     module.def("batch_norm", &inference, arg("x"), arg("mean"), arg("var"), arg("weight"),
                arg("bias"), arg("eps"), arg("channel_axis"), arg("residual"), arg("activation"),
                arg("out"));

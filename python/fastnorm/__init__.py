@@ -7,6 +7,7 @@ compute.
 
 from fastnorm import _core, reference
 from fastnorm.activation import Activation, clip, leaky_relu
+from fastnorm.explanation import Explanation, explain
 from fastnorm.functional import (
     BatchNormForward,
     BatchNormGradients,
@@ -30,12 +31,14 @@ __all__ = [
     "BatchNorm",
     "BatchNormForward",
     "BatchNormGradients",
+    "Explanation",
     "__version__",
     "batch_norm",
     "batch_norm_backward",
     "batch_norm_train",
     "clear_buffer_cache",
     "clip",
+    "explain",
     "get_num_threads",
     "info",
     "leaky_relu",

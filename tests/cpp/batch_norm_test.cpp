@@ -278,6 +278,24 @@ void test_in_place_and_threads() {
     }
 }
 
+// What a call would do, and that it does not.
+void test_explanation() {
+    std::vector<float> x(64 * 512, 1.0f), out(x.size(), 7.0f), mean(512, 0.0f), var(512, 1.0f);
+    fastnorm::Explanation explanation;
+    fastnorm::BatchNormOptions options;
+    options.explanation = &explanation;
+    const TensorView in(x.data(), {64, 512}), statistics(mean.data(), {512});
+    fastnorm::batch_norm(in, statistics, {var.data(), {512}}, {}, {}, {out.data(), {64, 512}},
+                         options);
+    expect(explanation.isa == fastnorm::isa(), "explanation: isa");
+    expect(explanation.traversal == "columns", "explanation: traversal");
+    expect(explanation.outer == 64 && explanation.stat == 512, "explanation: view");
+    expect(explanation.least_bytes == 2 * 4 * 64 * 512, "explanation: bytes");
+    expect(!explanation.stream && explanation.reads == 1, "explanation: stores and reads");
+    expect(explanation.copied.empty(), "explanation: copies");
+    expect(out == std::vector<float>(out.size(), 7.0f), "explanation: out was written");
+}
+
 }  // namespace
 
 int main() {
@@ -290,6 +308,7 @@ int main() {
         run_all<Half>();
         run_all<BFloat16>();
         test_in_place_and_threads();
+        test_explanation();
     }
     return test_result();
 }

@@ -103,6 +103,32 @@ class dtype_error : public std::invalid_argument {
     using std::invalid_argument::invalid_argument;
 };
 
+// What a call would do: the decisions that its speed follows from. An op whose options have one
+// checks its arguments as ever, fills it, and does nothing else. Without elements there is nothing
+// to do, and all of it is empty.
+struct Explanation {
+    std::string isa;
+    // How vectors lie on x, which the kernels see as [batch, outer, stat, inner]: statistics are
+    // over outer and inner, kept per batch and stat. "rows": along inner. "columns": along stat and
+    // inner.
+    std::string traversal;
+    std::int64_t batch = 0, outer = 0, stat = 0, inner = 0;
+    // What one call of a kernel covers, at most. A unit is all of some statistics; it has chunks,
+    // one tile each.
+    std::int64_t tile_stat = 0, tile_outer = 0, tile_inner = 0;
+    std::int64_t units = 0, chunks = 0;
+    bool reduces =
+        false;  // sums over each unit before it is mapped; else every tile is mapped once
+    int threads = 0;
+    bool shared = false;  // all threads work on one unit at a time; else each has units of its own
+    bool stream = false;  // results are written past the cache
+    int reads = 0;        // how often inputs come from memory: 2 where a unit exceeds the L2 cache
+    std::int64_t least_bytes =
+        0;  // of every tensor of x's size, and the mask, read or written once
+    std::int64_t scratch_bytes = 0;  // partial results and coefficients, kept by the calling thread
+    std::vector<std::string> copied;  // arguments that are copied to dense memory, or from it
+};
+
 // ---------------------------------------------------------------------------------------------
 // Batch normalization (Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167).
 //
@@ -122,6 +148,7 @@ struct BatchNormOptions {
     int channel_axis = 1;  // negative ones count from the end
     Activation activation{};
     TensorView residual{};  // added before the activation
+    Explanation* explanation = nullptr;
 };
 
 // out = activation((x - mean) / sqrt(var + eps) * weight + bias + residual), mean and var given.
@@ -156,6 +183,7 @@ struct BatchNormBackwardOptions {
     // The forward's, for an x of the same shape, channel_axis, order of dimensions in memory, and
     // the same activation; without it the activation's input is recomputed.
     TensorView mask{};
+    Explanation* explanation = nullptr;
 };
 
 // Every one is written; all but out are optional.

@@ -1,0 +1,52 @@
+#include "cpu/explain.h"
+
+#include <initializer_list>
+
+#include "cpu/scratch.h"
+
+namespace fastnorm {
+
+namespace {
+
+int count_given(std::initializer_list<const Operand*> operands) {
+    int count = 0;
+    for (const Operand* operand : operands) count += *operand ? 1 : 0;
+    return count;
+}
+
+}  // namespace
+
+int inputs_of(const KernelArgs& args) { return count_given({&args.x, &args.residual, &args.dy}); }
+int outputs_of(const KernelArgs& args) { return count_given({&args.y, &args.dx, &args.dresidual}); }
+
+bool explains(const Execution& execution, const Problem& problem, const Schedule& schedule,
+              int coefficients_count) {
+    if (problem.explanation == nullptr) return false;
+    Explanation& e = *problem.explanation;
+    const KernelArgs& args = problem.args;
+    const View& view = args.view;
+    const Plan& plan = schedule.plan;
+    e.isa = execution.kernels.name;
+    e.traversal = view.traversal == Traversal::rows ? "rows" : "columns";
+    e.batch = view.batch;
+    e.outer = view.outer;
+    e.stat = view.stat;
+    e.inner = view.inner;
+    e.units = plan.units();
+    e.chunks = plan.chunks();
+    e.tile_stat = plan.tile_stats;
+    e.tile_outer = plan.chunk_outer;
+    e.tile_inner = plan.chunk_inner;
+    e.reduces = schedule.reduces;
+    e.threads = schedule.threads;
+    e.shared = schedule.shared;
+    e.stream = schedule.stream;
+    e.reads = schedule.reads;
+    const std::int64_t mask = args.mask == nullptr ? 0 : view.runs() * view.mask_row_bytes();
+    e.least_bytes =
+        (inputs_of(args) + outputs_of(args)) * view.elements() * size_of(problem.dtype) + mask;
+    e.scratch_bytes = Scratch::bytes(problem, schedule, coefficients_count);
+    return true;
+}
+
+}  // namespace fastnorm

@@ -1,0 +1,68 @@
+// The scratch memory of a call: where its partial results and its coefficients lie.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "core/dtypes.h"
+#include "core/stats.h"
+#include "cpu/driver.h"
+#include "cpu/plan.h"
+
+namespace fastnorm {
+
+// Two partial results per (chunk, statistic), and the coefficients.
+struct Scratch {
+    double* first;
+    double* second;
+    char* coefficients;
+    std::int64_t coefficients_stride;
+
+    Scratch(const Execution& execution, const Problem& problem, const Schedule& schedule,
+            int coefficients_count) {
+        coefficients_stride = schedule.plan.view.coefficients();
+        const std::int64_t partials = partial_results(schedule);
+        auto* memory = static_cast<char*>(execution.workspace.reserve(
+            execution.workspace.context,
+            static_cast<std::size_t>(bytes(problem, schedule, coefficients_count))));
+        first = reinterpret_cast<double*>(memory);
+        second = first + partials;
+        coefficients = memory + 2 * partials * 8;
+    }
+
+    static std::int64_t bytes(const Problem& problem, const Schedule& schedule,
+                              int coefficients_count) {
+        const std::int64_t scalar = problem.dtype == DType::float64 ? 8 : 4;
+        return 2 * partial_results(schedule) * 8 +
+               coefficients_count * schedule.plan.view.coefficients() * scalar;
+    }
+
+    void attach(KernelArgs& args) const {
+        args.coefficients = coefficients;
+        args.coefficients_stride = coefficients_stride;
+    }
+
+    // Of each of the two, in whole cache lines.
+    static std::int64_t partial_results(const Schedule& schedule) {
+        if (!schedule.reduces) return 0;
+        return divide_up(schedule.plan.chunks() * schedule.plan.view.stats(), 8) * 8;
+    }
+
+    // Sets one coefficient of one statistic, for every lane that it has.
+    template <class A>
+    void set(const View& view, Coefficient which, std::int64_t stat, double value) const {
+        A* to = reinterpret_cast<A*>(coefficients) + static_cast<int>(which) * coefficients_stride;
+        if (view.traversal == Traversal::rows) {
+            to[stat] = narrowed<A>(value);
+            return;
+        }
+        const std::int64_t rows = view.coefficient_rows();
+        to += stat / view.stat * view.run() * rows + stat % view.stat * view.inner;
+        for (std::int64_t r = 0; r < rows; ++r, to += view.run()) {
+            std::fill(to, to + view.inner, narrowed<A>(value));
+        }
+    }
+};
+
+}  // namespace fastnorm

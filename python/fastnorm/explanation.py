@@ -1,0 +1,116 @@
+"""What a call would do, and why it is as fast as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fastnorm import _core
+from fastnorm.functional import batch_norm, batch_norm_backward, batch_norm_train
+
+_OPS = (batch_norm, batch_norm_train, batch_norm_backward)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain` returns; printed, a few lines of text.
+
+    Attributes
+    ----------
+    isa : str
+        The instruction set.
+    traversal : str
+        How vectors lie on x, which the kernels see as ``view``: "rows", along inner; "columns",
+        along stat and inner. Empty, like everything else, where x has no elements.
+    view : tuple of int
+        (batch, outer, stat, inner): statistics are over outer and inner, kept per batch and stat.
+    tile : tuple of int
+        (stat, outer, inner): what one call of a kernel covers, at most.
+    units, chunks : int
+        A unit is all of some statistics; it is computed in so many chunks, one tile each.
+    reduces : bool
+        Each unit is summed before it is mapped; otherwise every tile is mapped once.
+    threads : int
+        How many are used.
+    shared : bool
+        All threads work on one unit at a time; otherwise each has units of its own.
+    stream : bool
+        Results are written past the cache.
+    reads : int
+        How often inputs come from memory: 2 where a unit does not fit into the L2 caches of the
+        threads that compute it.
+    least_bytes : int
+        Every tensor of x's size, and the mask, read or written once: divided by the bandwidth of a
+        copy, the time that no implementation undercuts where data come from memory.
+    scratch_bytes : int
+        Partial results and coefficients, in memory that the calling thread keeps.
+    copied : tuple of str
+        Arguments that are copied to dense memory first, or from it: a cost that dense ones, all in
+        x's order of dimensions, do not have.
+    """
+
+    isa: str
+    traversal: str
+    view: tuple[int, int, int, int]
+    tile: tuple[int, int, int]
+    units: int
+    chunks: int
+    reduces: bool
+    threads: int
+    shared: bool
+    stream: bool
+    reads: int
+    least_bytes: int
+    scratch_bytes: int
+    copied: tuple[str, ...]
+
+    def __str__(self) -> str:
+        if not self.traversal:
+            return "nothing to do: no elements"
+        batch, outer, stat, inner = self.view
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        if self.reduces:
+            whose = "one at a time for all threads" if self.shared else "each by one thread"
+            units = f"{self.units} units of {self.chunks} chunks, {whose}; sums, then results"
+        else:
+            units = f"{self.units * self.chunks} tiles, each mapped once"
+        lines = [
+            f"{self.isa}, {self.traversal}, {threads}",
+            f"view:    batch {batch}, outer {outer}, stat {stat}, inner {inner}",
+            "tile:    stat {}, outer {}, inner {}".format(*self.tile),
+            f"order:   {units}",
+            f"stores:  {'past the cache' if self.stream else 'plain'}",
+            f"memory:  {self.least_bytes:,} bytes at least, inputs read "
+            f"{'once' if self.reads == 1 else 'twice'}; {self.scratch_bytes:,} of scratch",
+        ]
+        if self.copied:
+            lines.append(f"copied:  {', '.join(self.copied)} (not dense, or in another order)")
+        return "\n".join(lines)
+
+
+def explain(op: Callable[..., object], /, *args: Any, **kwargs: Any) -> Explanation:
+    """What ``op(*args, **kwargs)`` would do; nothing is computed or written.
+
+    Parameters
+    ----------
+    op : callable
+        `batch_norm`, `batch_norm_train` or `batch_norm_backward`.
+    *args, **kwargs
+        Its arguments, which are checked as ever.
+
+    Returns
+    -------
+    Explanation
+
+    Raises
+    ------
+    TypeError
+        For any other op, and for what the op raises it for.
+    ValueError
+        For what the op raises it for.
+    """
+    if op not in _OPS:
+        expected = ", ".join(known.__name__ for known in _OPS)
+        raise TypeError(f"explain: op is {op!r}, expected one of {expected}")
+    return Explanation(**_core.explain(lambda: op(*args, **kwargs)))
