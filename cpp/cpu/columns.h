@@ -49,24 +49,22 @@ struct Columns {
 
     static void normalize(const KernelArgs& args, const Tile& tile) {
         Sink<T> sink(args.stream);
-        const std::int64_t step = args.mask == nullptr ? 1 : 8;
         const auto operands = {&args.x, &args.residual, &args.y};
-        Layout::for_map_rows(
-            args, tile, operands, args.y, step, [&](const Lanes& at, std::int64_t o) {
-                const T* x = Layout::row_of(args, args.x, tile, o);
-                const T* residual = Layout::row_of(args, args.residual, tile, o);
-                T* y = Layout::row_of(args, args.y, tile, o);
-                const std::int64_t run = tile.batch * args.view.outer + o;
-                for_segments<T>(args.stream, y, nullptr, at.first, at.first + at.count, step,
-                                [&](std::int64_t i, std::int64_t count, bool direct) {
-                                    const Forward<T, kind> forward{
-                                        x + i, residual == nullptr ? nullptr : residual + i,
-                                        mask_at(args, run, i), activation_params<A>(args)};
-                                    forward.write(sink.open(y + i, direct), count, direct,
-                                                  maps_from(args, at, i));
-                                    sink.close(count, direct);
-                                });
-            });
+        Layout::for_map_rows(args, tile, operands, args.y, [&](const Lanes& at, std::int64_t o) {
+            const T* x = Layout::row_of(args, args.x, tile, o);
+            const T* residual = Layout::row_of(args, args.residual, tile, o);
+            T* y = Layout::row_of(args, args.y, tile, o);
+            const std::int64_t run = tile.batch * args.view.outer + o;
+            for_segments<T>(args.stream, y, nullptr, at.first, at.first + at.count,
+                            [&](std::int64_t i, std::int64_t count, bool direct) {
+                                const Forward<T, kind> forward{
+                                    x + i, residual == nullptr ? nullptr : residual + i,
+                                    mask_at(args, run, i), activation_params<A>(args)};
+                                forward.write(sink.open(y + i, direct), count, direct,
+                                              maps_from(args, at, i));
+                                sink.close(count, direct);
+                            });
+        });
     }
 
     static void gradient_sums(const KernelArgs& args, const Tile& tile, double* sum_g,
@@ -94,25 +92,23 @@ struct Columns {
     static void gradient(const KernelArgs& args, const Tile& tile) {
         Sink<T> dx_sink(args.stream);
         Sink<T> dresidual_sink(args.stream && args.dresidual);
-        const std::int64_t step = args.mask == nullptr ? 1 : 8;
         const auto operands = {&args.dy, &args.x, &args.residual, &args.dx, &args.dresidual};
-        Layout::for_map_rows(
-            args, tile, operands, args.dx, step, [&](const Lanes& at, std::int64_t o) {
-                T* dx = Layout::row_of(args, args.dx, tile, o);
-                T* dresidual = Layout::row_of(args, args.dresidual, tile, o);
-                for_segments<T>(args.stream, dx, dresidual, at.first, at.first + at.count, step,
-                                [&](std::int64_t i, std::int64_t count, bool direct) {
-                                    backward_at(args, tile, o, i)
-                                        .write(dx_sink.open(dx + i, direct),
-                                               dresidual == nullptr
-                                                   ? nullptr
-                                                   : dresidual_sink.open(dresidual + i, direct),
-                                               count, direct, args.frozen, maps_from(args, at, i),
-                                               gradient_maps_from(args, at, i));
-                                    dx_sink.close(count, direct);
-                                    if (dresidual != nullptr) dresidual_sink.close(count, direct);
-                                });
-            });
+        Layout::for_map_rows(args, tile, operands, args.dx, [&](const Lanes& at, std::int64_t o) {
+            T* dx = Layout::row_of(args, args.dx, tile, o);
+            T* dresidual = Layout::row_of(args, args.dresidual, tile, o);
+            for_segments<T>(args.stream, dx, dresidual, at.first, at.first + at.count,
+                            [&](std::int64_t i, std::int64_t count, bool direct) {
+                                backward_at(args, tile, o, i)
+                                    .write(dx_sink.open(dx + i, direct),
+                                           dresidual == nullptr
+                                               ? nullptr
+                                               : dresidual_sink.open(dresidual + i, direct),
+                                           count, direct, args.frozen, maps_from(args, at, i),
+                                           gradient_maps_from(args, at, i));
+                                dx_sink.close(count, direct);
+                                if (dresidual != nullptr) dresidual_sink.close(count, direct);
+                            });
+        });
     }
 
   private:

@@ -75,15 +75,14 @@ struct ColumnsLayout {
     // the cache, they are taken from one start of a cache line of the result to the next one.
     template <class F>
     static FASTNORM_FN void for_map_rows(const KernelArgs& args, const Tile& tile,
-                                         Operands operands, const Operand& result,
-                                         std::int64_t step, F&& f) {
+                                         Operands operands, const Operand& result, F&& f) {
         const bool together = lie_side_by_side(args, operands);
         const Halves halves(args, tile, together);
         const std::int64_t run = args.view.run();
         std::int64_t rest = (tile.outer1 - tile.outer0) * run;
         const std::int64_t head = head_of_line(row_of(args, result, tile, tile.outer0));
-        const bool shifted = together && args.stream && head > 0 && head % step == 0 &&
-                             halves.narrow.count == run && head <= run;
+        const bool shifted =
+            together && args.stream && head > 0 && halves.narrow.count == run && head <= run;
         if (!shifted) return for_rows(halves, f);
         f(halves.wide.part(0, head), tile.outer0);
         rest -= head;

@@ -108,15 +108,52 @@ struct Ahead {
     }
 };
 
-// One bit an element of a pack.
-FASTNORM_FN unsigned load_bits(const unsigned char* mask, int valid) {
-    unsigned bits = 0;
-    std::memcpy(&bits, mask, static_cast<unsigned>(valid + 7) / 8);
-    return bits;
-}
-FASTNORM_FN void store_bits(unsigned char* mask, unsigned bits, int valid) {
-    std::memcpy(mask, &bits, static_cast<unsigned>(valid + 7) / 8);
-}
+// A run's row of the mask from some element of it on, one bit an element. Packs may start anywhere
+// in a byte, if those of a row are stored in order.
+struct MaskRow {
+    unsigned char* bytes = nullptr;  // null: no mask
+    int shift = 0;                   // the element's bit in the first byte
+
+    explicit operator bool() const { return bytes != nullptr; }
+
+    // valid: of a pack, a constant if it is full.
+    template <class Valid>
+    FASTNORM_FN unsigned load(std::int64_t i, Valid valid) const {
+        const unsigned char* const p = bytes + i / 8;
+        if constexpr (is_full<Valid>) {
+            Word<Valid> low;
+            std::memcpy(&low, p, sizeof(low));
+            if (shift == 0) return low;
+            return static_cast<unsigned>((std::uint64_t{p[sizeof(low)]} << Valid::value | low) >>
+                                         shift);
+        } else {
+            std::uint64_t found = 0;
+            std::memcpy(&found, p, bytes_of(valid + shift));
+            return static_cast<unsigned>(found >> shift);
+        }
+    }
+    template <class Valid>
+    FASTNORM_FN void store(std::int64_t i, unsigned bits, Valid valid) const {
+        unsigned char* const p = bytes + i / 8;
+        const unsigned before = shift == 0 ? 0 : p[0] & ((1u << shift) - 1u);
+        if constexpr (is_full<Valid>) {
+            const std::uint64_t all = std::uint64_t{bits} << shift | before;
+            const auto low = static_cast<Word<Valid>>(all);
+            std::memcpy(p, &low, sizeof(low));
+            if (shift != 0) p[sizeof(low)] = static_cast<unsigned char>(all >> Valid::value);
+        } else {
+            const std::uint64_t all = std::uint64_t{bits & ((1u << valid) - 1u)} << shift | before;
+            std::memcpy(p, &all, bytes_of(valid + shift));
+        }
+    }
+
+  private:
+    // The bits of a full pack.
+    template <class Valid>
+    using Word = std::conditional_t<Valid::value == 32, std::uint32_t, std::uint16_t>;
+
+    static FASTNORM_FN unsigned bytes_of(int bits) { return static_cast<unsigned>(bits + 7) / 8; }
+};
 
 // The sum of all lanes, as a tree of fixed shape.
 template <class A>
@@ -217,10 +254,10 @@ FASTNORM_FN T* run_of(const View& view, const Operand& operand, std::int64_t bat
                                 outer_offset(view, operand, o) + s * operand.stat_stride);
 }
 
-// The row of the mask that belongs to a run, from element i of it on; i is a multiple of 8.
-FASTNORM_FN unsigned char* mask_at(const KernelArgs& args, std::int64_t run, std::int64_t i) {
-    if (args.mask == nullptr) return nullptr;
-    return args.mask + run * args.view.mask_row_bytes() + i / 8;
+// The row of the mask that belongs to a run, from element i of it on.
+FASTNORM_FN MaskRow mask_at(const KernelArgs& args, std::int64_t run, std::int64_t i) {
+    if (args.mask == nullptr) return {};
+    return {args.mask + run * args.view.mask_row_bytes() + i / 8, static_cast<int>(i % 8)};
 }
 
 template <class A>

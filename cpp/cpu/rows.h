@@ -68,14 +68,13 @@ struct Rows {
     static void normalize(const KernelArgs& args, const Tile& tile) {
         Sink<T> sink(args.stream);
         const View& view = args.view;
-        const std::int64_t step = args.mask == nullptr ? 1 : 8;
         for_rows(args, tile, [&](std::int64_t o, std::int64_t s, std::int64_t run) {
             const NormalizeMap<V> map = normalize_map(args, tile.batch * view.stat + s);
             const T* x = run_of<T>(view, args.x, tile.batch, o, s);
             const T* residual = run_of<T>(view, args.residual, tile.batch, o, s);
             T* y = run_of<T>(view, args.y, tile.batch, o, s);
             if (s == tile.stat0) expect_next_rows(args, args.y, tile, o, sink);
-            for_segments<T>(args.stream, y, nullptr, tile.inner0, tile.inner1, step,
+            for_segments<T>(args.stream, y, nullptr, tile.inner0, tile.inner1,
                             [&](std::int64_t i, std::int64_t count, bool direct) {
                                 const Forward<T, kind> forward{
                                     x + i, residual == nullptr ? nullptr : residual + i,
@@ -128,7 +127,6 @@ struct Rows {
         Sink<T> dx_sink(args.stream);
         Sink<T> dresidual_sink(args.stream && args.dresidual);
         const View& view = args.view;
-        const std::int64_t step = args.mask == nullptr ? 1 : 8;
         for_rows(args, tile, [&](std::int64_t o, std::int64_t s, std::int64_t run) {
             const std::int64_t index = tile.batch * view.stat + s;
             const NormalizeMap<V> map = normalize_map(args, index);
@@ -141,7 +139,7 @@ struct Rows {
             if (s == tile.stat0) expect_next_rows(args, args.dx, tile, o, dx_sink);
             T* dresidual = run_of<T>(view, args.dresidual, tile.batch, o, s);
             for_segments<T>(
-                args.stream, dx, dresidual, tile.inner0, tile.inner1, step,
+                args.stream, dx, dresidual, tile.inner0, tile.inner1,
                 [&](std::int64_t i, std::int64_t count, bool direct) {
                     backward_at(args, tile, o, s, run, i)
                         .write(

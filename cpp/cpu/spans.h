@@ -17,8 +17,8 @@ struct Forward {
     using V = Vec<A>;
 
     const T* x;
-    const T* residual;    // or null
-    unsigned char* mask;  // or null
+    const T* residual;  // or null
+    MaskRow mask;
     ActParams<A> params;
 
     template <class MapAt>
@@ -30,14 +30,14 @@ struct Forward {
                 V z = map.affine(map.centred(load<A>(x + i, v, valid)));
                 if (residual != nullptr) z = z + load<A>(residual + i, v, valid);
                 if constexpr (Act<kind>::piecewise) {
-                    if (mask != nullptr) {
+                    if (mask) {
                         pack_bits |= bits(Act<kind>::is_unit(z, params)) << (v * V::width);
                     }
                 }
                 store<A>(y + i, v, Act<kind>::value(z, params), valid, direct);
             });
             if constexpr (Act<kind>::piecewise) {
-                if (mask != nullptr) store_bits(mask + i / 8, pack_bits, valid);
+                if (mask) mask.store(i, pack_bits, valid);
             }
         });
     }
@@ -56,8 +56,8 @@ struct Backward {
 
     const T* dy;
     const T* x;
-    const T* residual;          // or null
-    const unsigned char* mask;  // or null
+    const T* residual;  // or null
+    MaskRow mask;
     ActParams<A> params;
     Ahead ahead_dy = {}, ahead_x = {};
 
@@ -68,7 +68,7 @@ struct Backward {
         ahead_dy.fetch<A>(dy + i);
         ahead_x.fetch<A>(x + i);
         if constexpr (Act<kind>::piecewise) {
-            if (mask != nullptr) pack_bits = load_bits(mask + i / 8, valid);
+            if (mask) pack_bits = mask.load(i, valid);
         }
         for_vectors<A>([&](auto v) {
             const NormalizeMap<V>& map = map_at(i, v, valid);
@@ -105,7 +105,7 @@ struct Backward {
     FASTNORM_FN V gated(const Gradient<V>& at, const NormalizeMap<V>& map, std::int64_t i, int v,
                         Valid valid, unsigned saved_bits) const {
         if constexpr (Act<kind>::piecewise) {
-            if (mask != nullptr) return gate(at.g, V::mask(saved_bits));
+            if (mask) return gate(at.g, V::mask(saved_bits));
         }
         V z = map.affine(at.centred);
         if (residual != nullptr) z = z + load<A>(residual + i, v, valid);

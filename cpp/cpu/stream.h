@@ -28,16 +28,16 @@ FASTNORM_FN std::int64_t head_of_line(const T* p) {
 
 // Cuts [from, to) of a row of results into pieces, and calls f(i, count, direct) for each: direct
 // ones are whole packs that start with a cache line, to be written past the cache from registers;
-// the others have at most segment elements and go through a sink. Pieces start step elements apart,
-// or multiples of that. second: another row of results that is written at the same time, or null.
+// the others have at most segment elements and go through a sink. second: another row of results
+// that is written at the same time, or null.
 template <class T, class F>
 FASTNORM_FN void for_segments(bool stream, const T* result, const T* second, std::int64_t from,
-                              std::int64_t to, std::int64_t step, F&& f) {
+                              std::int64_t to, F&& f) {
     using A = accumulator_t<T>;
     const std::int64_t head = head_of_line(result + from);
     const std::int64_t body = (to - from - head) / lanes<A> * lanes<A>;
     const bool alike = second == nullptr || head_of_line(second + from) == head;
-    const bool any = stream && alike && head % step == 0 && body >= shortest_direct;
+    const bool any = stream && alike && body >= shortest_direct;
     const std::int64_t begin = any ? from + head : to;  // of the direct piece
     for (std::int64_t i = from; i < to;) {
         const bool direct = i == begin;
