@@ -58,9 +58,10 @@ int threads_for(const View& view, int threads) {
     return view.elements() < elements_for_threads ? 1 : threads;
 }
 
-// Results of a call that touches so many bytes will not be in a cache when they are needed.
+// Results of a call that touches so many bytes will hardly be in a cache near to who needs them,
+// and stores that first read each line cost as much as the rest of the call.
 bool should_stream(std::int64_t bytes) {
-    return bytes > std::min<std::int64_t>(caches().l3, 1 << 24);
+    return bytes > std::min<std::int64_t>(caches().l3, 1 << 22);
 }
 
 // Fewer statistics a tile, down to least, where there would not be a tile for every thread.
