@@ -47,7 +47,7 @@ struct View {
     // Under columns a row's coefficients repeat: for each of the rows taken together, and once more
     // for large tensors, whose maps may start anywhere in a row.
     std::int64_t coefficient_rows() const {
-        return rows_together() + (elements() >= 1 << 20 ? 1 : 0);
+        return rows_together() + (elements() >= 1 << 17 ? 1 : 0);
     }
     // Of each of the maps' coefficients: one a lane under columns, else one a statistic.
     std::int64_t coefficients() const {

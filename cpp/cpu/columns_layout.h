@@ -81,8 +81,9 @@ struct ColumnsLayout {
         const std::int64_t run = args.view.run();
         std::int64_t rest = (tile.outer1 - tile.outer0) * run;
         const std::int64_t head = head_of_line(row_of(args, result, tile, tile.outer0));
-        const bool shifted =
-            together && args.stream && head > 0 && halves.narrow.count == run && head <= run;
+        const bool repeats = args.view.coefficient_rows() > args.view.rows_together();
+        const bool shifted = together && repeats && args.stream && head > 0 &&
+                             halves.narrow.count == run && head <= run;
         if (!shifted) return for_rows(halves, f);
         f(halves.wide.part(0, head), tile.outer0);
         rest -= head;
