@@ -42,9 +42,19 @@ void sign(const TensorView& mask, std::uint64_t signature) {
     if (mask.given()) std::memcpy(mask.data, &signature, sizeof(signature));
 }
 
-Problem problem_of(const TensorView& x, const Activation& activation, const TensorView& weight,
+// Whether the op is only to be explained, with an explanation that is empty as yet.
+bool only_explains(Explanation* explanation) {
+    if (explanation != nullptr) *explanation = {};
+    return explanation != nullptr;
+}
+
+// The options of any op.
+template <class Options>
+Problem problem_of(const TensorView& x, const Options& options, const TensorView& weight,
                    const TensorView& bias) {
+    const Activation& activation = options.activation;
     Problem problem;
+    problem.explanation = options.explanation;
     problem.dtype = x.dtype;
     problem.activation = activation.kind;
     problem.args.alpha = activation.alpha;
@@ -86,18 +96,17 @@ void batch_norm(const TensorView& x, const TensorView& mean, const TensorView& v
     check.reads("bias", bias);
     check.reads("residual", options.residual);
     check.overlap();
-    if (options.explanation != nullptr) *options.explanation = {};
+    only_explains(options.explanation);
     if (check.elements() == 0) return;
 
     Staging staging(x, channel_axis, options.explanation);
-    Problem problem = problem_of(x, options.activation, weight, bias);
-    problem.explanation = options.explanation;
+    Problem problem = problem_of(x, options, weight, bias);
     KernelArgs& args = problem.args;
     args.view = staging.bind({{&staging.input("x", x), &args.x},
                               {&staging.input("residual", options.residual), &args.residual},
                               {&staging.output("out", out), &args.y}});
     normalize(default_execution(), problem, per_statistic(mean), per_statistic(var), options.eps);
-    if (options.explanation == nullptr) staging.commit();
+    staging.commit();
 }
 
 void batch_norm_train(const TensorView& x, const TensorView& weight, const TensorView& bias,
@@ -131,17 +140,16 @@ void batch_norm_train(const TensorView& x, const TensorView& weight, const Tenso
     check.reads("residual", options.residual);
     check.overlap();
     const std::uint64_t signature = staging.mask_signature(options.activation);
-    if (options.explanation != nullptr) *options.explanation = {};
+    const bool explained = only_explains(options.explanation);
     if (check.elements() == 0) {
-        if (options.explanation != nullptr) return;
+        if (explained) return;
         fill(mean, check.channels(), std::numeric_limits<double>::quiet_NaN());
         fill(rstd, check.channels(), std::numeric_limits<double>::quiet_NaN());
         sign(mask, signature);
         return;
     }
 
-    Problem problem = problem_of(x, options.activation, weight, bias);
-    problem.explanation = options.explanation;
+    Problem problem = problem_of(x, options, weight, bias);
     KernelArgs& args = problem.args;
     args.mask = rows_of(mask);
     args.view = staging.bind({{&staging.input("x", x), &args.x},
@@ -151,7 +159,7 @@ void batch_norm_train(const TensorView& x, const TensorView& weight, const Tenso
         default_execution(), problem, options.eps, per_statistic(mean), per_statistic(rstd),
         {per_statistic(options.running_mean), per_statistic(options.running_var), options.momentum,
          options.unbiased});
-    if (options.explanation != nullptr) return;
+    if (explained) return;
     sign(mask, signature);
     staging.commit();
 }
@@ -192,16 +200,15 @@ void batch_norm_backward(const TensorView& dy, const TensorView& x, const Tensor
     check.reads("residual", options.residual);
     check.reads("mask", options.mask);
     check.overlap();
-    if (options.explanation != nullptr) *options.explanation = {};
+    const bool explained = only_explains(options.explanation);
     if (check.elements() == 0) {
-        if (options.explanation != nullptr) return;
+        if (explained) return;
         fill(gradients.dweight, check.channels(), 0.0);
         fill(gradients.dbias, check.channels(), 0.0);
         return;
     }
 
-    Problem problem = problem_of(x, options.activation, weight, bias);
-    problem.explanation = options.explanation;
+    Problem problem = problem_of(x, options, weight, bias);
     KernelArgs& args = problem.args;
     args.mask = rows_of(options.mask);
     args.view =
@@ -213,7 +220,7 @@ void batch_norm_backward(const TensorView& dy, const TensorView& x, const Tensor
     normalize_backward(default_execution(), problem, per_statistic(mean), per_statistic(rstd),
                        !options.training, per_statistic(gradients.dweight),
                        per_statistic(gradients.dbias));
-    if (options.explanation == nullptr) staging.commit();
+    staging.commit();
 }
 
 }  // namespace fastnorm

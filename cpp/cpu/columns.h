@@ -22,7 +22,7 @@ struct Columns {
         alignas(64) A pivots[columns_tile_lanes];
         alignas(64) double means[columns_tile_lanes];
         alignas(64) double m2s[columns_tile_lanes];
-        Poor poor[columns_tile_lanes];
+        std::int64_t poor[columns_tile_lanes];  // lanes whose sums cannot be trusted
         const Halves halves(args, tile, Layout::lie_side_by_side(args, {&args.x}));
         guess_pivots(args, tile, halves, pivots);
         add_deviations(args, tile, halves, pivots, sums);
@@ -32,7 +32,7 @@ struct Columns {
             const Moments m = moments_of(sums, j, pivots[j], count, share, good);
             means[j] = m.mean;
             m2s[j] = m.m2;
-            if (!good) poor[poor_count++] = {j, count};
+            if (!good) poor[poor_count++] = j;
         });
         if (poor_count > 0) {
             recompute(args, tile, halves, poor, poor_count, pivots, sums, means, m2s);
@@ -288,30 +288,25 @@ struct Columns {
         return m;
     }
 
-    // Lanes whose sums cannot be trusted.
-    struct Poor {
-        std::int64_t lane;
-        double rows;
-    };
-
     // Off the hot path: lanes whose pivot was poor, or whose numbers are constant, tiny or huge.
     // Once more about their own means (all lanes: that is what vectors do), and in double where
     // that does not help.
     static __attribute__((noinline)) void recompute(const KernelArgs& args, const Tile& tile,
-                                                    const Halves& halves, const Poor* poor,
+                                                    const Halves& halves, const std::int64_t* poor,
                                                     std::int64_t count, A* pivots, Sums& sums,
                                                     double* means, double* m2s) {
         for (std::int64_t p = 0; p < count; ++p) {
-            const std::int64_t j = poor[p].lane;
+            const std::int64_t j = poor[p];
             pivots[j] = pivot_near(static_cast<A>(means[j]), A(0));
         }
         add_deviations(args, tile, halves, pivots, sums);
         alignas(64) A spread[columns_tile_lanes];
         largest_deviations(args, tile, halves, pivots, spread);
         for (std::int64_t p = 0; p < count; ++p) {
-            const std::int64_t j = poor[p].lane;
+            const std::int64_t j = poor[p];
+            const double rows = halves.rows_of(j);
             bool good;
-            Moments m = moments_of(sums, j, pivots[j], poor[p].rows, 1.0 / poor[p].rows, good);
+            Moments m = moments_of(sums, j, pivots[j], rows, 1.0 / rows, good);
             if (!good && !(spread[j] == A(0) && sums.a(j) == 0.0)) {
                 const auto value = [&](const Lanes& at, std::int64_t o) {
                     return to_float(Layout::row_of(args, args.x, tile, o)[at.first + j]);

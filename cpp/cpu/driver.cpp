@@ -18,6 +18,7 @@ namespace {
 
 // Statistics that one task finishes: enough to be worth a task.
 constexpr std::int64_t stats_per_task = 64;
+
 ParallelFor threads_of(const Execution& execution, const Schedule& schedule) {
     ParallelFor parallel_for = execution.parallel_for;
     parallel_for.threads = schedule.threads;
@@ -202,8 +203,8 @@ Workspace thread_workspace() {
 void normalize(const Execution& execution, const Problem& problem, const PerStatistic& mean,
                const PerStatistic& var, double eps) {
     KernelArgs args = problem.args;
-    const Schedule schedule = schedule_map(args.view, size_of(problem.dtype), inputs_of(args),
-                                           outputs_of(args), execution.parallel_for.threads);
+    const Schedule schedule = schedule_map(args.view, size_of(problem.dtype), tensors_of(args),
+                                           execution.parallel_for.threads);
     if (explains(execution, problem, schedule, forward_coefficients)) return;
     const ParallelFor parallel_for = threads_of(execution, schedule);
     const Scratch scratch(execution, problem, schedule, forward_coefficients);
@@ -227,8 +228,8 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
     KernelArgs args = problem.args;
     const View& view = args.view;
     const std::int64_t size = size_of(problem.dtype);
-    const Schedule schedule = schedule_reduction(view, size, 1, inputs_of(args), outputs_of(args),
-                                                 execution.parallel_for.threads);
+    const Schedule schedule =
+        schedule_reduction(view, size, 1, tensors_of(args), execution.parallel_for.threads);
     if (explains(execution, problem, schedule, forward_coefficients)) return;
     const ParallelFor parallel_for = threads_of(execution, schedule);
     const Plan& plan = schedule.plan;
@@ -288,11 +289,11 @@ void normalize_backward(const Execution& execution, const Problem& problem,
     const View& view = args.view;
     const std::int64_t size = size_of(problem.dtype);
     const bool reduces = !frozen || dweight || dbias;
-    const int inputs = inputs_of(args), outputs = outputs_of(args);
+    const int inputs = count_given({&args.dy, &args.x, &args.residual});
     const int threads = execution.parallel_for.threads;
-    const Schedule schedule = reduces
-                                  ? schedule_reduction(view, size, inputs, inputs, outputs, threads)
-                                  : schedule_map(view, size, inputs, outputs, threads);
+    const Schedule schedule =
+        reduces ? schedule_reduction(view, size, inputs, tensors_of(args), threads)
+                : schedule_map(view, size, tensors_of(args), threads);
     if (explains(execution, problem, schedule, backward_coefficients)) return;
     const ParallelFor parallel_for = threads_of(execution, schedule);
     const Plan& plan = schedule.plan;

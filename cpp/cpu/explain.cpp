@@ -1,12 +1,8 @@
 #include "cpu/explain.h"
 
-#include <initializer_list>
-
 #include "cpu/scratch.h"
 
 namespace fastnorm {
-
-namespace {
 
 int count_given(std::initializer_list<const Operand*> operands) {
     int count = 0;
@@ -14,10 +10,9 @@ int count_given(std::initializer_list<const Operand*> operands) {
     return count;
 }
 
-}  // namespace
-
-int inputs_of(const KernelArgs& args) { return count_given({&args.x, &args.residual, &args.dy}); }
-int outputs_of(const KernelArgs& args) { return count_given({&args.y, &args.dx, &args.dresidual}); }
+int tensors_of(const KernelArgs& args) {
+    return count_given({&args.x, &args.residual, &args.y, &args.dy, &args.dx, &args.dresidual});
+}
 
 bool explains(const Execution& execution, const Problem& problem, const Schedule& schedule,
               int coefficients_count) {
@@ -43,8 +38,7 @@ bool explains(const Execution& execution, const Problem& problem, const Schedule
     e.stream = schedule.stream;
     e.reads = schedule.reads;
     const std::int64_t mask = args.mask == nullptr ? 0 : view.runs() * view.mask_row_bytes();
-    e.least_bytes =
-        (inputs_of(args) + outputs_of(args)) * view.elements() * size_of(problem.dtype) + mask;
+    e.least_bytes = tensors_of(args) * view.elements() * size_of(problem.dtype) + mask;
     e.scratch_bytes = Scratch::bytes(problem, schedule, coefficients_count);
     return true;
 }

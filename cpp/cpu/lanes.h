@@ -191,10 +191,7 @@ struct LaneSums {
             product[v] = V::load(block_ab + v * V::width);
         });
         each([&](auto v, auto valid, V a, V b) {
-            if constexpr (!is_full<decltype(valid)>) {
-                a = keep_first(a, in_vector<A>(valid, v));
-                b = keep_first(b, in_vector<A>(valid, v));
-            }
+            keep_valid(v, valid, a, b);
             sum[v] = sum[v] + a;
             product[v] = fma(a, b, product[v]);
         });
@@ -211,10 +208,7 @@ struct LaneSums {
         V sum[vectors<A>], product[vectors<A>];
         unrolled<n>([&](auto r) {
             each(r, [&](auto v, V a, V b) {
-                if constexpr (!is_full<Valid>) {
-                    a = keep_first(a, in_vector<A>(valid, v));
-                    b = keep_first(b, in_vector<A>(valid, v));
-                }
+                keep_valid(v, valid, a, b);
                 sum[v] = r == 0 ? a : sum[v] + a;
                 product[v] = r == 0 ? a * b : fma(a, b, product[v]);
             });
@@ -231,6 +225,16 @@ struct LaneSums {
             total_a[i] += static_cast<double>(block_a[i]);
             total_ab[i] += static_cast<double>(block_ab[i]);
             block_a[i] = block_ab[i] = A(0);
+        }
+    }
+
+  private:
+    // Both factors: what lies beside a pack may be infinite.
+    template <class Valid>
+    static FASTNORM_FN void keep_valid(int v, Valid valid, V& a, V& b) {
+        if constexpr (!is_full<Valid>) {
+            a = keep_first(a, in_vector<A>(valid, v));
+            b = keep_first(b, in_vector<A>(valid, v));
         }
     }
 };

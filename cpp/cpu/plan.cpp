@@ -24,6 +24,11 @@ constexpr std::int64_t least_map_tile = 32768;
 // Contiguous bytes that a group of neighbouring small rows should reach.
 constexpr std::int64_t group_bytes = 6144;
 constexpr std::int64_t line_bytes = 64;
+// Below so many elements a thread costs more to wake than it saves.
+constexpr std::int64_t elements_for_threads = 32768;
+// Results of a call that touches more bytes will hardly be in a cache near to who needs them, and
+// stores that first read each line cost as much as the rest of the call.
+constexpr std::int64_t most_cached_bytes = 1 << 22;
 
 void cut_inner(Plan& plan, std::int64_t most) {
     const std::int64_t inner = plan.view.inner;
@@ -51,24 +56,20 @@ std::int64_t rows_group(std::int64_t row_bytes) {
     return std::min(divide_up(group, whole_lines) * whole_lines, rows_tile_stats);
 }
 
-// Below so many elements a thread costs more to wake than it saves.
-constexpr std::int64_t elements_for_threads = 32768;
-
-int threads_for(const View& view, int threads) {
-    return view.elements() < elements_for_threads ? 1 : threads;
-}
-
-// Results of a call that touches so many bytes will hardly be in a cache near to who needs them,
-// and stores that first read each line cost as much as the rest of the call.
-bool should_stream(std::int64_t bytes) {
-    return bytes > std::min<std::int64_t>(caches().l3, 1 << 22);
-}
-
 // Fewer statistics a tile, down to least, where there would not be a tile for every thread.
 void share_stats(Plan& plan, std::int64_t least, int threads) {
     while (plan.tiles() < threads && plan.tile_stats > least) {
         cut_stat(plan, std::max(divide_up(plan.tile_stats / least, 2) * least, least));
     }
+}
+
+// What does not depend on the plan.
+Schedule schedule_of(const View& view, std::int64_t element_bytes, int tensors, int threads) {
+    const std::int64_t bytes = tensors * view.elements() * element_bytes;
+    Schedule schedule;
+    schedule.threads = view.elements() < elements_for_threads ? 1 : threads;
+    schedule.stream = bytes > std::min(caches().l3, most_cached_bytes);
+    return schedule;
 }
 
 }  // namespace
@@ -134,18 +135,15 @@ Plan map_plan(const View& view, int threads) {
     return plan;
 }
 
-Schedule schedule_map(const View& view, std::int64_t element_bytes, int inputs, int outputs,
-                      int threads) {
-    Schedule schedule;
-    schedule.threads = threads_for(view, threads);
+Schedule schedule_map(const View& view, std::int64_t element_bytes, int tensors, int threads) {
+    Schedule schedule = schedule_of(view, element_bytes, tensors, threads);
     schedule.plan = map_plan(view, schedule.threads);
-    schedule.stream = should_stream((inputs + outputs) * view.elements() * element_bytes);
     return schedule;
 }
 
-Schedule schedule_reduction(const View& view, std::int64_t element_bytes, int twice, int inputs,
-                            int outputs, int threads) {
-    Schedule schedule = schedule_map(view, element_bytes, inputs, outputs, threads);
+Schedule schedule_reduction(const View& view, std::int64_t element_bytes, int twice, int tensors,
+                            int threads) {
+    Schedule schedule = schedule_of(view, element_bytes, tensors, threads);
     schedule.reduces = true;
     schedule.plan = reduction_plan(view, element_bytes, schedule.threads);
     const Plan& plan = schedule.plan;

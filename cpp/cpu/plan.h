@@ -45,11 +45,10 @@ struct Schedule {
     int reads = 1;        // how often the inputs come from memory
 };
 
-// inputs and outputs: how many tensors of the view's shape are read and written; twice: how many of
-// the inputs both the reduction and the map read.
-Schedule schedule_map(const View& view, std::int64_t element_bytes, int inputs, int outputs,
-                      int threads);
-Schedule schedule_reduction(const View& view, std::int64_t element_bytes, int twice, int inputs,
-                            int outputs, int threads);
+// tensors: how many of the view's shape are read or written; twice: how many of them both the
+// reduction and the map read.
+Schedule schedule_map(const View& view, std::int64_t element_bytes, int tensors, int threads);
+Schedule schedule_reduction(const View& view, std::int64_t element_bytes, int twice, int tensors,
+                            int threads);
 
 }  // namespace fastnorm

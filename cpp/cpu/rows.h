@@ -53,8 +53,9 @@ struct Rows {
         Sums sums[rows_tile_stats];
         A pivots[rows_tile_stats];
         const std::int64_t stats = tile.stat1 - tile.stat0;
-        for (std::int64_t s = 0; s < stats; ++s)
+        for (std::int64_t s = 0; s < stats; ++s) {
             pivots[s] = guess_pivot(args, tile, tile.stat0 + s);
+        }
         add_deviations(args, tile, pivots, sums);
         for (std::int64_t s = 0; s < stats; ++s) {
             bool good;
@@ -100,9 +101,10 @@ struct Rows {
                     const Ahead ahead_dy = walk.in(args.dy), ahead_x = walk.in(args.x);
                     for (std::int64_t s = tile.stat0; s < tile.stat1; ++s) {
                         const NormalizeMap<V> map = normalize_map(args, tile.batch * view.stat + s);
-                        const Backward<T, kind> backward =
-                            backward_at(args, tile, o, s, run_index(view, tile.batch, o, s), from,
-                                        ahead_dy, ahead_x);
+                        Backward<T, kind> backward =
+                            backward_at(args, tile, o, s, run_index(view, tile.batch, o, s), from);
+                        backward.ahead_dy = ahead_dy;
+                        backward.ahead_x = ahead_x;
                         sums[s - tile.stat0].add([&](auto&& add) {
                             backward.each(
                                 to - from, [&](auto...) -> const auto& { return map; },
@@ -169,17 +171,12 @@ struct Rows {
 
     static FASTNORM_FN Backward<T, kind> backward_at(const KernelArgs& args, const Tile& tile,
                                                      std::int64_t o, std::int64_t s,
-                                                     std::int64_t run, std::int64_t i,
-                                                     const Ahead& ahead_dy = {},
-                                                     const Ahead& ahead_x = {}) {
+                                                     std::int64_t run, std::int64_t i) {
         const T* residual = run_of<T>(args.view, args.residual, tile.batch, o, s);
         return {run_of<T>(args.view, args.dy, tile.batch, o, s) + i,
                 run_of<T>(args.view, args.x, tile.batch, o, s) + i,
-                residual == nullptr ? nullptr : residual + i,
-                mask_at(args, run, i),
-                activation_params<A>(args),
-                ahead_dy,
-                ahead_x};
+                residual == nullptr ? nullptr : residual + i, mask_at(args, run, i),
+                activation_params<A>(args)};
     }
 
     // Calls f(outer, stat, run) for each row of a tile, in the order of memory.
@@ -239,26 +236,26 @@ struct Rows {
         }
     }
 
-    // Off the hot path: a block whose sums left the range of A, or that has an infinity or NaN.
+    // Off the hot path: a tile whose sums left the range of A, or that has an infinity or NaN.
     // Once more in double, from x itself: an x far from a mean that is not its own may have a
     // centred(x) beyond the range.
     static __attribute__((noinline)) void exact_gradient_sums(const KernelArgs& args,
-                                                              const Tile& block, std::int64_t s,
+                                                              const Tile& tile, std::int64_t s,
                                                               double& sum_g, double& sum_gx) {
         alignas(64) A g[lanes<A>];
-        const std::int64_t index = block.batch * args.view.stat + s;
+        const std::int64_t index = tile.batch * args.view.stat + s;
         const NormalizeMap<V> map = normalize_map(args, index);
         const ExactCentre<A> centre(args, index);
-        Tile row = block;
+        Tile row = tile;
         row.stat0 = s;
         row.stat1 = s + 1;
         sum_g = sum_gx = 0.0;
         for_rows(args, row, [&](std::int64_t o, std::int64_t, std::int64_t run) {
-            const T* const x = run_of<T>(args.view, args.x, block.batch, o, s);
-            for (std::int64_t i = block.inner0; i < block.inner1; i += lanes<A>) {
-                const std::int64_t rest = block.inner1 - i;
+            const T* const x = run_of<T>(args.view, args.x, tile.batch, o, s);
+            for (std::int64_t i = tile.inner0; i < tile.inner1; i += lanes<A>) {
+                const std::int64_t rest = tile.inner1 - i;
                 const std::int64_t count = rest < lanes<A> ? rest : lanes<A>;
-                backward_at(args, block, o, s, run, i)
+                backward_at(args, tile, o, s, run, i)
                     .each(
                         count, [&](auto...) -> const auto& { return map; },
                         [&](std::int64_t, auto v, auto, const Gradient<V>& at) {

@@ -1,4 +1,4 @@
-// The inner loops: a contiguous span of at most one segment, whatever the traversal. Where a
+// The inner loops: a contiguous span, whatever the traversal. Where a
 // vector's coefficients come from (one set a row, or one a lane) is the caller's: map_at(offset, v,
 // valid) gives them, by reference where there is one set: GCC copies structs of vectors in halves,
 // and loading such a copy stalls. Included by kernels.cpp, once per instruction set.

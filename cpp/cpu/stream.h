@@ -1,6 +1,7 @@
 // Where a map puts its results: straight into the tensor, or, for outputs that no cache will hold,
-// through a small buffer that turns runs of any length and alignment into whole cache lines, which
-// are then written past the cache. Included by kernels.cpp, once per instruction set.
+// past the cache: whole lines from registers, and what lies between them through a small buffer
+// that turns runs of any length and alignment into lines. Included by kernels.cpp, once per
+// instruction set.
 #pragma once
 
 #include <cstdint>

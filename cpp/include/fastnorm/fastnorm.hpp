@@ -117,14 +117,12 @@ struct Explanation {
     // one tile each.
     std::int64_t tile_stat = 0, tile_outer = 0, tile_inner = 0;
     std::int64_t units = 0, chunks = 0;
-    bool reduces =
-        false;  // sums over each unit before it is mapped; else every tile is mapped once
+    bool reduces = false;  // each unit is summed, then mapped; else every tile is mapped once
     int threads = 0;
     bool shared = false;  // all threads work on one unit at a time; else each has units of its own
     bool stream = false;  // results are written past the cache
     int reads = 0;        // how often inputs come from memory: 2 where a unit exceeds the L2 cache
-    std::int64_t least_bytes =
-        0;  // of every tensor of x's size, and the mask, read or written once
+    std::int64_t least_bytes = 0;    // every tensor of x's size, and the mask, once
     std::int64_t scratch_bytes = 0;  // partial results and coefficients, kept by the calling thread
     std::vector<std::string> copied;  // arguments that are copied to dense memory, or from it
 };
