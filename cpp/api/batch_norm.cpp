@@ -24,7 +24,7 @@ PerStatistic per_statistic(const TensorView& v) {
 }
 
 void fill(const TensorView& v, std::int64_t count, double value) {
-    for (std::int64_t i = 0; i < count; ++i) per_statistic(v).set(i, value);
+    for (std::int64_t i = 0; i < count; ++i) per_statistic(v).store(i, 1, &value);
 }
 
 unsigned char* rows_of(const TensorView& mask) {

@@ -87,31 +87,31 @@ std::uint64_t Staging::mask_signature(const Activation& activation) const {
     return hash.value();
 }
 
-const TensorView& Staging::stand_in(const char* name, const TensorView& tensor) {
-    views_.push_back(dense_);
+TensorView& Staging::stand_in(const char* name, const TensorView& tensor,
+                              const TensorView* result) {
+    stand_ins_.emplace_back(new StandIn{dense_, nullptr, result});
+    StandIn& made = *stand_ins_.back();
     if (explanation_ != nullptr) {
         explanation_->copied.emplace_back(name);
-        views_.back().data = tensor.data;
+        made.view.data = tensor.data;
     } else {
         const auto bytes = static_cast<std::size_t>(view_.elements() * size_of(tensor.dtype));
-        buffers_.emplace_back(new char[bytes]);
-        views_.back().data = buffers_.back().get();
+        made.memory.reset(new char[bytes]);
+        made.view.data = made.memory.get();
     }
-    return views_.back();
+    return made.view;
 }
 
 const TensorView& Staging::input(const char* name, const TensorView& tensor) {
     if (!tensor.given() || walkable(tensor, view_, order_)) return tensor;
-    const TensorView& dense = stand_in(name, tensor);
+    const TensorView& dense = stand_in(name, tensor, nullptr);
     if (explanation_ == nullptr) copy(dense, tensor, order_);
     return dense;
 }
 
 const TensorView& Staging::output(const char* name, const TensorView& tensor) {
     if (!tensor.given() || walkable(tensor, view_, order_)) return tensor;
-    const TensorView& dense = stand_in(name, tensor);
-    outputs_.emplace_back(&tensor, dense);
-    return dense;
+    return stand_in(name, tensor, &tensor);
 }
 
 View Staging::bind(std::initializer_list<std::pair<const TensorView*, Operand*>> operands) const {
@@ -129,7 +129,9 @@ View Staging::bind(std::initializer_list<std::pair<const TensorView*, Operand*>>
 
 void Staging::commit() const {
     if (explanation_ != nullptr) return;
-    for (const auto& [target, dense] : outputs_) copy(*target, dense, order_);
+    for (const auto& made : stand_ins_) {
+        if (made->result != nullptr) copy(*made->result, made->view, order_);
+    }
 }
 
 }  // namespace fastnorm

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cstdint>
-#include <deque>
 #include <memory>
 #include <vector>
 
@@ -36,15 +35,18 @@ class Staging {
     void commit() const;
 
   private:
-    const TensorView& stand_in(const char* name, const TensorView& tensor);
+    struct StandIn {
+        TensorView view;
+        std::unique_ptr<char[]> memory;
+        const TensorView* result;  // of an output: where it belongs
+    };
+    TensorView& stand_in(const char* name, const TensorView& tensor, const TensorView* result);
 
     Explanation* explanation_;
     DimOrder order_;
     View view_;
     TensorView dense_;  // x's shape, dense
-    std::deque<TensorView> views_;
-    std::vector<std::unique_ptr<char[]>> buffers_;
-    std::vector<std::pair<const TensorView*, TensorView>> outputs_;
+    std::vector<std::unique_ptr<StandIn>> stand_ins_;
 };
 
 }  // namespace fastnorm

@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <numeric>
 
 #include "core/activations.h"
 #include "core/dtypes.h"
@@ -55,10 +54,6 @@ bool same_elements(const TensorView& a, const TensorView& b) {
     return true;
 }
 
-bool is_empty(const TensorView& t) {
-    return std::find(t.shape, t.shape + t.ndim, 0) != t.shape + t.ndim;
-}
-
 // Whether all extents' product is a number of bytes. An extent of 0 counts as 1: what is computed
 // from the other extents must not overflow either.
 bool size_is_possible(const TensorView& t) {
@@ -84,119 +79,7 @@ bool reach_is_possible(const TensorView& t) {
     return total <= most_bytes;
 }
 
-// One step of an equation sum(k_i * stride_i) = target with 0 <= k_i <= most_i, strides positive
-// and in descending order.
-struct Step {
-    std::int64_t stride;
-    std::int64_t most;
-};
-
-void largest_first(std::vector<Step>& steps) {
-    std::sort(steps.begin(), steps.end(),
-              [](const Step& p, const Step& q) { return p.stride > q.stride; });
-}
-
-// Steps along one stride are one step: two views of the same array have their strides in common,
-// and every distribution of the same sum over both would be looked at.
-void merge_equal(std::vector<Step>& sorted) {
-    std::size_t last = 0;
-    for (std::size_t i = 1; i < sorted.size(); ++i) {
-        if (sorted[i].stride == sorted[last].stride) {
-            sorted[last].most += sorted[i].most;
-        } else {
-            sorted[++last] = sorted[i];
-        }
-    }
-    if (!sorted.empty()) sorted.resize(last + 1);
-}
-
-// Whether target less a sum of steps[i..] can come within (-below, above). Large strides first
-// leave few choices for each; budget bounds the search where they do not.
-bool reaches(const std::vector<Step>& steps, std::size_t i, std::int64_t target, std::int64_t below,
-             std::int64_t above, int& budget) {
-    if (--budget < 0) return true;
-    if (i == steps.size()) return -below < target && target < above;
-    std::int64_t rest = 0;
-    std::int64_t divisor = steps[i].stride;
-    for (std::size_t j = i + 1; j < steps.size(); ++j) {
-        rest += steps[j].stride * steps[j].most;
-        divisor = std::gcd(divisor, steps[j].stride);
-    }
-    // All sums are multiples of the strides' divisor: even columns never meet odd ones.
-    const std::int64_t least = ((target + below - 1) % divisor + divisor) % divisor - below + 1;
-    if (least >= above) return false;
-    const auto [stride, most] = steps[i];
-    // k * stride must lie in [target - rest - above, target + below].
-    const std::int64_t low = target - rest - above;
-    const std::int64_t high = target + below;
-    const std::int64_t from = std::max<std::int64_t>(0, low <= 0 ? 0 : (low + stride - 1) / stride);
-    const std::int64_t to = high < 0 ? -1 : std::min(most, high / stride);
-    for (std::int64_t k = from; k <= to; ++k) {
-        if (reaches(steps, i + 1, target - k * stride, below, above, budget)) return true;
-    }
-    return false;
-}
-
-// Nodes of a search with reaches().
-constexpr int search_budget = 20000;
-
 }  // namespace
-
-bool overlaps(const TensorView& a, const TensorView& b) {
-    if (is_empty(a) || is_empty(b)) return false;
-    const std::int64_t size_a = size_of(a.dtype);
-    const std::int64_t size_b = size_of(b.dtype);
-    // Addresses of a: low_a + sum(k_i * |stride_i|). With the indices of b counted from their far
-    // end, a byte is shared where the two sums make up for the distance between the arrays.
-    std::vector<Step> steps;
-    const auto span = [&](const TensorView& t) {
-        std::intptr_t low = reinterpret_cast<std::intptr_t>(t.data);
-        std::intptr_t high = low;
-        for (int i = 0; i < t.ndim; ++i) {
-            const std::int64_t reach = t.strides[i] * (t.shape[i] - 1);
-            (reach < 0 ? low : high) += reach;
-            if (reach != 0) steps.push_back({std::abs(t.strides[i]), t.shape[i] - 1});
-        }
-        return std::pair{low, high};
-    };
-    const auto [low_a, high_a] = span(a);
-    const auto [low_b, high_b] = span(b);
-    if (high_a + size_a <= low_b || high_b + size_b <= low_a) return false;
-    largest_first(steps);
-    merge_equal(steps);
-    // address_b - address_a = (high_b - low_a) - sum, to lie in (-size_b, size_a).
-    int budget = search_budget;
-    return reaches(steps, 0, high_b - low_a, size_b, size_a, budget);
-}
-
-bool overlaps_itself(const TensorView& tensor) {
-    if (is_empty(tensor)) return false;
-    const std::int64_t size = size_of(tensor.dtype);
-    std::vector<Step> steps;
-    for (int i = 0; i < tensor.ndim; ++i) {
-        const std::int64_t most = tensor.shape[i] - 1;
-        if (most > 0) steps.push_back({std::abs(tensor.strides[i]), most});
-    }
-    largest_first(steps);
-    int budget = search_budget;
-    std::int64_t reach = 0;  // of the dimensions with smaller strides
-    for (std::size_t i = steps.size(); i-- > 0;) {
-        const auto [stride, most] = steps[i];
-        if (stride == 0) return true;
-        if (stride < reach + size) {
-            // Two elements 1 + k steps apart along this dimension, and any number of steps, counted
-            // from the far end, along those with smaller strides; their distance is to lie in
-            // (-size, size).
-            std::vector<Step> apart = {{stride, most - 1}};
-            for (std::size_t j = i + 1; j < steps.size(); ++j) {
-                apart.push_back({steps[j].stride, 2 * steps[j].most});
-            }
-            if (reaches(apart, 0, reach - stride, size, size, budget)) return true;
-        }
-        reach += stride * most;
-    }
-    return false;
-}
 
 void Validation::fail(const std::string& what) const {
     throw std::invalid_argument(std::string(op_) + ": " + what);
@@ -231,7 +114,7 @@ void Validation::strides(const char* argument, const TensorView& tensor) const {
 }
 
 void Validation::memory(const char* argument, const TensorView& tensor) const {
-    if (tensor.data != nullptr || is_empty(tensor)) return;
+    if (tensor.data != nullptr || bytes_of(tensor).empty()) return;
     fail(std::string(argument) + " has no memory (null), expected an array of shape " +
          text(tensor.shape, tensor.ndim));
 }
@@ -369,7 +252,7 @@ void Validation::reads(const char* argument, const TensorView& tensor) {
     if (!tensor.given()) return;
     strides(argument, tensor);
     memory(argument, tensor);
-    uses_.push_back({argument, &tensor, nullptr, false});
+    uses_[use_count_++] = {argument, &tensor, nullptr, false, bytes_of(tensor)};
 }
 
 void Validation::writes(const char* argument, const TensorView& tensor, const TensorView* allowed) {
@@ -377,7 +260,7 @@ void Validation::writes(const char* argument, const TensorView& tensor, const Te
     if (!tensor.writable) fail(std::string(argument) + " is read-only, expected a writable array");
     strides(argument, tensor);
     memory(argument, tensor);
-    for (int i = 0; i < tensor.ndim && !is_empty(tensor); ++i) {
+    for (int i = 0; i < tensor.ndim && !bytes_of(tensor).empty(); ++i) {
         if (tensor.strides[i] == 0 && tensor.shape[i] > 1) {
             fail(std::string(argument) + " is broadcast along axis " + std::to_string(i) +
                  ", expected an array whose elements have memory of their own");
@@ -387,23 +270,20 @@ void Validation::writes(const char* argument, const TensorView& tensor, const Te
         fail(std::string(argument) +
              " overlaps itself, expected an array whose elements have memory of their own");
     }
-    uses_.push_back({argument, &tensor, allowed, true});
+    uses_[use_count_++] = {argument, &tensor, allowed, true, bytes_of(tensor)};
 }
 
 void Validation::overlap() const {
-    for (std::size_t i = 0; i < uses_.size(); ++i) {
-        for (std::size_t j = 0; j < uses_.size(); ++j) {
-            const Use& output = uses_[i];
+    for (int i = 0; i < use_count_; ++i) {
+        const Use& output = uses_[i];
+        for (int j = 0; j < use_count_ && output.write; ++j) {
             const Use& other = uses_[j];
-            if (i == j || !output.write || (other.write && j < i)) continue;
-            const bool in_place = output.allowed == other.tensor && output.allowed != nullptr &&
-                                  same_elements(*output.tensor, *other.tensor);
-            if (!in_place && overlaps(*output.tensor, *other.tensor)) {
+            if (i == j || (other.write && j < i) || !output.bytes.meets(other.bytes)) continue;
+            const bool may_coincide = output.allowed != nullptr && output.allowed == other.tensor;
+            if (may_coincide && same_elements(*output.tensor, *other.tensor)) continue;
+            if (overlaps(*output.tensor, *other.tensor)) {
                 fail(std::string(output.argument) + " overlaps " + other.argument + ", expected " +
-                     (output.allowed == other.tensor && output.allowed != nullptr
-                          ? std::string("either the very same array or ")
-                          : std::string()) +
-                     "memory of its own");
+                     (may_coincide ? "either the very same array or " : "") + "memory of its own");
             }
         }
     }

@@ -3,8 +3,8 @@
 #pragma once
 
 #include <string>
-#include <vector>
 
+#include "api/overlap.h"
 #include "fastnorm/fastnorm.hpp"
 
 namespace fastnorm {
@@ -54,7 +54,9 @@ class Validation {
         const TensorView* tensor;
         const TensorView* allowed;  // of a write
         bool write;
+        ByteRange bytes;
     };
+    static constexpr int most_uses = 16;  // more than any op has
 
     [[noreturn]] void fail(const std::string& what) const;
     void float_dtype(const char* argument, const TensorView& tensor) const;
@@ -66,18 +68,12 @@ class Validation {
     const char* op_;
     TensorView x_{};
     int channel_axis_ = 0;
-    std::vector<Use> uses_;
+    Use uses_[most_uses];
+    int use_count_ = 0;
 };
 
 // What is wrong with an activation's parameters ("clip has min 2 and max 1, expected min <= max";
 // those that it does not have are 0), empty if nothing is. Its kind must be one.
 std::string objection_to(const Activation& activation);
-
-// Whether any byte belongs to an element of both. Never a wrong no; a needless yes only where a
-// bounded search does not end, for strides that have little in common.
-bool overlaps(const TensorView& a, const TensorView& b);
-
-// Whether any byte belongs to two elements of a tensor, likewise.
-bool overlaps_itself(const TensorView& tensor);
 
 }  // namespace fastnorm

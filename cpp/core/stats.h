@@ -114,9 +114,9 @@ FASTNORM_FN double backward_prescale(double mean, double rstd) {
 // x in A. A finite one stays finite: it is a factor, which may meet a 0.
 template <class A>
 FASTNORM_FN A narrowed(double x) {
-    constexpr double most = static_cast<double>(std::numeric_limits<A>::max());
-    if (is_finite(x) && magnitude(x) > most) x = x < 0 ? -most : most;
-    return static_cast<A>(x);
+    const A nearest = static_cast<A>(x);
+    if (is_finite(nearest) || !is_finite(x)) return nearest;
+    return x < 0 ? std::numeric_limits<A>::lowest() : std::numeric_limits<A>::max();
 }
 
 // What the maps need of one statistic, in the type that the elements are computed in.

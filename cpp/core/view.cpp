@@ -30,20 +30,20 @@ DimOrder order_of_dims(const TensorView& x, int channel_axis) {
         broadcast |= x.strides[axis] == 0 && x.shape[axis] > 1;
     }
     int* const end = order.axis + order.count;
+    const auto outer_first = [&](int a, int b) {
+        const std::int64_t stride_a = std::abs(x.strides[a]), stride_b = std::abs(x.strides[b]);
+        return stride_a != stride_b ? stride_a > stride_b : a < b;
+    };
     if (x.shape[channel_axis] == 1) {
         // A single channel lies nowhere: put it outermost, and all the rest is one long row.
         std::rotate(order.axis, std::find(order.axis, end, channel_axis),
                     std::find(order.axis, end, channel_axis) + 1);
         channel_axis = order.axis[0];
         if (!broadcast) {
-            std::stable_sort(order.axis + 1, end, [&](int a, int b) {
-                return std::abs(x.strides[a]) > std::abs(x.strides[b]);
-            });
+            std::sort(order.axis + 1, end, outer_first);
         }
     } else if (!broadcast) {  // strides of 0 say nothing about an order
-        std::stable_sort(order.axis, end, [&](int a, int b) {
-            return std::abs(x.strides[a]) > std::abs(x.strides[b]);
-        });
+        std::sort(order.axis, end, outer_first);
     }
     order.channel = static_cast<int>(std::find(order.axis, end, channel_axis) - order.axis);
     return order;

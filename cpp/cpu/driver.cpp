@@ -16,8 +16,8 @@ namespace fastnorm {
 
 namespace {
 
-// Statistics that one task finishes: enough to be worth a task.
-constexpr std::int64_t stats_per_task = 64;
+// Statistics that one task finishes: enough to be worth a thread's waking up.
+constexpr std::int64_t stats_per_task = 256;
 
 ParallelFor threads_of(const Execution& execution, const Schedule& schedule) {
     ParallelFor parallel_for = execution.parallel_for;
@@ -53,40 +53,85 @@ void with_accumulator(const Problem& problem, F&& f) {
     }
 }
 
-template <class A>
-void set(const Scratch& scratch, const View& view, std::int64_t stat, const Normalization<A>& n) {
-    scratch.set<A>(view, Coefficient::prescale, stat, n.prescale);
-    scratch.set<A>(view, Coefficient::mean_hi, stat, n.mean_hi);
-    scratch.set<A>(view, Coefficient::mean_lo, stat, n.mean_lo);
-    scratch.set<A>(view, Coefficient::scale, stat, n.scale);
-    scratch.set<A>(view, Coefficient::bias, stat, n.bias);
+// Numbers of some statistics, a task's at most. What is computed of them goes array by array: the
+// dtypes and the layout are then looked at once an array.
+using StatArray = double[stats_per_task];
+
+void load_parameters(const View& view, const PerStatistic& parameters, std::int64_t from,
+                     std::int64_t count, double* to, double fallback) {
+    while (count > 0) {
+        const std::int64_t first = view.parameter(from);
+        const std::int64_t here = std::min(count, view.parameters() - first);
+        parameters.load(first, here, to, fallback);
+        from += here;
+        to += here;
+        count -= here;
+    }
 }
 
-template <class A>
-void set(const Scratch& scratch, const View& view, std::int64_t stat,
-         const GradientCoefficients& g) {
-    scratch.set<A>(view, Coefficient::grad_a, stat, g.a);
-    scratch.set<A>(view, Coefficient::grad_b, stat, g.b);
-    scratch.set<A>(view, Coefficient::grad_c, stat, g.c);
-    scratch.set<A>(view, Coefficient::grad_scale, stat, g.scale);
-}
-
-template <class A>
-void set_forward(const Scratch& scratch, const Problem& problem, std::int64_t stat, double mean,
-                 double rstd) {
+// Sets the coefficients of the map from x to y; prescale_of(mean, rstd, weight).
+template <class A, class Prescale>
+void set_normalization(const Scratch& scratch, const Problem& problem, std::int64_t from,
+                       std::int64_t count, const double* mean, const double* rstd,
+                       Prescale&& prescale_of) {
     const View& view = problem.args.view;
-    const double weight = problem.weight.get(view.parameter(stat), 1.0);
-    const double bias = problem.bias.get(view.parameter(stat), 0.0);
-    set(scratch, view, stat,
-        normalization<A>(mean, rstd, weight, bias, forward_prescale<A>(mean, rstd, weight)));
+    StatArray weight, bias;
+    load_parameters(view, problem.weight, from, count, weight, 1.0);
+    load_parameters(view, problem.bias, from, count, bias, 0.0);
+    A values[forward_coefficients][stats_per_task];
+    for (std::int64_t i = 0; i < count; ++i) {
+        const double prescale = prescale_of(mean[i], rstd[i], weight[i]);
+        const Normalization<A> n = normalization<A>(mean[i], rstd[i], weight[i], bias[i], prescale);
+        values[static_cast<int>(Coefficient::prescale)][i] = n.prescale;
+        values[static_cast<int>(Coefficient::mean_hi)][i] = n.mean_hi;
+        values[static_cast<int>(Coefficient::mean_lo)][i] = n.mean_lo;
+        values[static_cast<int>(Coefficient::scale)][i] = n.scale;
+        values[static_cast<int>(Coefficient::bias)][i] = n.bias;
+    }
+    for (int k = 0; k < forward_coefficients; ++k) scratch.set(view, k, from, count, values[k]);
 }
 
-// Calls f(from, to) over [0, count) in pieces of at most stats_per_task.
+void set_forward(const Scratch& scratch, const Problem& problem, std::int64_t from,
+                 std::int64_t count, const double* mean, const double* rstd) {
+    with_accumulator(problem, [&](auto selects) {
+        using A = decltype(selects);
+        set_normalization<A>(
+            scratch, problem, from, count, mean, rstd,
+            [](double m, double r, double w) { return forward_prescale<A>(m, r, w); });
+    });
+}
+
+// Sets those of the map from dy and x to dx.
+template <class A>
+void set_gradient(const Scratch& scratch, const Problem& problem, std::int64_t from,
+                  std::int64_t count, const double* mean, const double* rstd, const double* sum_g,
+                  const double* sum_centred) {
+    const View& view = problem.args.view;
+    const double reduced = static_cast<double>(view.reduced());
+    StatArray weight;
+    load_parameters(view, problem.weight, from, count, weight, 1.0);
+    A values[backward_coefficients - forward_coefficients][stats_per_task];
+    for (std::int64_t i = 0; i < count; ++i) {
+        const GradientCoefficients g = gradient_coefficients(
+            rstd[i], weight[i], reduced, sum_g[i], sum_centred[i],
+            backward_prescale<A>(mean[i], rstd[i]), halfway_scale<A>(rstd[i], weight[i]));
+        constexpr int first = forward_coefficients;
+        values[static_cast<int>(Coefficient::grad_a) - first][i] = narrowed<A>(g.a);
+        values[static_cast<int>(Coefficient::grad_b) - first][i] = narrowed<A>(g.b);
+        values[static_cast<int>(Coefficient::grad_c) - first][i] = narrowed<A>(g.c);
+        values[static_cast<int>(Coefficient::grad_scale) - first][i] = narrowed<A>(g.scale);
+    }
+    for (int k = forward_coefficients; k < backward_coefficients; ++k) {
+        scratch.set(view, k, from, count, values[k - forward_coefficients]);
+    }
+}
+
+// Calls f(first, how many) for pieces of statistics [from, to), a task each.
 template <class F>
-void for_stats(const ParallelFor& parallel_for, std::int64_t count, F&& f) {
-    parallel_for(divide_up(count, stats_per_task), [&](std::int64_t task) {
-        const std::int64_t from = task * stats_per_task;
-        f(from, std::min(from + stats_per_task, count));
+void for_stats(const ParallelFor& parallel_for, std::int64_t from, std::int64_t to, F&& f) {
+    parallel_for(divide_up(to - from, stats_per_task), [&](std::int64_t task) {
+        const std::int64_t first = from + task * stats_per_task;
+        f(first, std::min(stats_per_task, to - first));
     });
 }
 
@@ -99,6 +144,25 @@ void for_shares(const ParallelFor& parallel_for, std::int64_t count, F&& f) {
     });
 }
 
+// The moments of some statistics: those of all chunks, merged in order.
+void merge_chunks(const Plan& plan, const Scratch& scratch, std::int64_t from, std::int64_t count,
+                  double* means, double* m2s) {
+    std::copy_n(scratch.first + from, count, means);
+    std::copy_n(scratch.second + from, count, m2s);
+    double merged = plan.chunk_count(0);
+    for (std::int64_t c = 1; c < plan.chunks(); ++c) {
+        const std::int64_t at = c * plan.view.stats() + from;
+        const double added = plan.chunk_count(c);
+        for (std::int64_t i = 0; i < count; ++i) {
+            const Moments m = merge({merged, means[i], m2s[i]},
+                                    {added, scratch.first[at + i], scratch.second[at + i]});
+            means[i] = m.mean;
+            m2s[i] = m.m2;
+        }
+        merged += added;
+    }
+}
+
 void map_only(const ParallelFor& parallel_for, const KernelArgs& args, const Plan& plan,
               const Kernels& kernels, Map map) {
     for_shares(parallel_for, plan.tiles(), [&](std::int64_t from, std::int64_t to) {
@@ -107,8 +171,8 @@ void map_only(const ParallelFor& parallel_for, const KernelArgs& args, const Pla
     });
 }
 
-// reduce, then finish(from, to) for the statistics, then map over the same tiles backwards, so that
-// the map begins with what the reduction has left in the cache.
+// reduce, then finish(first, how many) for the statistics, then map over the same tiles backwards,
+// so that the map begins with what the reduction has left in the cache.
 template <class Finish>
 void reduce_finish_map(const ParallelFor& parallel_for, const KernelArgs& args,
                        const Schedule& schedule, const Scratch& scratch, const Kernels& kernels,
@@ -128,11 +192,12 @@ void reduce_finish_map(const ParallelFor& parallel_for, const KernelArgs& args,
     };
 
     if (!schedule.shared) {
+        const ParallelFor serial;
         for_shares(parallel_for, plan.units(), [&](std::int64_t first, std::int64_t last) {
             for (std::int64_t unit = first; unit < last; ++unit) {
                 for (std::int64_t c = 0; c < chunks; ++c) reduce_tile(unit, c);
                 const auto [from, to] = stats_of(unit);
-                finish(from, to);
+                for_stats(serial, from, to, finish);
                 for (std::int64_t c = chunks; c-- > 0;) map(args, plan.tile(unit, c));
             }
             kernels.fence();
@@ -147,11 +212,7 @@ void reduce_finish_map(const ParallelFor& parallel_for, const KernelArgs& args,
         for_shares(parallel_for, tiles, [&](std::int64_t from, std::int64_t to) {
             for (std::int64_t i = from; i < to; ++i) reduce_tile(unit + i % together, i / together);
         });
-        const std::int64_t first_stat = stats_of(unit).first;
-        const std::int64_t last_stat = stats_of(unit + together - 1).second;
-        for_stats(parallel_for, last_stat - first_stat, [&](std::int64_t from, std::int64_t to) {
-            finish(first_stat + from, first_stat + to);
-        });
+        for_stats(parallel_for, stats_of(unit).first, stats_of(unit + together - 1).second, finish);
         for_shares(parallel_for, chunks, [&](std::int64_t from, std::int64_t to) {
             for (std::int64_t c = to; c-- > from;) {
                 Tile tile = plan.tile(unit, c);  // of all the units: whole rows
@@ -165,18 +226,30 @@ void reduce_finish_map(const ParallelFor& parallel_for, const KernelArgs& args,
 
 }  // namespace
 
-double PerStatistic::get(std::int64_t i) const {
-    return with_dtype(dtype, [&](auto element) {
-        std::memcpy(&element, data + i * stride, sizeof(element));
-        return static_cast<double>(to_float(element));
+void PerStatistic::load(std::int64_t from, std::int64_t count, double* to, double fallback) const {
+    if (data == nullptr) {
+        std::fill_n(to, count, fallback);
+        return;
+    }
+    with_dtype(dtype, [&](auto element) {
+        const auto load_all = [&](std::int64_t step) {
+            for (std::int64_t i = 0; i < count; ++i) {
+                std::memcpy(&element, data + (from + i) * step, sizeof(element));
+                to[i] = static_cast<double>(to_float(element));
+            }
+        };
+        // A constant step makes vectors of it.
+        stride == sizeof(element) ? load_all(sizeof(element)) : load_all(stride);
     });
 }
 
-void PerStatistic::set(std::int64_t i, double value) const {
+void PerStatistic::store(std::int64_t from, std::int64_t count, const double* values) const {
     if (data == nullptr) return;
     with_dtype(dtype, [&](auto element) {
-        from_float(value, element);
-        std::memcpy(data + i * stride, &element, sizeof(element));
+        for (std::int64_t i = 0; i < count; ++i) {
+            from_float(values[i], element);
+            std::memcpy(data + (from + i) * stride, &element, sizeof(element));
+        }
     });
 }
 
@@ -210,13 +283,12 @@ void normalize(const Execution& execution, const Problem& problem, const PerStat
     const Scratch scratch(execution, problem, schedule, forward_coefficients);
     scratch.attach(args);
     args.stream = schedule.stream;
-    for_stats(parallel_for, args.view.stats(), [&](std::int64_t from, std::int64_t to) {
-        with_accumulator(problem, [&](auto selects) {
-            for (std::int64_t s = from; s < to; ++s) {
-                const double rstd = 1.0 / std::sqrt(var.get(s) + eps);
-                set_forward<decltype(selects)>(scratch, problem, s, mean.get(s), rstd);
-            }
-        });
+    for_stats(parallel_for, 0, args.view.stats(), [&](std::int64_t from, std::int64_t count) {
+        StatArray means, rstds;
+        mean.load(from, count, means);
+        var.load(from, count, rstds);
+        for (std::int64_t i = 0; i < count; ++i) rstds[i] = 1.0 / std::sqrt(rstds[i] + eps);
+        set_forward(scratch, problem, from, count, means, rstds);
     });
     const Kernels kernels(execution.kernels, problem);
     map_only(parallel_for, args, schedule.plan, kernels, kernels.normalize);
@@ -239,43 +311,27 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
     const double count = static_cast<double>(view.reduced());
     const bool half = size == 2;
 
-    const auto finish = [&](std::int64_t from, std::int64_t to) {
-        const std::int64_t stats = view.stats();
-        Moments merged[stats_per_task];
-        for (; from < to; from += stats_per_task) {
-            const std::int64_t n = std::min(stats_per_task, to - from);
-            double merged_count = 0;
-            for (std::int64_t c = 0; c < plan.chunks(); ++c) {
-                const double chunk_count = plan.chunk_count(c);
-                const double* means = scratch.first + c * stats + from;
-                const double* m2s = scratch.second + c * stats + from;
-                for (std::int64_t i = 0; i < n; ++i) {
-                    merged[i] = merge({merged_count, merged[i].mean, merged[i].m2},
-                                      {chunk_count, means[i], m2s[i]});
-                }
-                merged_count += chunk_count;
+    const auto finish = [&](std::int64_t from, std::int64_t stats) {
+        StatArray means, m2s, rstds, vars, running_means, running_vars;
+        merge_chunks(plan, scratch, from, stats, means, m2s);
+        running.mean.load(from, stats, running_means);
+        running.var.load(from, stats, running_vars);
+        for (std::int64_t i = 0; i < stats; ++i) {
+            rstds[i] = 1.0 / std::sqrt(m2s[i] / count + eps);
+            vars[i] = m2s[i] / (running.unbiased ? count - 1.0 : count);
+            running_means[i] = running_update(running_means[i], means[i], running.momentum);
+            running_vars[i] = running_update(running_vars[i], vars[i], running.momentum);
+            // What is returned is what is used: backward recomputes from the same numbers.
+            if (half) {
+                means[i] = static_cast<float>(means[i]);
+                rstds[i] = static_cast<float>(rstds[i]);
             }
-            with_accumulator(problem, [&](auto selects) {
-                for (std::int64_t i = 0; i < n; ++i) {
-                    const std::int64_t s = from + i;
-                    // What is returned is what is used: backward recomputes from the same numbers.
-                    double m = merged[i].mean;
-                    double r = 1.0 / std::sqrt(merged[i].m2 / count + eps);
-                    if (half) {
-                        m = static_cast<float>(m);
-                        r = static_cast<float>(r);
-                    }
-                    mean.set(s, m);
-                    rstd.set(s, r);
-                    set_forward<decltype(selects)>(scratch, problem, s, m, r);
-                    const double var = merged[i].m2 / (running.unbiased ? count - 1.0 : count);
-                    running.mean.set(s, running_update(running.mean.get(s, 0.0), merged[i].mean,
-                                                       running.momentum));
-                    running.var.set(s,
-                                    running_update(running.var.get(s, 0.0), var, running.momentum));
-                }
-            });
         }
+        mean.store(from, stats, means);
+        rstd.store(from, stats, rstds);
+        running.mean.store(from, stats, running_means);
+        running.var.store(from, stats, running_vars);
+        set_forward(scratch, problem, from, stats, means, rstds);
     };
     const Kernels kernels(execution.kernels, problem);
     reduce_finish_map(parallel_for, args, schedule, scratch, kernels, kernels.moments,
@@ -301,30 +357,19 @@ void normalize_backward(const Execution& execution, const Problem& problem,
     scratch.attach(args);
     args.frozen = frozen;
     args.stream = schedule.stream;
-    const double count = static_cast<double>(view.reduced());
 
-    const auto prescale_of = [&](auto selects, std::int64_t s) {
-        return backward_prescale<decltype(selects)>(mean.get(s), rstd.get(s));
-    };
-    const auto set_gradient = [&](auto selects, std::int64_t s, double sum_g, double sum_centred) {
-        using A = decltype(selects);
-        const double r = rstd.get(s);
-        const double weight = problem.weight.get(view.parameter(s), 1.0);
-        set<A>(scratch, view, s,
-               gradient_coefficients(r, weight, count, sum_g, sum_centred, prescale_of(selects, s),
-                                     halfway_scale<A>(r, weight)));
-    };
-    for_stats(parallel_for, view.stats(), [&](std::int64_t from, std::int64_t to) {
+    for_stats(parallel_for, 0, view.stats(), [&](std::int64_t from, std::int64_t stats) {
+        StatArray means, rstds;
+        mean.load(from, stats, means);
+        rstd.load(from, stats, rstds);
         with_accumulator(problem, [&](auto selects) {
             using A = decltype(selects);
-            for (std::int64_t s = from; s < to; ++s) {
-                const double r = rstd.get(s);
-                const double weight = problem.weight.get(view.parameter(s), 1.0);
-                const double bias = problem.bias.get(view.parameter(s), 0.0);
-                set(scratch, view, s,
-                    normalization<A>(mean.get(s), r, weight, bias, prescale_of(selects, s)));
-                if (!reduces) set_gradient(selects, s, 0.0, 0.0);
-            }
+            set_normalization<A>(
+                scratch, problem, from, stats, means, rstds,
+                [](double m, double r, double) { return backward_prescale<A>(m, r); });
+            if (reduces) return;
+            constexpr StatArray zeros = {};
+            set_gradient<A>(scratch, problem, from, stats, means, rstds, zeros, zeros);
         });
     });
     const Kernels kernels(execution.kernels, problem);
@@ -332,35 +377,41 @@ void normalize_backward(const Execution& execution, const Problem& problem,
         map_only(parallel_for, args, plan, kernels, kernels.gradient);
         return;
     }
-    // Leaves the statistic's shares of dbias and dweight where its first partial sums were.
-    const auto finish = [&](std::int64_t from, std::int64_t to) {
+    // Leaves the statistics' shares of dbias and dweight where their first partial sums were.
+    const auto finish = [&](std::int64_t from, std::int64_t stats) {
+        StatArray means, rstds;
+        mean.load(from, stats, means);
+        rstd.load(from, stats, rstds);
+        double* const sum_g = scratch.first + from;
+        double* const sum_centred = scratch.second + from;
+        for (std::int64_t c = 1; c < plan.chunks(); ++c) {
+            for (std::int64_t i = 0; i < stats; ++i) {
+                sum_g[i] += sum_g[c * view.stats() + i];
+                sum_centred[i] += sum_centred[c * view.stats() + i];
+            }
+        }
         with_accumulator(problem, [&](auto selects) {
-            for (std::int64_t s = from; s < to; ++s) {
-                double sum_g = 0;
-                double sum_centred = 0;
-                for (std::int64_t c = 0; c < plan.chunks(); ++c) {
-                    sum_g += scratch.first[c * view.stats() + s];
-                    sum_centred += scratch.second[c * view.stats() + s];
-                }
-                set_gradient(selects, s, sum_g, sum_centred);
-                scratch.first[s] = sum_g;
-                scratch.second[s] = sum_centred * (rstd.get(s) / prescale_of(selects, s));
+            using A = decltype(selects);
+            set_gradient<A>(scratch, problem, from, stats, means, rstds, sum_g, sum_centred);
+            for (std::int64_t i = 0; i < stats; ++i) {
+                sum_centred[i] *= rstds[i] / backward_prescale<A>(means[i], rstds[i]);
             }
         });
     };
     reduce_finish_map(parallel_for, args, schedule, scratch, kernels, kernels.gradient_sums,
                       kernels.gradient, finish);
-    for_stats(parallel_for, view.parameters(), [&](std::int64_t from, std::int64_t to) {
-        for (std::int64_t p = from; p < to; ++p) {
-            double sum_g = 0;
-            double sum_gx = 0;
-            for (std::int64_t s = p; s < view.stats(); s += view.parameters()) {
-                sum_g += scratch.first[s];
-                sum_gx += scratch.second[s];
+    // A parameter's gradients are those of its statistic under every batch index.
+    for_stats(parallel_for, 0, view.parameters(), [&](std::int64_t from, std::int64_t count) {
+        double* const sum_g = scratch.first + from;
+        double* const sum_gx = scratch.second + from;
+        for (std::int64_t b = 1; b < view.batch; ++b) {
+            for (std::int64_t i = 0; i < count; ++i) {
+                sum_g[i] += sum_g[b * view.stat + i];
+                sum_gx[i] += sum_gx[b * view.stat + i];
             }
-            dbias.set(p, sum_g);
-            dweight.set(p, sum_gx);
         }
+        dbias.store(from, count, sum_g);
+        dweight.store(from, count, sum_gx);
     });
 }
 

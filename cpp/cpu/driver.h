@@ -32,9 +32,9 @@ struct PerStatistic {
     std::int64_t stride = 0;
 
     explicit operator bool() const { return data != nullptr; }
-    double get(std::int64_t i) const;
-    double get(std::int64_t i, double fallback) const { return data ? get(i) : fallback; }
-    void set(std::int64_t i, double value) const;  // nothing where absent
+    // The values of statistics [from, from + count): fallback and nothing where absent.
+    void load(std::int64_t from, std::int64_t count, double* to, double fallback = 0.0) const;
+    void store(std::int64_t from, std::int64_t count, const double* values) const;
 };
 
 // What every op has: the tensors under their view, the parameters, the epilogue.

@@ -158,11 +158,19 @@ struct MaskRow {
 // The sum of all lanes, as a tree of fixed shape.
 template <class A>
 FASTNORM_FN double sum_of_lanes(const double* x) {
-    double sums[lanes<A> / 2];
-    for (int i = 0; i < lanes<A> / 2; ++i) sums[i] = x[i] + x[i + lanes<A> / 2];
-    for (int width = lanes<A> / 4; width > 0; width /= 2) {
-        for (int i = 0; i < width; ++i) sums[i] += sums[i + width];
+    using V = Vec<double>;
+    alignas(64) double sums[lanes<A> / 2];
+    int width = lanes<A> / 2;
+    for (; width >= V::width; width /= 2, x = sums) {
+        for (int i = 0; i < width; i += V::width) {
+            (V::load(x + i) + V::load(x + i + width)).store(sums + i);
+        }
     }
+    // What is left is a vector: width is V::width / 2.
+    unrolled<V::width>([&](auto i) {
+        constexpr int half = V::width >> (i + 1);
+        for (int j = 0; j < half; ++j) sums[j] += sums[j + half];
+    });
     return sums[0];
 }
 
@@ -175,10 +183,16 @@ struct LaneSums {
     alignas(64) double total_a[lanes<A>];
     alignas(64) double total_ab[lanes<A>];
 
+    // By vectors: of a loop over elements compilers make a call or an instruction that is slow to
+    // start.
     FASTNORM_FN void clear() {
-        for (int i = 0; i < lanes<A>; ++i) {
-            block_a[i] = block_ab[i] = A(0);
-            total_a[i] = total_ab[i] = 0.0;
+        for (int i = 0; i < lanes<A>; i += V::width) {
+            V().store(block_a + i);
+            V().store(block_ab + i);
+        }
+        for (int i = 0; i < lanes<A>; i += Vec<double>::width) {
+            Vec<double>().store(total_a + i);
+            Vec<double>().store(total_ab + i);
         }
     }
 

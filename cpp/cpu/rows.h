@@ -53,9 +53,7 @@ struct Rows {
         Sums sums[rows_tile_stats];
         A pivots[rows_tile_stats];
         const std::int64_t stats = tile.stat1 - tile.stat0;
-        for (std::int64_t s = 0; s < stats; ++s) {
-            pivots[s] = guess_pivot(args, tile, tile.stat0 + s);
-        }
+        guess_pivots(args, tile, pivots);
         add_deviations(args, tile, pivots, sums);
         for (std::int64_t s = 0; s < stats; ++s) {
             bool good;
@@ -316,21 +314,29 @@ struct Rows {
         return run_of<T>(args.view, args.x, block.batch, o, s) + block.inner0;
     }
 
-    // The mean of some values, spread over the tile; that of equal values is exact.
-    static FASTNORM_FN A guess_pivot(const KernelArgs& args, const Tile& tile, std::int64_t s) {
+    // For each statistic the mean of some values, spread over the tile; that of equal values is
+    // exact.
+    static FASTNORM_FN void guess_pivots(const KernelArgs& args, const Tile& tile, A* pivots) {
         constexpr int samples = pivot_samples;
         const std::int64_t rows = tile.outer1 - tile.outer0;
         const std::int64_t row = tile.inner1 - tile.inner0;
-        const A first = to_float(row_of(args, tile, tile.outer0, s)[0]);
-        A sum = A(0), spread = A(0);
-        for (int k = 1; k < samples; ++k) {
+        const T* sample[samples];  // of the first statistic
+        for (int k = 0; k < samples; ++k) {
             const std::int64_t o = tile.outer0 + k * rows / samples;
-            const A d = to_float(row_of(args, tile, o, s)[k * 3 % samples * row / samples]) - first;
-            sum += d;
-            spread += d < A(0) ? -d : d;
+            sample[k] = row_of(args, tile, o, tile.stat0) + k * 3 % samples * row / samples;
         }
         const A share = A(1) / static_cast<A>(samples);
-        return pivot_near(first + sum * share, spread * share);
+        for (std::int64_t s = 0; s < tile.stat1 - tile.stat0; ++s) {
+            const std::int64_t offset = s * args.x.stat_stride;
+            const A first = to_float(*step(sample[0], offset));
+            A sum = A(0), spread = A(0);
+            unrolled<samples>([&](auto k) {
+                const A d = to_float(*step(sample[k], offset)) - first;
+                sum += d;
+                spread += d < A(0) ? -d : d;
+            });
+            pivots[s] = pivot_near(first + sum * share, spread * share);
+        }
     }
 
     // Off the hot path: a tile whose pivot was poor, or whose numbers are constant, tiny or huge.

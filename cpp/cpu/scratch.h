@@ -49,18 +49,30 @@ struct Scratch {
         return divide_up(schedule.plan.chunks() * schedule.plan.view.stats(), 8) * 8;
     }
 
-    // Sets one coefficient of one statistic, for every lane that it has.
+    // Sets one coefficient of statistics [from, from + count), for every lane that they have.
     template <class A>
-    void set(const View& view, Coefficient which, std::int64_t stat, double value) const {
-        A* to = reinterpret_cast<A*>(coefficients) + static_cast<int>(which) * coefficients_stride;
+    void set(const View& view, int which, std::int64_t from, std::int64_t count,
+             const A* values) const {
+        A* const to = reinterpret_cast<A*>(coefficients) + which * coefficients_stride;
         if (view.traversal == Traversal::rows) {
-            to[stat] = narrowed<A>(value);
+            std::copy_n(values, count, to + from);
             return;
         }
         const std::int64_t rows = view.coefficient_rows();
-        to += stat / view.stat * view.run() * rows + stat % view.stat * view.inner;
-        for (std::int64_t r = 0; r < rows; ++r, to += view.run()) {
-            std::fill(to, to + view.inner, narrowed<A>(value));
+        while (count > 0) {  // a batch index after the other
+            const std::int64_t batch = from / view.stat, stat = from % view.stat;
+            const std::int64_t here = std::min(count, view.stat - stat);
+            A* const first = to + batch * view.run() * rows + stat * view.inner;
+            A* end = first;
+            if (view.inner == 1) {
+                end = std::copy_n(values, here, end);
+            } else {
+                for (int i = 0; i < here; ++i) end = std::fill_n(end, view.inner, values[i]);
+            }
+            for (std::int64_t r = 1; r < rows; ++r) std::copy(first, end, first + r * view.run());
+            from += here;
+            values += here;
+            count -= here;
         }
     }
 };
