@@ -50,10 +50,12 @@ FASTNORM_FN Moments moments_about(double pivot, double count, double share, doub
 template <class A>
 FASTNORM_FN bool trustworthy(const Moments& m, double pivot, double sum, double square_sum) {
     const double shift = m.mean - pivot;
-    if (!(shift * shift * m.count <= 4.0 * m.m2)) return false;
-    if constexpr (sizeof(A) == sizeof(double)) return true;
-    if (square_sum > m.count * 0x1p-100 && square_sum < 0x1p126) return true;
-    return sum == 0 && square_sum == 0 && magnitude(pivot) > 0x1p-38;
+    const bool near = shift * shift * m.count <= 4.0 * m.m2;
+    if constexpr (sizeof(A) == sizeof(double)) return near;
+    // No branches: the compiler makes vectors of it.
+    const bool in_range = (square_sum > m.count * 0x1p-100) & (square_sum < 0x1p126);
+    const bool constant = (sum == 0) & (square_sum == 0) & (magnitude(pivot) > 0x1p-38);
+    return near & (in_range | constant);
 }
 
 FASTNORM_FN double running_update(double running, double batch, double momentum) {

@@ -26,18 +26,16 @@ struct Columns {
         const Halves halves(args, tile, Layout::lie_side_by_side(args, {&args.x}));
         guess_pivots(args, tile, halves, pivots);
         add_deviations(args, tile, halves, pivots, sums);
-        std::int64_t poor_count = 0;
-        Layout::for_lanes(halves, [&](std::int64_t j, double count, double share) {
-            bool good;
-            const Moments m = moments_of(sums, j, pivots[j], count, share, good);
-            means[j] = m.mean;
-            m2s[j] = m.m2;
-            if (!good) poor[poor_count++] = j;
-        });
+        const std::int64_t poor_count = moments_of_lanes(halves, pivots, sums, means, m2s, poor);
         if (poor_count > 0) {
             recompute(args, tile, halves, poor, poor_count, pivots, sums, means, m2s);
         }
         for (std::int64_t s = 0; s < tile.stat1 - tile.stat0; ++s) {
+            if (halves.one_lane_each(args.view)) {
+                mean[s] = means[s];
+                m2[s] = m2s[s];
+                continue;
+            }
             Moments m;
             Layout::for_lanes_of(args, halves, s, [&](std::int64_t j) {
                 m = merge(m, {halves.rows_of(j), means[j], m2s[j]});
@@ -50,21 +48,24 @@ struct Columns {
     static void normalize(const KernelArgs& args, const Tile& tile) {
         Sink<T> sink(args.stream);
         const auto operands = {&args.x, &args.residual, &args.y};
-        Layout::for_map_rows(args, tile, operands, args.y, [&](const Lanes& at, std::int64_t o) {
-            const T* x = Layout::row_of(args, args.x, tile, o);
-            const T* residual = Layout::row_of(args, args.residual, tile, o);
-            T* y = Layout::row_of(args, args.y, tile, o);
-            const std::int64_t run = tile.batch * args.view.outer + o;
-            for_segments<T>(args.stream, y, nullptr, at.first, at.first + at.count,
-                            [&](std::int64_t i, std::int64_t count, bool direct) {
-                                const Forward<T, kind> forward{
-                                    x + i, residual == nullptr ? nullptr : residual + i,
-                                    mask_at(args, run, i), activation_params<A>(args)};
-                                forward.write(sink.open(y + i, direct), count, direct,
-                                              maps_from(args, at, i));
-                                sink.close(count, direct);
-                            });
-        });
+        const std::int64_t pitch = args.view.run();
+        Layout::for_map_rows(
+            args, tile, operands, {&args.y}, [&](auto rows, const Lanes& at, std::int64_t o) {
+                const T* x = Layout::row_of(args, args.x, tile, o);
+                const T* residual = Layout::row_of(args, args.residual, tile, o);
+                T* y = Layout::row_of(args, args.y, tile, o);
+                const std::int64_t run = tile.batch * args.view.outer + o;
+                for_segments<T>(args.stream, y, nullptr, at.first, at.first + at.count,
+                                [&](std::int64_t i, std::int64_t count, bool direct) {
+                                    const Forward<T, kind> forward{
+                                        x + i, residual == nullptr ? nullptr : residual + i,
+                                        mask_at(args, run, i), activation_params<A>(args)};
+                                    forward.template write<rows>(sink.open(y + i, direct), count,
+                                                                 direct, maps_from(args, at, i),
+                                                                 pitch);
+                                    sink.close(count, direct);
+                                });
+            });
     }
 
     static void gradient_sums(const KernelArgs& args, const Tile& tile, double* sum_g,
@@ -81,6 +82,11 @@ struct Columns {
         });
         add_exactly(args, tile, halves, sums);
         for (std::int64_t s = 0; s < tile.stat1 - tile.stat0; ++s) {
+            if (halves.one_lane_each(args.view)) {
+                sum_g[s] = sums.a(s);
+                sum_gx[s] = sums.ab(s);
+                continue;
+            }
             sum_g[s] = sum_gx[s] = 0.0;
             Layout::for_lanes_of(args, halves, s, [&](std::int64_t j) {
                 sum_g[s] += sums.a(j);
@@ -93,22 +99,27 @@ struct Columns {
         Sink<T> dx_sink(args.stream);
         Sink<T> dresidual_sink(args.stream && args.dresidual);
         const auto operands = {&args.dy, &args.x, &args.residual, &args.dx, &args.dresidual};
-        Layout::for_map_rows(args, tile, operands, args.dx, [&](const Lanes& at, std::int64_t o) {
-            T* dx = Layout::row_of(args, args.dx, tile, o);
-            T* dresidual = Layout::row_of(args, args.dresidual, tile, o);
-            for_segments<T>(args.stream, dx, dresidual, at.first, at.first + at.count,
-                            [&](std::int64_t i, std::int64_t count, bool direct) {
-                                backward_at(args, tile, o, i)
-                                    .write(dx_sink.open(dx + i, direct),
-                                           dresidual == nullptr
-                                               ? nullptr
-                                               : dresidual_sink.open(dresidual + i, direct),
-                                           count, direct, args.frozen, maps_from(args, at, i),
-                                           gradient_maps_from(args, at, i));
-                                dx_sink.close(count, direct);
-                                if (dresidual != nullptr) dresidual_sink.close(count, direct);
-                            });
-        });
+        const std::int64_t pitch = args.view.run();
+        Layout::for_map_rows(args, tile, operands, {&args.dx, &args.dresidual},
+                             [&](auto rows, const Lanes& at, std::int64_t o) {
+                                 T* dx = Layout::row_of(args, args.dx, tile, o);
+                                 T* dresidual = Layout::row_of(args, args.dresidual, tile, o);
+                                 for_segments<T>(
+                                     args.stream, dx, dresidual, at.first, at.first + at.count,
+                                     [&](std::int64_t i, std::int64_t count, bool direct) {
+                                         backward_at(args, tile, o, i)
+                                             .template write<rows>(
+                                                 dx_sink.open(dx + i, direct),
+                                                 dresidual == nullptr
+                                                     ? nullptr
+                                                     : dresidual_sink.open(dresidual + i, direct),
+                                                 count, direct, args.frozen, maps_from(args, at, i),
+                                                 gradient_maps_from(args, at, i), pitch);
+                                         dx_sink.close(count, direct);
+                                         if (dresidual != nullptr)
+                                             dresidual_sink.close(count, direct);
+                                     });
+                             });
     }
 
   private:
@@ -275,6 +286,36 @@ struct Columns {
             });
             sums.fold(at);
         });
+    }
+
+    // Those of all lanes; returns how many cannot be trusted, and which, in poor.
+    static FASTNORM_FN std::int64_t moments_of_lanes(const Halves& halves, const A* pivots,
+                                                     const Sums& sums, double* means, double* m2s,
+                                                     std::int64_t* poor) {
+        const std::int64_t longer =
+            halves.narrow.count;  // lanes of the rows that are left over too
+        const double rows[2] = {halves.rows_of(0), halves.rows_of(longer)};
+        const double shares[2] = {1.0 / rows[0], 1.0 / rows[1]};
+        std::int64_t count = 0;
+        for (std::int64_t first = 0; first < halves.wide.count; first += lanes<A>) {
+            const LaneSums<A>& of = sums.packs[first / lanes<A>];
+            bool good[lanes<A>];
+            for (int i = 0; i < lanes<A>; ++i) {
+                const bool is_longer = first + i < longer;
+                const double n = is_longer ? rows[0] : rows[1];
+                const double share = is_longer ? shares[0] : shares[1];
+                const double origin = static_cast<double>(pivots[first + i]);
+                const Moments m = moments_about(origin, n, share, of.total_a[i], of.total_ab[i]);
+                means[first + i] = m.mean;
+                m2s[first + i] = m.m2;
+                good[i] = trustworthy<A>(m, origin, of.total_a[i], of.total_ab[i]) | (n == 0);
+            }
+            const std::int64_t rest = halves.wide.count - first;
+            for (int i = 0; i < lanes<A> && i < rest; ++i) {
+                if (!good[i]) poor[count++] = first + i;
+            }
+        }
+        return count;
     }
 
     // share: 1 / rows.

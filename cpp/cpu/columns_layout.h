@@ -16,6 +16,9 @@ template <class T, ActivationKind kind>
 struct ColumnsLayout {
     using A = accumulator_t<T>;
 
+    // The coefficients of a row of so many lanes fill much of the L1 cache.
+    static constexpr std::int64_t wide_run = 4096 / static_cast<std::int64_t>(sizeof(A));
+
     // Lanes of a tile within a row, or within several rows side by side: [first, first + count).
     struct Lanes {
         std::int64_t first, count, rows, batch_offset;
@@ -49,6 +52,11 @@ struct ColumnsLayout {
             const std::int64_t rest = j < narrow.count ? end - middle : 0;
             return static_cast<double>((middle - begin) / wide.rows + rest);
         }
+
+        // Whether a lane is a statistic.
+        FASTNORM_FN bool one_lane_each(const View& view) const {
+            return wide.rows == 1 && view.inner == 1;
+        }
     };
 
     using Operands = std::initializer_list<const Operand*>;
@@ -71,25 +79,43 @@ struct ColumnsLayout {
         return true;
     }
 
-    // Calls f(lanes, outer) for the rows of a map. Where they lie side by side and are written past
-    // the cache, they are taken from one start of a cache line of the result to the next one.
+    // Calls f(how many, lanes, outer) for the rows of a map. Where they lie side by side and are
+    // written past the cache, they are taken from one start of a cache line of the first result to
+    // the next one, and several at a time where their coefficients would leave no room in the
+    // cache.
     template <class F>
     static FASTNORM_FN void for_map_rows(const KernelArgs& args, const Tile& tile,
-                                         Operands operands, const Operand& result, F&& f) {
+                                         Operands operands, Operands results, F&& f) {
+        constexpr std::integral_constant<int, 1> one{};
         const bool together = lie_side_by_side(args, operands);
         const Halves halves(args, tile, together);
         const std::int64_t run = args.view.run();
         std::int64_t rest = (tile.outer1 - tile.outer0) * run;
-        const std::int64_t head = head_of_line(row_of(args, result, tile, tile.outer0));
+        const auto head_of = [&](const Operand& result) {
+            return head_of_line(row_of(args, result, tile, tile.outer0));
+        };
+        const std::int64_t head = head_of(**results.begin());
+        bool alike = true;
+        for (const Operand* result : results) alike &= !*result || head_of(*result) == head;
         const bool repeats = args.view.coefficient_rows() > args.view.rows_together();
-        const bool shifted = together && repeats && args.stream && head > 0 &&
-                             halves.narrow.count == run && head <= run;
-        if (!shifted) return for_rows(halves, f);
-        f(halves.wide.part(0, head), tile.outer0);
+        const bool walks_lines =
+            together && repeats && args.stream && halves.narrow.count == run && head <= run;
+        if (!walks_lines) {
+            for_rows(halves, [&](const Lanes& at, std::int64_t o) { f(one, at, o); });
+            return;
+        }
+        if (head > 0) f(one, halves.wide.part(0, head), tile.outer0);
         rest -= head;
-        for (std::int64_t o = tile.outer0; rest > 0; o += halves.wide.rows) {
+        std::int64_t o = tile.outer0;
+        if (alike && run >= wide_run && run % lanes<A> == 0) {
+            constexpr std::integral_constant<int, 4> several{};
+            for (; rest >= several * run; o += several, rest -= several * run) {
+                f(several, halves.wide.part(head, run), o);
+            }
+        }
+        for (; rest > 0; o += halves.wide.rows) {
             const std::int64_t count = rest < halves.wide.count ? rest : halves.wide.count;
-            f(halves.wide.part(head, count), o);
+            f(one, halves.wide.part(head, count), o);
             rest -= count;
         }
     }
@@ -103,19 +129,6 @@ struct ColumnsLayout {
             const std::int64_t first = row * halves.narrow.count + s * inner;
             for (std::int64_t j = first; j < first + inner; ++j) f(j);
         }
-    }
-
-    // Calls f(lane, rows, 1 / rows) for each lane that has rows.
-    template <class F>
-    static FASTNORM_FN void for_lanes(const Halves& halves, F&& f) {
-        const auto each = [&](std::int64_t from, std::int64_t to) {
-            const double rows = halves.rows_of(from);
-            if (rows == 0) return;
-            const double share = 1.0 / rows;
-            for (std::int64_t j = from; j < to; ++j) f(j, rows, share);
-        };
-        each(0, halves.narrow.count);
-        if (halves.wide.count > halves.narrow.count) each(halves.narrow.count, halves.wide.count);
     }
 
     static FASTNORM_FN T* row_of(const KernelArgs& args, const Operand& operand, const Tile& tile,

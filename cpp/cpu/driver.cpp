@@ -206,17 +206,28 @@ void reduce_finish_map(const ParallelFor& parallel_for, const KernelArgs& args,
     }
     // Under rows the threads share one unit at a time, so that it is still in their caches for the
     // map; under columns the units of a batch index lie side by side in every row.
-    const std::int64_t together = plan.view.traversal == Traversal::rows ? 1 : plan.stat_tiles;
+    const bool columns = plan.view.traversal == Traversal::columns;
+    const std::int64_t together = columns ? plan.stat_tiles : 1;
     for (std::int64_t unit = 0; unit < plan.units(); unit += together) {
         const std::int64_t tiles = together * chunks;
         for_shares(parallel_for, tiles, [&](std::int64_t from, std::int64_t to) {
             for (std::int64_t i = from; i < to; ++i) reduce_tile(unit + i % together, i / together);
         });
         for_stats(parallel_for, stats_of(unit).first, stats_of(unit + together - 1).second, finish);
-        for_shares(parallel_for, chunks, [&](std::int64_t from, std::int64_t to) {
-            for (std::int64_t c = to; c-- > from;) {
-                Tile tile = plan.tile(unit, c);  // of all the units: whole rows
-                tile.stat1 = plan.tile(unit + together - 1, c).stat1;
+        if (!columns) {
+            for_shares(parallel_for, chunks, [&](std::int64_t from, std::int64_t to) {
+                for (std::int64_t c = to; c-- > from;) map(args, plan.tile(unit, c));
+                kernels.fence();
+            });
+            continue;
+        }
+        // Whole rows, of all the units.
+        Tile rows = plan.tile(unit, 0);
+        rows.stat1 = plan.tile(unit + together - 1, 0).stat1;
+        for_shares(parallel_for, plan.view.outer, [&](std::int64_t from, std::int64_t to) {
+            Tile tile = rows;
+            for (tile.outer1 = to; tile.outer1 > from; tile.outer1 = tile.outer0) {
+                tile.outer0 = std::max(from, tile.outer1 - plan.chunk_outer);
                 map(args, tile);
             }
             kernels.fence();

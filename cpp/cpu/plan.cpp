@@ -15,6 +15,8 @@ constexpr std::int64_t rows_chunk = 4 * rows_block;
 // partial results a lane.
 constexpr std::int64_t columns_chunk_elements = 65536;
 constexpr std::int64_t columns_chunk_rows = 2 * columns_block;
+// A small tensor has four chunks, for as many threads, if each has so many rows.
+constexpr std::int64_t least_chunk_rows = 32;
 // A tile's statistics come in this many: whole bytes of a mask, whole packs.
 constexpr std::int64_t columns_stats = 32;
 // Elements of a tile of a map that stands alone. Where a tile ends, stores past the cache wait for
@@ -56,10 +58,10 @@ std::int64_t rows_group(std::int64_t row_bytes) {
     return std::min(divide_up(group, whole_lines) * whole_lines, rows_tile_stats);
 }
 
-// Fewer statistics a tile, down to least, where there would not be a tile for every thread.
-void share_stats(Plan& plan, std::int64_t least, int threads) {
-    while (plan.tiles() < threads && plan.tile_stats > least) {
-        cut_stat(plan, std::max(divide_up(plan.tile_stats / least, 2) * least, least));
+// Fewer statistics a tile where there would not be a tile for every thread.
+void share_stats(Plan& plan, int threads) {
+    while (plan.tiles() < threads && plan.tile_stats > 1) {
+        cut_stat(plan, divide_up(plan.tile_stats, 2));
     }
 }
 
@@ -107,14 +109,15 @@ Plan reduction_plan(const View& view, std::int64_t element_bytes, int threads) {
         cut_stat(plan, rows_group(view.inner * element_bytes));
         cut_inner(plan, rows_chunk);
         cut_outer(plan, rows_chunk / plan.chunk_inner);
-        share_stats(plan, 1, threads);
+        share_stats(plan, threads);
     } else {
-        const std::int64_t rows = divide_up(columns_chunk_elements, view.stat * view.inner);
+        std::int64_t rows = divide_up(columns_chunk_elements, view.stat * view.inner);
+        rows = std::max(divide_up(rows, columns_block) * columns_block, columns_chunk_rows);
+        if (view.elements() >= elements_for_threads) {
+            rows = std::min(rows, std::max(divide_up(view.outer, 4), least_chunk_rows));
+        }
         cut_stat(plan, columns_tile_lanes / view.inner / columns_stats * columns_stats);
-        cut_outer(plan,
-                  std::max(divide_up(rows, columns_block) * columns_block, columns_chunk_rows));
-        // Rows can be taken together only where a tile has all of their statistics.
-        if (view.rows_together() == 1) share_stats(plan, columns_stats, threads);
+        cut_outer(plan, rows);
     }
     return plan;
 }
@@ -150,8 +153,11 @@ Schedule schedule_reduction(const View& view, std::int64_t element_bytes, int tw
     const std::int64_t unit_bytes = plan.tile_stats * view.reduced() * element_bytes * twice;
     const bool balanced =
         plan.units() >= 4 * schedule.threads || plan.units() % schedule.threads == 0;
-    schedule.shared = schedule.threads > 1 && (!balanced || unit_bytes > caches().l2);
-    // Under columns units that are shared lie side by side in every row, and are taken together.
+    // Units side by side in a row meet in cache lines: threads of their own would wait for each
+    // other.
+    const bool meet = view.traversal == Traversal::columns && plan.stat_tiles > 1;
+    schedule.shared = schedule.threads > 1 && (!balanced || meet || unit_bytes > caches().l2);
+    // Under columns units that are shared are taken together.
     const std::int64_t together =
         schedule.shared && view.traversal == Traversal::columns ? plan.stat_tiles : 1;
     const std::int64_t cache = caches().l2 * (schedule.shared ? schedule.threads : 1);

@@ -1,7 +1,8 @@
-// The inner loops: a contiguous span, whatever the traversal. Where a
-// vector's coefficients come from (one set a row, or one a lane) is the caller's: map_at(offset, v,
-// valid) gives them, by reference where there is one set: GCC copies structs of vectors in halves,
-// and loading such a copy stalls. Included by kernels.cpp, once per instruction set.
+// The inner loops: a contiguous span, whatever the traversal, or the same span of several rows that
+// lie pitch elements apart in every tensor. Where a vector's coefficients come from (one set a row,
+// or one a lane) is the caller's: map_at(offset, v, valid) gives them, by reference where there is
+// one set: GCC copies structs of vectors in halves, and loading such a copy stalls. Included by
+// kernels.cpp, once per instruction set.
 #pragma once
 
 #include "cpu/lanes.h"
@@ -21,23 +22,28 @@ struct Forward {
     MaskRow mask;
     ActParams<A> params;
 
-    template <class MapAt>
-    FASTNORM_FN void write(T* y, std::int64_t count, bool direct, MapAt&& map_at) const {
+    template <int rows = 1, class MapAt>
+    FASTNORM_FN void write(T* y, std::int64_t count, bool direct, MapAt&& map_at,
+                           std::int64_t pitch = 0) const {
         for_packs<A>(count, [&](std::int64_t i, auto valid) {
-            unsigned pack_bits = 0;
+            unsigned pack_bits[rows] = {};
             for_vectors<A>([&](auto v) {
                 const NormalizeMap<V>& map = map_at(i, v, valid);
-                V z = map.affine(map.centred(load<A>(x + i, v, valid)));
-                if (residual != nullptr) z = z + load<A>(residual + i, v, valid);
-                if constexpr (Act<kind>::piecewise) {
-                    if (mask) {
-                        pack_bits |= bits(Act<kind>::is_unit(z, params)) << (v * V::width);
+                unrolled<rows>([&](auto r) {
+                    const std::int64_t at = i + r * pitch;
+                    V z = map.affine(map.centred(load<A>(x + at, v, valid)));
+                    if (residual != nullptr) z = z + load<A>(residual + at, v, valid);
+                    if constexpr (Act<kind>::piecewise) {
+                        if (mask) {
+                            pack_bits[r] |= bits(Act<kind>::is_unit(z, params)) << (v * V::width);
+                        }
                     }
-                }
-                store<A>(y + i, v, Act<kind>::value(z, params), valid, direct);
+                    store<A>(y + at, v, Act<kind>::value(z, params), valid, direct);
+                });
             });
             if constexpr (Act<kind>::piecewise) {
-                if (mask) mask.store(i, pack_bits, valid);
+                if (!mask) return;
+                unrolled<rows>([&](auto r) { mask.store(i + r * pitch, pack_bits[r], valid); });
             }
         });
     }
@@ -64,21 +70,12 @@ struct Backward {
     // Calls use(i, v, valid, gradient) for each vector of the pack at i.
     template <class Valid, class MapAt, class Use>
     FASTNORM_FN void pack(std::int64_t i, Valid valid, MapAt&& map_at, Use&& use) const {
-        unsigned pack_bits = 0;
         ahead_dy.fetch<A>(dy + i);
         ahead_x.fetch<A>(x + i);
-        if constexpr (Act<kind>::piecewise) {
-            if (mask) pack_bits = mask.load(i, valid);
-        }
+        const unsigned pack_bits = saved_bits(i, valid);
         for_vectors<A>([&](auto v) {
             const NormalizeMap<V>& map = map_at(i, v, valid);
-            Gradient<V> result;
-            result.centred = map.centred(load<A>(x + i, v, valid));
-            result.g = load<A>(dy + i, v, valid);
-            if constexpr (kind != ActivationKind::identity) {
-                result.g = gated(result, map, i, v, valid, pack_bits >> (v * V::width));
-            }
-            use(i, v, valid, result);
+            use(i, v, valid, vector(i, v, valid, map, pack_bits));
         });
     }
 
@@ -89,23 +86,55 @@ struct Backward {
     }
 
     // dx from the two maps, and dresidual = g unless it is null.
-    template <class MapAt, class GradientMapAt>
+    template <int rows = 1, class MapAt, class GradientMapAt>
     FASTNORM_FN void write(T* dx, T* dresidual, std::int64_t count, bool direct, bool frozen,
-                           MapAt&& map_at, GradientMapAt&& gradient_map_at) const {
-        each(count, map_at, [&](std::int64_t i, auto v, auto valid, const Gradient<V>& at) {
-            const GradientMap<V>& map = gradient_map_at(i, v, valid);
-            store<A>(dx + i, v, frozen ? map.of_frozen(at.g) : map(at.g, at.centred), valid,
-                     direct);
-            if (dresidual != nullptr) store<A>(dresidual + i, v, at.g, valid, direct);
+                           MapAt&& map_at, GradientMapAt&& gradient_map_at,
+                           std::int64_t pitch = 0) const {
+        for_packs<A>(count, [&](std::int64_t i, auto valid) {
+            unsigned pack_bits[rows];
+            unrolled<rows>([&](auto r) { pack_bits[r] = saved_bits(i + r * pitch, valid); });
+            for_vectors<A>([&](auto v) {
+                const NormalizeMap<V>& map = map_at(i, v, valid);
+                const GradientMap<V>& gradient_map = gradient_map_at(i, v, valid);
+                unrolled<rows>([&](auto r) {
+                    const std::int64_t at = i + r * pitch;
+                    const Gradient<V> of = vector(at, v, valid, map, pack_bits[r]);
+                    const V result =
+                        frozen ? gradient_map.of_frozen(of.g) : gradient_map(of.g, of.centred);
+                    store<A>(dx + at, v, result, valid, direct);
+                    if (dresidual != nullptr) store<A>(dresidual + at, v, of.g, valid, direct);
+                });
+            });
         });
     }
 
   private:
+    // What the mask says of the pack at i.
+    template <class Valid>
+    FASTNORM_FN unsigned saved_bits(std::int64_t i, Valid valid) const {
+        if constexpr (Act<kind>::piecewise) {
+            if (mask) return mask.load(i, valid);
+        }
+        return 0;
+    }
+
+    template <class Valid>
+    FASTNORM_FN Gradient<V> vector(std::int64_t i, int v, Valid valid, const NormalizeMap<V>& map,
+                                   unsigned pack_bits) const {
+        Gradient<V> result;
+        result.centred = map.centred(load<A>(x + i, v, valid));
+        result.g = load<A>(dy + i, v, valid);
+        if constexpr (kind != ActivationKind::identity) {
+            result.g = gated(result, map, i, v, valid, pack_bits >> (v * V::width));
+        }
+        return result;
+    }
+
     template <class Valid>
     FASTNORM_FN V gated(const Gradient<V>& at, const NormalizeMap<V>& map, std::int64_t i, int v,
-                        Valid valid, unsigned saved_bits) const {
+                        Valid valid, unsigned unit_bits) const {
         if constexpr (Act<kind>::piecewise) {
-            if (mask) return gate(at.g, V::mask(saved_bits));
+            if (mask) return gate(at.g, V::mask(unit_bits));
         }
         V z = map.affine(at.centred);
         if (residual != nullptr) z = z + load<A>(residual + i, v, valid);
