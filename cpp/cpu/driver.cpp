@@ -16,9 +16,6 @@ namespace fastnorm {
 
 namespace {
 
-// Statistics that one task finishes: enough to be worth a thread's waking up.
-constexpr std::int64_t stats_per_task = 256;
-
 ParallelFor threads_of(const Execution& execution, const Schedule& schedule) {
     ParallelFor parallel_for = execution.parallel_for;
     parallel_for.threads = schedule.threads;
@@ -29,6 +26,8 @@ ParallelFor threads_of(const Execution& execution, const Schedule& schedule) {
 struct Kernels {
     Reduction moments, gradient_sums;
     Map normalize, gradient;
+    CoefficientKernel coefficients_of_z, coefficients_of_z_in_backward, coefficients_of_dx;
+    void (*rstd)(double* variances, std::int64_t count, double eps);
     void (*fence)();
 
     Kernels(const KernelTable& table, const Problem& problem) {
@@ -39,99 +38,47 @@ struct Kernels {
         normalize = table.normalize[t][d][a];
         gradient_sums = table.gradient_sums[t][d][a];
         gradient = table.gradient[t][d][a];
+        const int accumulator = problem.dtype == DType::float64 ? 1 : 0;
+        coefficients_of_z = table.coefficients_of_z[accumulator];
+        coefficients_of_z_in_backward = table.coefficients_of_z_in_backward[accumulator];
+        coefficients_of_dx = table.coefficients_of_dx[accumulator];
+        rstd = table.rstd;
         fence = table.fence;
     }
 };
 
-// Calls f with a value of the problem's accumulator type.
-template <class F>
-void with_accumulator(const Problem& problem, F&& f) {
-    if (problem.dtype == DType::float64) {
-        f(double{});
-    } else {
-        f(float{});
-    }
-}
-
-// Numbers of some statistics, a task's at most. What is computed of them goes array by array: the
-// dtypes and the layout are then looked at once an array.
-using StatArray = double[stats_per_task];
-
-void load_parameters(const View& view, const PerStatistic& parameters, std::int64_t from,
-                     std::int64_t count, double* to, double fallback) {
-    while (count > 0) {
-        const std::int64_t first = view.parameter(from);
-        const std::int64_t here = std::min(count, view.parameters() - first);
-        parameters.load(first, here, to, fallback);
-        from += here;
-        to += here;
-        count -= here;
-    }
-}
-
-// Sets the coefficients of the map from x to y; prescale_of(mean, rstd, weight).
-template <class A, class Prescale>
-void set_normalization(const Scratch& scratch, const Problem& problem, std::int64_t from,
-                       std::int64_t count, const double* mean, const double* rstd,
-                       Prescale&& prescale_of) {
+// Computes coefficients of statistics [from, from + count), from the given one on, and puts them
+// where the maps look for them.
+void set_coefficients(const Scratch& scratch, const Problem& problem, CoefficientKernel compute,
+                      int first, int last, std::int64_t from, std::int64_t count,
+                      const StatBlock& block) {
     const View& view = problem.args.view;
-    StatArray weight, bias;
-    load_parameters(view, problem.weight, from, count, weight, 1.0);
-    load_parameters(view, problem.bias, from, count, bias, 0.0);
-    A values[forward_coefficients][stats_per_task];
-    for (std::int64_t i = 0; i < count; ++i) {
-        const double prescale = prescale_of(mean[i], rstd[i], weight[i]);
-        const Normalization<A> n = normalization<A>(mean[i], rstd[i], weight[i], bias[i], prescale);
-        values[static_cast<int>(Coefficient::prescale)][i] = n.prescale;
-        values[static_cast<int>(Coefficient::mean_hi)][i] = n.mean_hi;
-        values[static_cast<int>(Coefficient::mean_lo)][i] = n.mean_lo;
-        values[static_cast<int>(Coefficient::scale)][i] = n.scale;
-        values[static_cast<int>(Coefficient::bias)][i] = n.bias;
-    }
-    for (int k = 0; k < forward_coefficients; ++k) scratch.set(view, k, from, count, values[k]);
+    alignas(64) double memory[backward_coefficients * stats_block];  // floats or doubles
+    compute(block, count, static_cast<double>(view.reduced()), memory);
+    const auto set = [&](const auto* values) {
+        for (int k = first; k < last; ++k, values += stats_block) {
+            scratch.set(view, k, from, count, values);
+        }
+    };
+    problem.dtype == DType::float64 ? set(memory) : set(reinterpret_cast<const float*>(memory));
 }
 
-void set_forward(const Scratch& scratch, const Problem& problem, std::int64_t from,
-                 std::int64_t count, const double* mean, const double* rstd) {
-    with_accumulator(problem, [&](auto selects) {
-        using A = decltype(selects);
-        set_normalization<A>(
-            scratch, problem, from, count, mean, rstd,
-            [](double m, double r, double w) { return forward_prescale<A>(m, r, w); });
-    });
-}
-
-// Sets those of the map from dy and x to dx.
-template <class A>
-void set_gradient(const Scratch& scratch, const Problem& problem, std::int64_t from,
-                  std::int64_t count, const double* mean, const double* rstd, const double* sum_g,
-                  const double* sum_centred) {
+// Those of the forward pass, from mean and rstd.
+void set_forward(const Scratch& scratch, const Problem& problem, const Kernels& kernels,
+                 std::int64_t from, std::int64_t count, StatBlock& block) {
     const View& view = problem.args.view;
-    const double reduced = static_cast<double>(view.reduced());
-    StatArray weight;
-    load_parameters(view, problem.weight, from, count, weight, 1.0);
-    A values[backward_coefficients - forward_coefficients][stats_per_task];
-    for (std::int64_t i = 0; i < count; ++i) {
-        const GradientCoefficients g = gradient_coefficients(
-            rstd[i], weight[i], reduced, sum_g[i], sum_centred[i],
-            backward_prescale<A>(mean[i], rstd[i]), halfway_scale<A>(rstd[i], weight[i]));
-        constexpr int first = forward_coefficients;
-        values[static_cast<int>(Coefficient::grad_a) - first][i] = narrowed<A>(g.a);
-        values[static_cast<int>(Coefficient::grad_b) - first][i] = narrowed<A>(g.b);
-        values[static_cast<int>(Coefficient::grad_c) - first][i] = narrowed<A>(g.c);
-        values[static_cast<int>(Coefficient::grad_scale) - first][i] = narrowed<A>(g.scale);
-    }
-    for (int k = forward_coefficients; k < backward_coefficients; ++k) {
-        scratch.set(view, k, from, count, values[k - forward_coefficients]);
-    }
+    problem.weight.load_parameters(view, from, count, block.weight, 1.0);
+    problem.bias.load_parameters(view, from, count, block.bias, 0.0);
+    set_coefficients(scratch, problem, kernels.coefficients_of_z, 0, forward_coefficients, from,
+                     count, block);
 }
 
 // Calls f(first, how many) for pieces of statistics [from, to), a task each.
 template <class F>
 void for_stats(const ParallelFor& parallel_for, std::int64_t from, std::int64_t to, F&& f) {
-    parallel_for(divide_up(to - from, stats_per_task), [&](std::int64_t task) {
-        const std::int64_t first = from + task * stats_per_task;
-        f(first, std::min(stats_per_task, to - first));
+    parallel_for(divide_up(to - from, stats_block), [&](std::int64_t task) {
+        const std::int64_t first = from + task * stats_block;
+        f(first, std::min(stats_block, to - first));
     });
 }
 
@@ -237,33 +184,6 @@ void reduce_finish_map(const ParallelFor& parallel_for, const KernelArgs& args,
 
 }  // namespace
 
-void PerStatistic::load(std::int64_t from, std::int64_t count, double* to, double fallback) const {
-    if (data == nullptr) {
-        std::fill_n(to, count, fallback);
-        return;
-    }
-    with_dtype(dtype, [&](auto element) {
-        const auto load_all = [&](std::int64_t step) {
-            for (std::int64_t i = 0; i < count; ++i) {
-                std::memcpy(&element, data + (from + i) * step, sizeof(element));
-                to[i] = static_cast<double>(to_float(element));
-            }
-        };
-        // A constant step makes vectors of it.
-        stride == sizeof(element) ? load_all(sizeof(element)) : load_all(stride);
-    });
-}
-
-void PerStatistic::store(std::int64_t from, std::int64_t count, const double* values) const {
-    if (data == nullptr) return;
-    with_dtype(dtype, [&](auto element) {
-        for (std::int64_t i = 0; i < count; ++i) {
-            from_float(values[i], element);
-            std::memcpy(data + (from + i) * stride, &element, sizeof(element));
-        }
-    });
-}
-
 Workspace thread_workspace() {
     struct Memory {
         void* data = nullptr;
@@ -294,14 +214,14 @@ void normalize(const Execution& execution, const Problem& problem, const PerStat
     const Scratch scratch(execution, problem, schedule, forward_coefficients);
     scratch.attach(args);
     args.stream = schedule.stream;
-    for_stats(parallel_for, 0, args.view.stats(), [&](std::int64_t from, std::int64_t count) {
-        StatArray means, rstds;
-        mean.load(from, count, means);
-        var.load(from, count, rstds);
-        for (std::int64_t i = 0; i < count; ++i) rstds[i] = 1.0 / std::sqrt(rstds[i] + eps);
-        set_forward(scratch, problem, from, count, means, rstds);
-    });
     const Kernels kernels(execution.kernels, problem);
+    for_stats(parallel_for, 0, args.view.stats(), [&](std::int64_t from, std::int64_t count) {
+        StatBlock block;
+        mean.load(from, count, block.mean);
+        var.load(from, count, block.rstd);
+        kernels.rstd(block.rstd, count, eps);
+        set_forward(scratch, problem, kernels, from, count, block);
+    });
     map_only(parallel_for, args, schedule.plan, kernels, kernels.normalize);
 }
 
@@ -320,31 +240,33 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
     scratch.attach(args);
     args.stream = schedule.stream;
     const double count = static_cast<double>(view.reduced());
-    const bool half = size == 2;
 
+    const Kernels kernels(execution.kernels, problem);
     const auto finish = [&](std::int64_t from, std::int64_t stats) {
-        StatArray means, m2s, rstds, vars, running_means, running_vars;
-        merge_chunks(plan, scratch, from, stats, means, m2s);
-        running.mean.load(from, stats, running_means);
-        running.var.load(from, stats, running_vars);
+        StatBlock block;
+        StatBlock::Array m2, running_mean, running_var;
+        merge_chunks(plan, scratch, from, stats, block.mean, m2);
+        running.mean.load(from, stats, running_mean);
+        running.var.load(from, stats, running_var);
         for (std::int64_t i = 0; i < stats; ++i) {
-            rstds[i] = 1.0 / std::sqrt(m2s[i] / count + eps);
-            vars[i] = m2s[i] / (running.unbiased ? count - 1.0 : count);
-            running_means[i] = running_update(running_means[i], means[i], running.momentum);
-            running_vars[i] = running_update(running_vars[i], vars[i], running.momentum);
-            // What is returned is what is used: backward recomputes from the same numbers.
-            if (half) {
-                means[i] = static_cast<float>(means[i]);
-                rstds[i] = static_cast<float>(rstds[i]);
+            const double var = m2[i] / (running.unbiased ? count - 1.0 : count);
+            running_mean[i] = running_update(running_mean[i], block.mean[i], running.momentum);
+            running_var[i] = running_update(running_var[i], var, running.momentum);
+            block.rstd[i] = m2[i] / count;
+        }
+        kernels.rstd(block.rstd, stats, eps);
+        if (size == 2) {  // what is returned is what is used: backward computes from it
+            for (std::int64_t i = 0; i < stats; ++i) {
+                block.mean[i] = static_cast<float>(block.mean[i]);
+                block.rstd[i] = static_cast<float>(block.rstd[i]);
             }
         }
-        mean.store(from, stats, means);
-        rstd.store(from, stats, rstds);
-        running.mean.store(from, stats, running_means);
-        running.var.store(from, stats, running_vars);
-        set_forward(scratch, problem, from, stats, means, rstds);
+        mean.store(from, stats, block.mean);
+        rstd.store(from, stats, block.rstd);
+        running.mean.store(from, stats, running_mean);
+        running.var.store(from, stats, running_var);
+        set_forward(scratch, problem, kernels, from, stats, block);
     };
-    const Kernels kernels(execution.kernels, problem);
     reduce_finish_map(parallel_for, args, schedule, scratch, kernels, kernels.moments,
                       kernels.normalize, finish);
 }
@@ -369,30 +291,34 @@ void normalize_backward(const Execution& execution, const Problem& problem,
     args.frozen = frozen;
     args.stream = schedule.stream;
 
-    for_stats(parallel_for, 0, view.stats(), [&](std::int64_t from, std::int64_t stats) {
-        StatArray means, rstds;
-        mean.load(from, stats, means);
-        rstd.load(from, stats, rstds);
-        with_accumulator(problem, [&](auto selects) {
-            using A = decltype(selects);
-            set_normalization<A>(
-                scratch, problem, from, stats, means, rstds,
-                [](double m, double r, double) { return backward_prescale<A>(m, r); });
-            if (reduces) return;
-            constexpr StatArray zeros = {};
-            set_gradient<A>(scratch, problem, from, stats, means, rstds, zeros, zeros);
-        });
-    });
     const Kernels kernels(execution.kernels, problem);
+    const auto prescale =
+        problem.dtype == DType::float64 ? backward_prescale<double> : backward_prescale<float>;
+    const auto load = [&](std::int64_t from, std::int64_t stats, StatBlock& block) {
+        mean.load(from, stats, block.mean);
+        rstd.load(from, stats, block.rstd);
+        problem.weight.load_parameters(view, from, stats, block.weight, 1.0);
+    };
+    for_stats(parallel_for, 0, view.stats(), [&](std::int64_t from, std::int64_t stats) {
+        StatBlock block;
+        load(from, stats, block);
+        problem.bias.load_parameters(view, from, stats, block.bias, 0.0);
+        set_coefficients(scratch, problem, kernels.coefficients_of_z_in_backward, 0,
+                         forward_coefficients, from, stats, block);
+        if (reduces) return;
+        std::fill_n(block.sum_g, stats, 0.0);
+        std::fill_n(block.sum_centred, stats, 0.0);
+        set_coefficients(scratch, problem, kernels.coefficients_of_dx, forward_coefficients,
+                         backward_coefficients, from, stats, block);
+    });
     if (!reduces) {
         map_only(parallel_for, args, plan, kernels, kernels.gradient);
         return;
     }
     // Leaves the statistics' shares of dbias and dweight where their first partial sums were.
     const auto finish = [&](std::int64_t from, std::int64_t stats) {
-        StatArray means, rstds;
-        mean.load(from, stats, means);
-        rstd.load(from, stats, rstds);
+        StatBlock block;
+        load(from, stats, block);
         double* const sum_g = scratch.first + from;
         double* const sum_centred = scratch.second + from;
         for (std::int64_t c = 1; c < plan.chunks(); ++c) {
@@ -401,13 +327,13 @@ void normalize_backward(const Execution& execution, const Problem& problem,
                 sum_centred[i] += sum_centred[c * view.stats() + i];
             }
         }
-        with_accumulator(problem, [&](auto selects) {
-            using A = decltype(selects);
-            set_gradient<A>(scratch, problem, from, stats, means, rstds, sum_g, sum_centred);
-            for (std::int64_t i = 0; i < stats; ++i) {
-                sum_centred[i] *= rstds[i] / backward_prescale<A>(means[i], rstds[i]);
-            }
-        });
+        std::copy_n(sum_g, stats, block.sum_g);
+        std::copy_n(sum_centred, stats, block.sum_centred);
+        set_coefficients(scratch, problem, kernels.coefficients_of_dx, forward_coefficients,
+                         backward_coefficients, from, stats, block);
+        for (std::int64_t i = 0; i < stats; ++i) {
+            sum_centred[i] *= block.rstd[i] / prescale(block.mean[i], block.rstd[i]);
+        }
     };
     reduce_finish_map(parallel_for, args, schedule, scratch, kernels, kernels.gradient_sums,
                       kernels.gradient, finish);

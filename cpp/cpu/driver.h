@@ -8,6 +8,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
+#include "cpu/per_statistic.h"
 
 namespace fastnorm {
 
@@ -23,18 +24,6 @@ struct Execution {
     const KernelTable& kernels;
     ParallelFor parallel_for;
     Workspace workspace;
-};
-
-// One value per statistic, in any dtype and with any stride (in bytes). Absent if data is null.
-struct PerStatistic {
-    char* data = nullptr;
-    DType dtype = DType::float32;
-    std::int64_t stride = 0;
-
-    explicit operator bool() const { return data != nullptr; }
-    // The values of statistics [from, from + count): fallback and nothing where absent.
-    void load(std::int64_t from, std::int64_t count, double* to, double fallback = 0.0) const;
-    void store(std::int64_t from, std::int64_t count, const double* values) const;
 };
 
 // What every op has: the tensors under their view, the parameters, the epilogue.

@@ -7,6 +7,7 @@
 
 #include FASTNORM_ISA_HEADER
 
+#include "cpu/coefficients.h"
 #include "cpu/columns.h"
 #include "cpu/rows.h"
 
@@ -55,10 +56,21 @@ constexpr void fill(KernelTable& table) {
     fill<traversal, BFloat16>(table, DType::bfloat16, Kinds{});
 }
 
+template <class A>
+constexpr void fill_coefficients(KernelTable& table, int accumulator) {
+    using Of = Coefficients<A>;
+    table.coefficients_of_z[accumulator] = &Of::template of_z<false>;
+    table.coefficients_of_z_in_backward[accumulator] = &Of::template of_z<true>;
+    table.coefficients_of_dx[accumulator] = &Of::of_dx;
+}
+
 constexpr KernelTable make_table() {
     KernelTable table{};
     table.name = FASTNORM_ISA_NAME;
     table.fence = [] { stream_fence(); };
+    table.rstd = &rstd_of_variances;
+    fill_coefficients<float>(table, 0);
+    fill_coefficients<double>(table, 1);
     fill<Traversal::rows>(table);
     fill<Traversal::columns>(table);
     return table;

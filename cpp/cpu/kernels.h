@@ -55,7 +55,21 @@ using Reduction = void (*)(const KernelArgs& args, const Tile& tile, double* fir
 // Maps write the tensors of args.
 using Map = void (*)(const KernelArgs& args, const Tile& tile);
 
+// What a block of statistics has of each.
+inline constexpr std::int64_t stats_block = 256;
+struct StatBlock {
+    using Array = double[stats_block];
+    Array mean, rstd, weight, bias;
+    Array sum_g, sum_centred;  // of g, and of g * centred(x)
+};
+
+// Computes coefficients of the first statistics of a block, in the order of Coefficient, as arrays
+// of stats_block of the accumulator type. reduced: how many values a statistic has.
+using CoefficientKernel = void (*)(const StatBlock& block, std::int64_t count, double reduced,
+                                   void* coefficients);
+
 inline constexpr int traversals = 2;
+inline constexpr int accumulators = 2;  // float, double
 inline constexpr int dtypes = 4;
 inline constexpr int activations = kActivationCount;
 
@@ -66,6 +80,10 @@ struct KernelTable {
     Map normalize[traversals][dtypes][activations];
     Reduction gradient_sums[traversals][dtypes][activations];
     Map gradient[traversals][dtypes][activations];
+    void (*rstd)(double* variances, std::int64_t count, double eps);  // in place
+    CoefficientKernel coefficients_of_z[accumulators];
+    CoefficientKernel coefficients_of_z_in_backward[accumulators];
+    CoefficientKernel coefficients_of_dx[accumulators];
 };
 
 // A reduction keeps its accumulators on the stack: a tile of it holds no more than this.

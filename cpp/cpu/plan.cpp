@@ -26,7 +26,8 @@ constexpr std::int64_t least_map_tile = 32768;
 // Contiguous bytes that a group of neighbouring small rows should reach.
 constexpr std::int64_t group_bytes = 6144;
 constexpr std::int64_t line_bytes = 64;
-// Below so many elements a thread costs more to wake than it saves.
+// Below so many elements a thread costs more to wake than it saves: half as many where threads have
+// statistics of their own, and do not wait for each other before the end.
 constexpr std::int64_t elements_for_threads = 32768;
 // Results of a call that touches more bytes will hardly be in a cache near to who needs them, and
 // stores that first read each line cost as much as the rest of the call.
@@ -66,10 +67,11 @@ void share_stats(Plan& plan, int threads) {
 }
 
 // What does not depend on the plan.
-Schedule schedule_of(const View& view, std::int64_t element_bytes, int tensors, int threads) {
+Schedule schedule_of(const View& view, std::int64_t element_bytes, int tensors, int threads,
+                     std::int64_t least_elements = elements_for_threads) {
     const std::int64_t bytes = tensors * view.elements() * element_bytes;
     Schedule schedule;
-    schedule.threads = view.elements() < elements_for_threads ? 1 : threads;
+    schedule.threads = view.elements() < least_elements ? 1 : threads;
     schedule.stream = bytes > std::min(caches().l3, most_cached_bytes);
     return schedule;
 }
@@ -146,7 +148,9 @@ Schedule schedule_map(const View& view, std::int64_t element_bytes, int tensors,
 
 Schedule schedule_reduction(const View& view, std::int64_t element_bytes, int twice, int tensors,
                             int threads) {
-    Schedule schedule = schedule_of(view, element_bytes, tensors, threads);
+    const bool rows = view.traversal == Traversal::rows;
+    Schedule schedule = schedule_of(view, element_bytes, tensors, threads,
+                                    rows ? elements_for_threads / 2 : elements_for_threads);
     schedule.reduces = true;
     schedule.plan = reduction_plan(view, element_bytes, schedule.threads);
     const Plan& plan = schedule.plan;
@@ -155,11 +159,10 @@ Schedule schedule_reduction(const View& view, std::int64_t element_bytes, int tw
         plan.units() >= 4 * schedule.threads || plan.units() % schedule.threads == 0;
     // Units side by side in a row meet in cache lines: threads of their own would wait for each
     // other.
-    const bool meet = view.traversal == Traversal::columns && plan.stat_tiles > 1;
+    const bool meet = !rows && plan.stat_tiles > 1;
     schedule.shared = schedule.threads > 1 && (!balanced || meet || unit_bytes > caches().l2);
     // Under columns units that are shared are taken together.
-    const std::int64_t together =
-        schedule.shared && view.traversal == Traversal::columns ? plan.stat_tiles : 1;
+    const std::int64_t together = schedule.shared && !rows ? plan.stat_tiles : 1;
     const std::int64_t cache = caches().l2 * (schedule.shared ? schedule.threads : 1);
     schedule.reads = unit_bytes * together > cache ? 2 : 1;
     return schedule;
