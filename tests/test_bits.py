@@ -32,6 +32,7 @@ SHARED = (
     Case("channels_last_memory", (5, 37, 41, 43), 1, "channels_last", "channels_last"),
     Case("tall", (30_011, 7), activation="hardswish"),
     Case("wide", (61, 5003), activation="gelu_tanh"),
+    Case("wide_lines", (1283, 1024), activation="relu", residual=True),
     Case("middle", (29, 31, 5, 61), 2, activation="tanh"),
     Case("copied", (7, 33, 29, 31), 1, "strided_inner", activation="relu"),
     Case("strided", (9, 33, 29, 31), 1, "strided_channel", activation="sigmoid", residual=True),

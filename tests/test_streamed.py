@@ -1,0 +1,103 @@
+"""Results that are written past the cache, line by line, are those that are simply stored.
+
+A map computes each element on its own, so a large tensor must have the bits that its parts have,
+which are too small to be streamed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import fastnorm as fn
+
+Array = npt.NDArray[Any]
+
+DTYPES = ("float32", "float64", "float16", ml_dtypes.bfloat16)
+
+# A kind of walk each; all are streamed in every dtype.
+SHAPES = {
+    "wide_rows": (1283, 1024),  # several rows at a time, from line to line
+    "wider_rows": (331, 2, 2048),
+    "odd_rows": (1291, 1031),  # no whole number of lines
+    "middling_rows": (4099, 320),
+    "short_rows": (54_001, 24),  # several rows side by side as one
+    "short_odd_rows": (40_009, 33),
+    "planes": (53, 32, 28, 28),
+    "small_planes": (211, 131, 7, 7),
+}
+
+
+def at_offset(shape: tuple[int, ...], dtype: npt.DTypeLike, elements: int) -> Array:
+    """An empty array whose first element lies so many elements behind the start of a line."""
+    itemsize = np.dtype(dtype).itemsize
+    size = int(np.prod(shape)) * itemsize
+    memory = np.empty(size + 64 * (1 + itemsize), np.uint8)
+    start = -memory.ctypes.data % 64 + elements * itemsize
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def parts(rows: int, elements: int) -> list[slice]:
+    """Slices of a first axis that are too small to be streamed with six tensors of eight bytes."""
+    step = max(1, (4 << 20) // (6 * 8 * (elements // rows)))
+    return [slice(i, min(i + step, rows)) for i in range(0, rows, step)]
+
+
+@pytest.fixture(params=map(np.dtype, DTYPES), ids=str)
+def dtype(request: pytest.FixtureRequest) -> np.dtype[Any]:
+    found: np.dtype[Any] = request.param
+    return found
+
+
+@pytest.mark.parametrize("offset", [0, 1, 13])
+@pytest.mark.parametrize("name", SHAPES)
+def test_streamed_bits_are_stored_bits(name: str, offset: int, dtype: np.dtype[Any]) -> None:
+    shape = SHAPES[name]
+    axis = 1 if len(shape) == 4 else -1
+    channels = shape[axis]
+    rng = np.random.default_rng(0)
+    x, dy, residual = (rng.standard_normal(shape, np.float32).astype(dtype) for _ in range(3))
+    mean, weight, bias = (rng.standard_normal(channels) for _ in range(3))
+    var = rng.uniform(0.5, 2.0, channels)
+    options: dict[str, Any] = {"channel_axis": axis, "activation": "relu"}
+
+    y = at_offset(shape, dtype, offset)
+    assert fn.explain(fn.batch_norm, x, mean, var, out=y, channel_axis=axis).stream
+    fn.batch_norm(x, mean, var, weight, bias, residual=residual, out=y, **options)
+    dx = at_offset(shape, dtype, offset)
+    backward = {"training": False, **options}
+    grads = fn.batch_norm_backward(
+        dy, x, mean, var, weight, bias, residual=residual, out=dx, **backward
+    )
+    assert grads.dresidual is not None
+    for part in parts(shape[0], x.size):
+        inputs = {"residual": residual[part]}
+        small = fn.batch_norm(x[part], mean, var, weight, bias, **inputs, **options)
+        assert y[part].tobytes() == small.tobytes()
+        few = fn.batch_norm_backward(
+            dy[part], x[part], mean, var, weight, bias, **inputs, **backward
+        )
+        assert few.dresidual is not None
+        assert dx[part].tobytes() == few.dx.tobytes()
+        assert grads.dresidual[part].tobytes() == few.dresidual.tobytes()
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_streamed_masks_say_where_relu_was_open(name: str, dtype: np.dtype[Any]) -> None:
+    shape = SHAPES[name]
+    axis = 1 if len(shape) == 4 else -1
+    rng = np.random.default_rng(1)
+    x, dy = (rng.standard_normal(shape, np.float32).astype(dtype) for _ in range(2))
+    options: dict[str, Any] = {"channel_axis": axis, "activation": "relu"}
+    fwd = fn.batch_norm_train(x, **options)
+    arguments = (dy, x, fwd.mean, fwd.rstd)
+    masked = fn.batch_norm_backward(*arguments, mask=fwd.mask, residual=True, **options)
+    assert masked.dresidual is not None
+    open_ = fwd.y.astype(np.float32) > 0
+    np.testing.assert_array_equal(masked.dresidual, np.where(open_, dy, np.zeros((), dtype)))
+    recomputed = fn.batch_norm_backward(*arguments, **options)
+    assert masked.dx.tobytes() == recomputed.dx.tobytes()
