@@ -126,17 +126,22 @@ Plan reduction_plan(const View& view, std::int64_t element_bytes, int threads) {
 
 Plan map_plan(const View& view, int threads) {
     const std::int64_t tile = std::clamp(view.elements() / (4 * threads), least_map_tile, map_tile);
+    // As many to each thread, and of one size: small tensors have two or four.
+    const auto evenly = [&](std::int64_t extent, std::int64_t most) {
+        const std::int64_t pieces = divide_up(extent, std::max<std::int64_t>(most, 1));
+        return pieces == 1 ? extent : divide_up(extent, divide_up(pieces, threads) * threads);
+    };
     Plan plan;
     plan.view = view;
     plan.chunk_inner = view.inner;
     if (view.traversal == Traversal::rows) {
         cut_inner(plan, tile);
-        cut_stat(plan, tile / plan.chunk_inner);
+        cut_stat(plan, evenly(view.stat, tile / plan.chunk_inner));
     } else {
         const std::int64_t most = tile / view.inner / columns_stats * columns_stats;
         cut_stat(plan, view.stat < 2 * most ? view.stat : most);
     }
-    cut_outer(plan, tile / (plan.tile_stats * plan.chunk_inner));
+    cut_outer(plan, evenly(view.outer, tile / (plan.tile_stats * plan.chunk_inner)));
     return plan;
 }
 
