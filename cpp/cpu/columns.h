@@ -2,6 +2,9 @@
 // own accumulator and its own coefficients. Included by kernels.cpp, once per instruction set.
 #pragma once
 
+#include <cstdint>
+#include <cstring>
+
 #include "cpu/columns_layout.h"
 #include "cpu/spans.h"
 
@@ -30,12 +33,13 @@ struct Columns {
         if (poor_count > 0) {
             recompute(args, tile, halves, poor, poor_count, pivots, sums, means, m2s);
         }
-        for (std::int64_t s = 0; s < tile.stat1 - tile.stat0; ++s) {
-            if (halves.one_lane_each(args.view)) {
-                mean[s] = means[s];
-                m2[s] = m2s[s];
-                continue;
-            }
+        const std::int64_t stats = tile.stat1 - tile.stat0;
+        if (halves.one_lane_each(args.view)) {
+            copy(means, mean, stats);
+            copy(m2s, m2, stats);
+            return;
+        }
+        for (std::int64_t s = 0; s < stats; ++s) {
             Moments m;
             Layout::for_lanes_of(args, halves, s, [&](std::int64_t j) {
                 m = merge(m, {halves.rows_of(j), means[j], m2s[j]});
@@ -288,6 +292,21 @@ struct Columns {
         });
     }
 
+    static FASTNORM_FN void copy(const double* from, double* to, std::int64_t count) {
+        std::memcpy(to, from, static_cast<std::size_t>(count) * sizeof(double));
+    }
+
+    // Eight at a time.
+    static FASTNORM_FN bool all_of(const bool (&flags)[lanes<A>]) {
+        std::uint64_t all = ~std::uint64_t{0};
+        for (int i = 0; i < lanes<A>; i += 8) {
+            std::uint64_t eight;
+            std::memcpy(&eight, flags + i, sizeof(eight));
+            all &= eight;
+        }
+        return all == 0x0101010101010101u;
+    }
+
     // Those of all lanes; returns how many cannot be trusted, and which, in poor.
     static FASTNORM_FN std::int64_t moments_of_lanes(const Halves& halves, const A* pivots,
                                                      const Sums& sums, double* means, double* m2s,
@@ -310,6 +329,7 @@ struct Columns {
                 m2s[first + i] = m.m2;
                 good[i] = trustworthy<A>(m, origin, of.total_a[i], of.total_ab[i]) | (n == 0);
             }
+            if (all_of(good)) continue;
             const std::int64_t rest = halves.wide.count - first;
             for (int i = 0; i < lanes<A> && i < rest; ++i) {
                 if (!good[i]) poor[count++] = first + i;
