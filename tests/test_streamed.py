@@ -74,30 +74,49 @@ def test_streamed_bits_are_stored_bits(name: str, offset: int, dtype: np.dtype[A
         dy, x, mean, var, weight, bias, residual=residual, out=dx, **backward
     )
     assert grads.dresidual is not None
+    alone = at_offset(shape, dtype, offset)  # with no second result, which may lie otherwise
+    arguments = (dy, x, mean, var, weight, bias)
+    told = fn.explain(fn.batch_norm_backward, *arguments, out=alone, **backward)
+    assert told.stream
+    fn.batch_norm_backward(*arguments, out=alone, **{**backward, "activation": None})
     for part in parts(shape[0], x.size):
         inputs = {"residual": residual[part]}
         small = fn.batch_norm(x[part], mean, var, weight, bias, **inputs, **options)
         assert y[part].tobytes() == small.tobytes()
-        few = fn.batch_norm_backward(
-            dy[part], x[part], mean, var, weight, bias, **inputs, **backward
-        )
+        few_arguments = (dy[part], x[part], mean, var, weight, bias)
+        few = fn.batch_norm_backward(*few_arguments, **inputs, **backward)
         assert few.dresidual is not None
         assert dx[part].tobytes() == few.dx.tobytes()
         assert grads.dresidual[part].tobytes() == few.dresidual.tobytes()
+        plain = fn.batch_norm_backward(*few_arguments, **{**backward, "activation": None})
+        assert alone[part].tobytes() == plain.dx.tobytes()
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("offset", [0, 1, 4, 13])
 @pytest.mark.parametrize("name", SHAPES)
-def test_streamed_masks_say_where_relu_was_open(name: str, dtype: np.dtype[Any]) -> None:
+def test_streamed_masks_say_where_relu_was_open(
+    name: str, offset: int, threads: int, dtype: np.dtype[Any]
+) -> None:
     shape = SHAPES[name]
     axis = 1 if len(shape) == 4 else -1
     rng = np.random.default_rng(1)
     x, dy = (rng.standard_normal(shape, np.float32).astype(dtype) for _ in range(2))
     options: dict[str, Any] = {"channel_axis": axis, "activation": "relu"}
-    fwd = fn.batch_norm_train(x, **options)
-    arguments = (dy, x, fwd.mean, fwd.rstd)
-    masked = fn.batch_norm_backward(*arguments, mask=fwd.mask, residual=True, **options)
+    before = fn.get_num_threads()
+    fn.set_num_threads(threads)
+    try:
+        y = at_offset(shape, dtype, offset)
+        assert fn.explain(fn.batch_norm_train, x, out=y, **options).stream
+        fwd = fn.batch_norm_train(x, out=y, **options)
+        arguments = (dy, x, fwd.mean, fwd.rstd)
+        masked = fn.batch_norm_backward(*arguments, mask=fwd.mask, residual=True, **options)
+        recomputed = fn.batch_norm_backward(*arguments, **options)
+        dx = at_offset(shape, dtype, offset)
+        fn.batch_norm_backward(*arguments, mask=fwd.mask, out=dx, **options)
+    finally:
+        fn.set_num_threads(before)
     assert masked.dresidual is not None
-    open_ = fwd.y.astype(np.float32) > 0
+    open_ = y.astype(np.float32) > 0
     np.testing.assert_array_equal(masked.dresidual, np.where(open_, dy, np.zeros((), dtype)))
-    recomputed = fn.batch_norm_backward(*arguments, **options)
-    assert masked.dx.tobytes() == recomputed.dx.tobytes()
+    assert masked.dx.tobytes() == recomputed.dx.tobytes() == dx.tobytes()

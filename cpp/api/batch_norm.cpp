@@ -42,8 +42,8 @@ void sign(const TensorView& mask, std::uint64_t signature) {
     if (mask.given()) std::memcpy(mask.data, &signature, sizeof(signature));
 }
 
-// Whether the op is only to be explained, with an explanation that is empty as yet.
-bool only_explains(Explanation* explanation) {
+// Empties the explanation, if there is one; whether the op is only to be explained.
+bool begin_explanation(Explanation* explanation) {
     if (explanation != nullptr) *explanation = {};
     return explanation != nullptr;
 }
@@ -96,7 +96,7 @@ void batch_norm(const TensorView& x, const TensorView& mean, const TensorView& v
     check.reads("bias", bias);
     check.reads("residual", options.residual);
     check.overlap();
-    only_explains(options.explanation);
+    begin_explanation(options.explanation);
     if (check.elements() == 0) return;
 
     Staging staging(x, channel_axis, options.explanation);
@@ -140,7 +140,7 @@ void batch_norm_train(const TensorView& x, const TensorView& weight, const Tenso
     check.reads("residual", options.residual);
     check.overlap();
     const std::uint64_t signature = staging.mask_signature(options.activation);
-    const bool explained = only_explains(options.explanation);
+    const bool explained = begin_explanation(options.explanation);
     if (check.elements() == 0) {
         if (explained) return;
         fill(mean, check.channels(), std::numeric_limits<double>::quiet_NaN());
@@ -200,7 +200,7 @@ void batch_norm_backward(const TensorView& dy, const TensorView& x, const Tensor
     check.reads("residual", options.residual);
     check.reads("mask", options.mask);
     check.overlap();
-    const bool explained = only_explains(options.explanation);
+    const bool explained = begin_explanation(options.explanation);
     if (check.elements() == 0) {
         if (explained) return;
         fill(gradients.dweight, check.channels(), 0.0);

@@ -252,7 +252,7 @@ void Validation::reads(const char* argument, const TensorView& tensor) {
     if (!tensor.given()) return;
     strides(argument, tensor);
     memory(argument, tensor);
-    uses_[use_count_++] = {argument, &tensor, nullptr, false, bytes_of(tensor)};
+    remember({argument, &tensor, nullptr, false, bytes_of(tensor)});
 }
 
 void Validation::writes(const char* argument, const TensorView& tensor, const TensorView* allowed) {
@@ -270,7 +270,12 @@ void Validation::writes(const char* argument, const TensorView& tensor, const Te
         fail(std::string(argument) +
              " overlaps itself, expected an array whose elements have memory of their own");
     }
-    uses_[use_count_++] = {argument, &tensor, allowed, true, bytes_of(tensor)};
+    remember({argument, &tensor, allowed, true, bytes_of(tensor)});
+}
+
+void Validation::remember(const Use& use) {
+    if (use_count_ == most_uses) throw std::logic_error("an op with more arrays than are checked");
+    uses_[use_count_++] = use;
 }
 
 void Validation::overlap() const {

@@ -28,6 +28,8 @@ struct Columns {
         std::int64_t poor[columns_tile_lanes];  // lanes whose sums cannot be trusted
         const Halves halves(args, tile, Layout::lie_side_by_side(args, {&args.x}));
         guess_pivots(args, tile, halves, pivots);
+        // Lanes of nothing: sums of zero about such a pivot can be trusted.
+        for (std::int64_t j = halves.sampled().count; j < columns_tile_lanes; ++j) pivots[j] = A(1);
         add_deviations(args, tile, halves, pivots, sums);
         const std::int64_t poor_count = moments_of_lanes(halves, pivots, sums, means, m2s, poor);
         if (poor_count > 0) {
@@ -243,8 +245,8 @@ struct Columns {
     static FASTNORM_FN void guess_pivots(const KernelArgs& args, const Tile& tile,
                                          const Halves& halves, A* pivots) {
         constexpr int samples = pivot_samples;
+        const Lanes& at = halves.sampled();
         const bool any = halves.middle > halves.begin;
-        const Lanes& at = any ? halves.wide : halves.narrow;
         const std::int64_t rows = ((any ? halves.middle : halves.end) - halves.begin) / at.rows;
         const T* x[samples];
         for (int k = 0; k < samples; ++k) {

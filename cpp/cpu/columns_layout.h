@@ -53,6 +53,9 @@ struct ColumnsLayout {
             return static_cast<double>((middle - begin) / wide.rows + rest);
         }
 
+        // The lanes that all of the first rows have.
+        FASTNORM_FN const Lanes& sampled() const { return middle > begin ? wide : narrow; }
+
         // Whether a lane is a statistic.
         FASTNORM_FN bool one_lane_each(const View& view) const {
             return wide.rows == 1 && view.inner == 1;

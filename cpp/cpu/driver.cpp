@@ -27,7 +27,7 @@ struct Kernels {
     Reduction moments, gradient_sums;
     Map normalize, gradient;
     CoefficientKernel coefficients_of_z, coefficients_of_z_in_backward, coefficients_of_dx;
-    void (*rstd)(double* variances, std::int64_t count, double eps);
+    void (*rstd_of_variances)(double* variances, std::int64_t count, double eps);
     void (*fence)();
 
     Kernels(const KernelTable& table, const Problem& problem) {
@@ -42,7 +42,7 @@ struct Kernels {
         coefficients_of_z = table.coefficients_of_z[accumulator];
         coefficients_of_z_in_backward = table.coefficients_of_z_in_backward[accumulator];
         coefficients_of_dx = table.coefficients_of_dx[accumulator];
-        rstd = table.rstd;
+        rstd_of_variances = table.rstd_of_variances;
         fence = table.fence;
     }
 };
@@ -53,14 +53,15 @@ void set_coefficients(const Scratch& scratch, const Problem& problem, Coefficien
                       int first, int last, std::int64_t from, std::int64_t count,
                       const StatBlock& block) {
     const View& view = problem.args.view;
-    alignas(64) double memory[backward_coefficients * stats_block];  // floats or doubles
+    alignas(64) unsigned char memory[backward_coefficients * stats_block * sizeof(double)];
     compute(block, count, static_cast<double>(view.reduced()), memory);
     const auto set = [&](const auto* values) {
         for (int k = first; k < last; ++k, values += stats_block) {
             scratch.set(view, k, from, count, values);
         }
     };
-    problem.dtype == DType::float64 ? set(memory) : set(reinterpret_cast<const float*>(memory));
+    problem.dtype == DType::float64 ? set(reinterpret_cast<const double*>(memory))
+                                    : set(reinterpret_cast<const float*>(memory));
 }
 
 // Those of the forward pass, from mean and rstd.
@@ -118,8 +119,8 @@ void map_only(const ParallelFor& parallel_for, const KernelArgs& args, const Pla
     });
 }
 
-// reduce, then finish(first, how many) for the statistics, then map over the same tiles backwards,
-// so that the map begins with what the reduction has left in the cache.
+// reduce, then finish(first, how many) for the statistics, then map backwards what was
+// reduced, so that the map begins with what the reduction has left in the cache.
 template <class Finish>
 void reduce_finish_map(const ParallelFor& parallel_for, const KernelArgs& args,
                        const Schedule& schedule, const Scratch& scratch, const Kernels& kernels,
@@ -219,7 +220,7 @@ void normalize(const Execution& execution, const Problem& problem, const PerStat
         StatBlock block;
         mean.load(from, count, block.mean);
         var.load(from, count, block.rstd);
-        kernels.rstd(block.rstd, count, eps);
+        kernels.rstd_of_variances(block.rstd, count, eps);
         set_forward(scratch, problem, kernels, from, count, block);
     });
     map_only(parallel_for, args, schedule.plan, kernels, kernels.normalize);
@@ -254,7 +255,7 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
             running_var[i] = running_update(running_var[i], var, running.momentum);
             block.rstd[i] = m2[i] / count;
         }
-        kernels.rstd(block.rstd, stats, eps);
+        kernels.rstd_of_variances(block.rstd, stats, eps);
         if (size == 2) {  // what is returned is what is used: backward computes from it
             for (std::int64_t i = 0; i < stats; ++i) {
                 block.mean[i] = static_cast<float>(block.mean[i]);

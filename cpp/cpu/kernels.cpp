@@ -68,7 +68,7 @@ constexpr KernelTable make_table() {
     KernelTable table{};
     table.name = FASTNORM_ISA_NAME;
     table.fence = [] { stream_fence(); };
-    table.rstd = &rstd_of_variances;
+    table.rstd_of_variances = &rstd_of_variances;
     fill_coefficients<float>(table, 0);
     fill_coefficients<double>(table, 1);
     fill<Traversal::rows>(table);

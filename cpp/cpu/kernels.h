@@ -80,7 +80,7 @@ struct KernelTable {
     Map normalize[traversals][dtypes][activations];
     Reduction gradient_sums[traversals][dtypes][activations];
     Map gradient[traversals][dtypes][activations];
-    void (*rstd)(double* variances, std::int64_t count, double eps);  // in place
+    void (*rstd_of_variances)(double* variances, std::int64_t count, double eps);  // in place
     CoefficientKernel coefficients_of_z[accumulators];
     CoefficientKernel coefficients_of_z_in_backward[accumulators];
     CoefficientKernel coefficients_of_dx[accumulators];

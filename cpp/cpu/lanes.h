@@ -109,7 +109,7 @@ struct Ahead {
 };
 
 // A run's row of the mask from some element of it on, one bit an element. Packs may start anywhere
-// in a byte, if those of a row are stored in order.
+// in a byte; a partial pack ends a row and is stored after those before it.
 struct MaskRow {
     unsigned char* bytes = nullptr;  // null: no mask
     int shift = 0;                   // the element's bit in the first byte
@@ -140,7 +140,10 @@ struct MaskRow {
             const std::uint64_t all = std::uint64_t{bits} << shift | before;
             const auto low = static_cast<Word<Valid>>(all);
             std::memcpy(p, &low, sizeof(low));
-            if (shift != 0) p[sizeof(low)] = static_cast<unsigned char>(all >> Valid::value);
+            if (shift == 0) return;
+            // The rest of that byte may be there already: rows are also taken several at a time.
+            const auto rest = static_cast<unsigned>(p[sizeof(low)]) & ~((1u << shift) - 1u);
+            p[sizeof(low)] = static_cast<unsigned char>(rest | (all >> Valid::value));
         } else {
             const std::uint64_t all = std::uint64_t{bits & ((1u << valid) - 1u)} << shift | before;
             std::memcpy(p, &all, bytes_of(valid + shift));

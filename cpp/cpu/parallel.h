@@ -1,5 +1,5 @@
 // Threads. A ParallelFor is a plain value that an embedder can fill with its own; the default one
-// runs on OpenMP, which no other file knows.
+// runs on OpenMP, whose runtime no other file knows.
 #pragma once
 
 #include <cstdint>

@@ -168,6 +168,9 @@ Schedule schedule_reduction(const View& view, std::int64_t element_bytes, int tw
     schedule.shared = schedule.threads > 1 && (!balanced || meet || unit_bytes > caches().l2);
     // Under columns units that are shared are taken together.
     const std::int64_t together = schedule.shared && !rows ? plan.stat_tiles : 1;
+    if (schedule.shared && view.elements() < elements_for_threads) {
+        return schedule_reduction(view, element_bytes, twice, tensors, 1);
+    }
     const std::int64_t cache = caches().l2 * (schedule.shared ? schedule.threads : 1);
     schedule.reads = unit_bytes * together > cache ? 2 : 1;
     return schedule;

@@ -28,8 +28,8 @@ struct Plan {
     double chunk_count(std::int64_t chunk) const;  // values per statistic
 };
 
-// For reductions, and the maps that follow them over the same tiles. The number of threads decides
-// how many statistics share a tile, not the chunks.
+// For reductions, and the maps that follow them. Under rows the number of threads decides how many
+// statistics share a tile; it never decides the chunks.
 Plan reduction_plan(const View& view, std::int64_t element_bytes, int threads);
 
 // For maps alone: tiles of a good size for one thread, contiguous wherever the tensor is.
@@ -40,7 +40,7 @@ struct Schedule {
     Plan plan;
     bool reduces = false;  // else a map stands alone
     int threads = 1;
-    bool shared = false;  // all threads work on one unit at a time; else each has units of its own
+    bool shared = false;  // all threads work on the same units; else each has units of its own
     bool stream = false;  // results are written past the cache
     int reads = 1;        // how often the inputs come from memory
 };

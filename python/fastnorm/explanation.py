@@ -34,7 +34,7 @@ class Explanation:
     threads : int
         How many are used.
     shared : bool
-        All threads work on one unit at a time; otherwise each has units of its own.
+        All threads work on the same units; otherwise each has units of its own.
     stream : bool
         Results are written past the cache.
     reads : int
@@ -71,7 +71,7 @@ class Explanation:
         batch, outer, stat, inner = self.view
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         if self.reduces:
-            whose = "one at a time for all threads" if self.shared else "each by one thread"
+            whose = "shared by all threads" if self.shared else "each by one thread"
             units = f"{self.units} units of {self.chunks} chunks, {whose}; sums, then results"
         else:
             units = f"{self.units * self.chunks} tiles, each mapped once"
