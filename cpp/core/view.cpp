@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <utility>
 
 #include "core/dtypes.h"
 
@@ -17,6 +18,14 @@ std::int64_t product_of_extents(const TensorView& x, const DimOrder& order, int 
     std::int64_t product = 1;
     for (int i = from; i < to; ++i) product *= x.shape[order.axis[i]];
     return product;
+}
+
+// By insertion: there are five at most.
+template <class Before>
+void sort_few(int* begin, int* end, Before&& before) {
+    for (int* i = begin; i < end; ++i) {
+        for (int* j = i; j > begin && before(*j, j[-1]); --j) std::swap(*j, j[-1]);
+    }
 }
 
 }  // namespace
@@ -40,10 +49,10 @@ DimOrder order_of_dims(const TensorView& x, int channel_axis) {
                     std::find(order.axis, end, channel_axis) + 1);
         channel_axis = order.axis[0];
         if (!broadcast) {
-            std::sort(order.axis + 1, end, outer_first);
+            sort_few(order.axis + 1, end, outer_first);
         }
     } else if (!broadcast) {  // strides of 0 say nothing about an order
-        std::sort(order.axis, end, outer_first);
+        sort_few(order.axis, end, outer_first);
     }
     order.channel = static_cast<int>(std::find(order.axis, end, channel_axis) - order.axis);
     return order;

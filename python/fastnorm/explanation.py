@@ -82,7 +82,7 @@ class Explanation:
             f"order:   {units}",
             f"stores:  {'past the cache' if self.stream else 'plain'}",
             f"memory:  {self.least_bytes:,} bytes at least, inputs read "
-            f"{'once' if self.reads == 1 else 'twice'}; {self.scratch_bytes:,} of scratch",
+            f"{'once' if self.reads == 1 else 'twice'}; {self.scratch_bytes:,} bytes of scratch",
         ]
         if self.copied:
             lines.append(f"copied:  {', '.join(self.copied)} (not dense, or in another order)")
@@ -110,7 +110,10 @@ def explain(op: Callable[..., object], /, *args: Any, **kwargs: Any) -> Explanat
     ValueError
         For what the op raises it for.
     """
-    if op not in _OPS:
+    if not any(op is known for known in _OPS):
         expected = ", ".join(known.__name__ for known in _OPS)
-        raise TypeError(f"explain: op is {op!r}, expected one of {expected}")
+        found = op.__name__ if hasattr(op, "__name__") else f"of type {type(op).__name__}"
+        raise TypeError(
+            f"explain: op is {found}, expected one of {expected}, with its arguments after it"
+        )
     return Explanation(**_core.explain(lambda: op(*args, **kwargs)))
