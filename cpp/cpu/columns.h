@@ -56,7 +56,7 @@ struct Columns {
         const auto operands = {&args.x, &args.residual, &args.y};
         const std::int64_t pitch = args.view.run();
         Layout::for_map_rows(
-            args, tile, operands, {&args.y}, [&](auto rows, const Lanes& at, std::int64_t o) {
+            args, tile, operands, {&args.y}, [&](int rows, const Lanes& at, std::int64_t o) {
                 const T* x = Layout::row_of(args, args.x, tile, o);
                 const T* residual = Layout::row_of(args, args.residual, tile, o);
                 T* y = Layout::row_of(args, args.y, tile, o);
@@ -66,9 +66,8 @@ struct Columns {
                                     const Forward<T, kind> forward{
                                         x + i, residual == nullptr ? nullptr : residual + i,
                                         mask_at(args, run, i), activation_params<A>(args)};
-                                    forward.template write<rows>(sink.open(y + i, direct), count,
-                                                                 direct, maps_from(args, at, i),
-                                                                 pitch);
+                                    forward.write(sink.open(y + i, direct), count, direct,
+                                                  maps_from(args, at, i), rows, pitch);
                                     sink.close(count, direct);
                                 });
             });
@@ -106,26 +105,24 @@ struct Columns {
         Sink<T> dresidual_sink(args.stream && args.dresidual);
         const auto operands = {&args.dy, &args.x, &args.residual, &args.dx, &args.dresidual};
         const std::int64_t pitch = args.view.run();
-        Layout::for_map_rows(args, tile, operands, {&args.dx, &args.dresidual},
-                             [&](auto rows, const Lanes& at, std::int64_t o) {
-                                 T* dx = Layout::row_of(args, args.dx, tile, o);
-                                 T* dresidual = Layout::row_of(args, args.dresidual, tile, o);
-                                 for_segments<T>(
-                                     args.stream, dx, dresidual, at.first, at.first + at.count,
-                                     [&](std::int64_t i, std::int64_t count, bool direct) {
-                                         backward_at(args, tile, o, i)
-                                             .template write<rows>(
-                                                 dx_sink.open(dx + i, direct),
-                                                 dresidual == nullptr
-                                                     ? nullptr
-                                                     : dresidual_sink.open(dresidual + i, direct),
-                                                 count, direct, args.frozen, maps_from(args, at, i),
-                                                 gradient_maps_from(args, at, i), pitch);
-                                         dx_sink.close(count, direct);
-                                         if (dresidual != nullptr)
-                                             dresidual_sink.close(count, direct);
-                                     });
-                             });
+        Layout::for_map_rows(
+            args, tile, operands, {&args.dx, &args.dresidual},
+            [&](int rows, const Lanes& at, std::int64_t o) {
+                T* dx = Layout::row_of(args, args.dx, tile, o);
+                T* dresidual = Layout::row_of(args, args.dresidual, tile, o);
+                for_segments<T>(args.stream, dx, dresidual, at.first, at.first + at.count,
+                                [&](std::int64_t i, std::int64_t count, bool direct) {
+                                    backward_at(args, tile, o, i)
+                                        .write(dx_sink.open(dx + i, direct),
+                                               dresidual == nullptr
+                                                   ? nullptr
+                                                   : dresidual_sink.open(dresidual + i, direct),
+                                               count, direct, args.frozen, maps_from(args, at, i),
+                                               gradient_maps_from(args, at, i), rows, pitch);
+                                    dx_sink.close(count, direct);
+                                    if (dresidual != nullptr) dresidual_sink.close(count, direct);
+                                });
+            });
     }
 
   private:

@@ -89,7 +89,6 @@ struct ColumnsLayout {
     template <class F>
     static FASTNORM_FN void for_map_rows(const KernelArgs& args, const Tile& tile,
                                          Operands operands, Operands results, F&& f) {
-        constexpr std::integral_constant<int, 1> one{};
         const bool together = lie_side_by_side(args, operands);
         const Halves halves(args, tile, together);
         const std::int64_t run = args.view.run();
@@ -104,21 +103,21 @@ struct ColumnsLayout {
         const bool walks_lines =
             together && repeats && args.stream && halves.narrow.count == run && head <= run;
         if (!walks_lines) {
-            for_rows(halves, [&](const Lanes& at, std::int64_t o) { f(one, at, o); });
+            for_rows(halves, [&](const Lanes& at, std::int64_t o) { f(1, at, o); });
             return;
         }
-        if (head > 0) f(one, halves.wide.part(0, head), tile.outer0);
+        if (head > 0) f(1, halves.wide.part(0, head), tile.outer0);
         rest -= head;
         std::int64_t o = tile.outer0;
         if (alike && run >= wide_run && run % lanes<A> == 0) {
-            constexpr std::integral_constant<int, 4> several{};
+            constexpr int several = 4;
             for (; rest >= several * run; o += several, rest -= several * run) {
                 f(several, halves.wide.part(head, run), o);
             }
         }
         for (; rest > 0; o += halves.wide.rows) {
             const std::int64_t count = rest < halves.wide.count ? rest : halves.wide.count;
-            f(one, halves.wide.part(head, count), o);
+            f(1, halves.wide.part(head, count), o);
             rest -= count;
         }
     }

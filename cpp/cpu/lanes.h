@@ -133,7 +133,7 @@ struct MaskRow {
         }
     }
     template <class Valid>
-    FASTNORM_FN void store(std::int64_t i, unsigned bits, Valid valid) const {
+    FASTNORM_FN void store(std::int64_t i, unsigned bits, Valid valid, bool several) const {
         unsigned char* const p = bytes + i / 8;
         const unsigned before = shift == 0 ? 0 : p[0] & ((1u << shift) - 1u);
         if constexpr (is_full<Valid>) {
@@ -141,8 +141,8 @@ struct MaskRow {
             const auto low = static_cast<Word<Valid>>(all);
             std::memcpy(p, &low, sizeof(low));
             if (shift == 0) return;
-            // The rest of that byte may be there already: rows are also taken several at a time.
-            const auto rest = static_cast<unsigned>(p[sizeof(low)]) & ~((1u << shift) - 1u);
+            // Where several rows are stored at a time the next one has begun in that byte.
+            const unsigned rest = several ? p[sizeof(low)] & ~((1u << shift) - 1u) : 0;
             p[sizeof(low)] = static_cast<unsigned char>(rest | (all >> Valid::value));
         } else {
             const std::uint64_t all = std::uint64_t{bits & ((1u << valid) - 1u)} << shift | before;

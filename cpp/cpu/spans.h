@@ -11,6 +11,10 @@ namespace fastnorm::FASTNORM_ISA {
 
 namespace {
 
+// How many rows a span may have; a map of one row knows it when it is compiled.
+constexpr int most_rows = 4;
+using One = std::integral_constant<int, 1>;
+
 // y = act(affine(centred(x)) + residual), and the mask's bits where there is a mask.
 template <class T, ActivationKind kind>
 struct Forward {
@@ -22,15 +26,15 @@ struct Forward {
     MaskRow mask;
     ActParams<A> params;
 
-    template <int rows = 1, class MapAt>
-    FASTNORM_FN void write(T* y, std::int64_t count, bool direct, MapAt&& map_at,
+    template <class MapAt, class Rows = One>
+    FASTNORM_FN void write(T* y, std::int64_t count, bool direct, MapAt&& map_at, Rows rows = {},
                            std::int64_t pitch = 0) const {
         for_packs<A>(count, [&](std::int64_t i, auto valid) {
-            unsigned pack_bits[rows] = {};
+            unsigned pack_bits[most_rows] = {};
             for_vectors<A>([&](auto v) {
                 const NormalizeMap<V>& map = map_at(i, v, valid);
-                unrolled<rows>([&](auto r) {
-                    const std::int64_t at = i + r * pitch;
+                std::int64_t at = i;
+                for (int r = 0; r < rows; ++r, at += pitch) {
                     V z = map.affine(map.centred(load<A>(x + at, v, valid)));
                     if (residual != nullptr) z = z + load<A>(residual + at, v, valid);
                     if constexpr (Act<kind>::piecewise) {
@@ -39,11 +43,13 @@ struct Forward {
                         }
                     }
                     store<A>(y + at, v, Act<kind>::value(z, params), valid, direct);
-                });
+                }
             });
             if constexpr (Act<kind>::piecewise) {
                 if (!mask) return;
-                unrolled<rows>([&](auto r) { mask.store(i + r * pitch, pack_bits[r], valid); });
+                for (int r = 0; r < rows; ++r) {
+                    mask.store(i + r * pitch, pack_bits[r], valid, rows > 1);
+                }
             }
         });
     }
@@ -86,24 +92,24 @@ struct Backward {
     }
 
     // dx from the two maps, and dresidual = g unless it is null.
-    template <int rows = 1, class MapAt, class GradientMapAt>
+    template <class MapAt, class GradientMapAt, class Rows = One>
     FASTNORM_FN void write(T* dx, T* dresidual, std::int64_t count, bool direct, bool frozen,
-                           MapAt&& map_at, GradientMapAt&& gradient_map_at,
+                           MapAt&& map_at, GradientMapAt&& gradient_map_at, Rows rows = {},
                            std::int64_t pitch = 0) const {
         for_packs<A>(count, [&](std::int64_t i, auto valid) {
-            unsigned pack_bits[rows];
-            unrolled<rows>([&](auto r) { pack_bits[r] = saved_bits(i + r * pitch, valid); });
+            unsigned pack_bits[most_rows];
+            for (int r = 0; r < rows; ++r) pack_bits[r] = saved_bits(i + r * pitch, valid);
             for_vectors<A>([&](auto v) {
                 const NormalizeMap<V>& map = map_at(i, v, valid);
                 const GradientMap<V>& gradient_map = gradient_map_at(i, v, valid);
-                unrolled<rows>([&](auto r) {
-                    const std::int64_t at = i + r * pitch;
+                std::int64_t at = i;
+                for (int r = 0; r < rows; ++r, at += pitch) {
                     const Gradient<V> of = vector(at, v, valid, map, pack_bits[r]);
                     const V result =
                         frozen ? gradient_map.of_frozen(of.g) : gradient_map(of.g, of.centred);
                     store<A>(dx + at, v, result, valid, direct);
                     if (dresidual != nullptr) store<A>(dresidual + at, v, of.g, valid, direct);
-                });
+                }
             });
         });
     }
