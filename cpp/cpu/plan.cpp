@@ -15,7 +15,8 @@ constexpr std::int64_t rows_chunk = 4 * rows_block;
 // partial results a lane.
 constexpr std::int64_t columns_chunk_elements = 65536;
 constexpr std::int64_t columns_chunk_rows = 2 * columns_block;
-// A small tensor has four chunks, for as many threads, if each has so many rows.
+// A small tensor has four chunks, for as many threads, if each has so many rows: each batch index
+// for itself, so that its results do not depend on those beside it.
 constexpr std::int64_t least_chunk_rows = 32;
 // A tile's statistics come in this many: whole bytes of a mask, whole packs.
 constexpr std::int64_t columns_stats = 32;
@@ -115,7 +116,7 @@ Plan reduction_plan(const View& view, std::int64_t element_bytes, int threads) {
     } else {
         std::int64_t rows = divide_up(columns_chunk_elements, view.stat * view.inner);
         rows = std::max(divide_up(rows, columns_block) * columns_block, columns_chunk_rows);
-        if (view.elements() >= elements_for_threads) {
+        if (view.stat * view.reduced() >= elements_for_threads) {
             rows = std::min(rows, std::max(divide_up(view.outer, 4), least_chunk_rows));
         }
         cut_stat(plan, columns_tile_lanes / view.inner / columns_stats * columns_stats);
