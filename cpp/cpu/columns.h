@@ -87,11 +87,6 @@ struct Columns {
         });
         add_exactly(args, tile, halves, sums);
         for (std::int64_t s = 0; s < tile.stat1 - tile.stat0; ++s) {
-            if (halves.one_lane_each(args.view)) {
-                sum_g[s] = sums.a(s);
-                sum_gx[s] = sums.ab(s);
-                continue;
-            }
             sum_g[s] = sum_gx[s] = 0.0;
             Layout::for_lanes_of(args, halves, s, [&](std::int64_t j) {
                 sum_g[s] += sums.a(j);

@@ -64,13 +64,22 @@ void set_coefficients(const Scratch& scratch, const Problem& problem, Coefficien
                                     : set(reinterpret_cast<const float*>(memory));
 }
 
-// Those of the forward pass, from mean and rstd.
-void set_forward(const Scratch& scratch, const Problem& problem, const Kernels& kernels,
-                 std::int64_t from, std::int64_t count, StatBlock& block) {
+// Those of z, from mean and rstd.
+void set_coefficients_of_z(const Scratch& scratch, const Problem& problem,
+                           CoefficientKernel compute, std::int64_t from, std::int64_t count,
+                           StatBlock& block) {
     const View& view = problem.args.view;
     problem.weight.load_parameters(view, from, count, block.weight, 1.0);
     problem.bias.load_parameters(view, from, count, block.bias, 0.0);
-    set_coefficients(scratch, problem, kernels.coefficients_of_z, 0, forward_coefficients, from,
+    set_coefficients(scratch, problem, compute, 0, forward_coefficients, from, count, block);
+}
+
+// Those of dx, from mean, rstd and the sums.
+void set_coefficients_of_dx(const Scratch& scratch, const Problem& problem,
+                            CoefficientKernel compute, std::int64_t from, std::int64_t count,
+                            StatBlock& block) {
+    problem.weight.load_parameters(problem.args.view, from, count, block.weight, 1.0);
+    set_coefficients(scratch, problem, compute, forward_coefficients, backward_coefficients, from,
                      count, block);
 }
 
@@ -221,7 +230,7 @@ void normalize(const Execution& execution, const Problem& problem, const PerStat
         mean.load(from, count, block.mean);
         var.load(from, count, block.rstd);
         kernels.rstd_of_variances(block.rstd, count, eps);
-        set_forward(scratch, problem, kernels, from, count, block);
+        set_coefficients_of_z(scratch, problem, kernels.coefficients_of_z, from, count, block);
     });
     map_only(parallel_for, args, schedule.plan, kernels, kernels.normalize);
 }
@@ -266,7 +275,7 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
         rstd.store(from, stats, block.rstd);
         running.mean.store(from, stats, running_mean);
         running.var.store(from, stats, running_var);
-        set_forward(scratch, problem, kernels, from, stats, block);
+        set_coefficients_of_z(scratch, problem, kernels.coefficients_of_z, from, stats, block);
     };
     reduce_finish_map(parallel_for, args, schedule, scratch, kernels, kernels.moments,
                       kernels.normalize, finish);
@@ -298,19 +307,16 @@ void normalize_backward(const Execution& execution, const Problem& problem,
     const auto load = [&](std::int64_t from, std::int64_t stats, StatBlock& block) {
         mean.load(from, stats, block.mean);
         rstd.load(from, stats, block.rstd);
-        problem.weight.load_parameters(view, from, stats, block.weight, 1.0);
     };
     for_stats(parallel_for, 0, view.stats(), [&](std::int64_t from, std::int64_t stats) {
         StatBlock block;
         load(from, stats, block);
-        problem.bias.load_parameters(view, from, stats, block.bias, 0.0);
-        set_coefficients(scratch, problem, kernels.coefficients_of_z_in_backward, 0,
-                         forward_coefficients, from, stats, block);
+        set_coefficients_of_z(scratch, problem, kernels.coefficients_of_z_in_backward, from, stats,
+                              block);
         if (reduces) return;
         std::fill_n(block.sum_g, stats, 0.0);
         std::fill_n(block.sum_centred, stats, 0.0);
-        set_coefficients(scratch, problem, kernels.coefficients_of_dx, forward_coefficients,
-                         backward_coefficients, from, stats, block);
+        set_coefficients_of_dx(scratch, problem, kernels.coefficients_of_dx, from, stats, block);
     });
     if (!reduces) {
         map_only(parallel_for, args, plan, kernels, kernels.gradient);
@@ -330,8 +336,7 @@ void normalize_backward(const Execution& execution, const Problem& problem,
         }
         std::copy_n(sum_g, stats, block.sum_g);
         std::copy_n(sum_centred, stats, block.sum_centred);
-        set_coefficients(scratch, problem, kernels.coefficients_of_dx, forward_coefficients,
-                         backward_coefficients, from, stats, block);
+        set_coefficients_of_dx(scratch, problem, kernels.coefficients_of_dx, from, stats, block);
         for (std::int64_t i = 0; i < stats; ++i) {
             sum_centred[i] *= block.rstd[i] / prescale(block.mean[i], block.rstd[i]);
         }

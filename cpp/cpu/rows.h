@@ -330,8 +330,8 @@ struct Rows {
             const std::int64_t offset = s * args.x.stat_stride;
             const A first = to_float(*step(sample[0], offset));
             A sum = A(0), spread = A(0);
-            unrolled<samples>([&](auto k) {
-                const A d = to_float(*step(sample[k], offset)) - first;
+            unrolled<samples - 1>([&](auto k) {
+                const A d = to_float(*step(sample[k + 1], offset)) - first;
                 sum += d;
                 spread += d < A(0) ? -d : d;
             });

@@ -194,8 +194,8 @@ class BatchNorm:
         else:
             self._warn_if_never_updated(self.running_mean, self.running_var)
             y, saved = self._forward_running(x, residual, out, self.running_mean, self.running_var)
-        # The op has checked that out is x, or apart from it; bounds are quick to compare.
-        overwritten = out is not None and np.may_share_memory(x, out) and np.shares_memory(x, out)
+        # The op has checked that out is x, or apart from it.
+        overwritten = out is not None and np.shares_memory(x, out)
         self._saved = None if overwritten else saved
         return y
 
