@@ -101,7 +101,7 @@ void run(benchmark::State& state, const KernelTable& table, const Kind& kind, co
          DType dtype, std::int64_t bytes) {
     Data data(shape, dtype, kind.tensors, bytes);
     data.args.stream = kind.stream;
-    const int t = static_cast<int>(shape.traversal);
+    const TraversalKernels& of = *table.of[static_cast<int>(shape.traversal)];
     const int d = static_cast<int>(dtype);
     const std::string name = kind.name;
     double* const first = data.partials.data();
@@ -120,10 +120,10 @@ void run(benchmark::State& state, const KernelTable& table, const Kind& kind, co
     const auto map = [&](Map kernel) {
         each_tile([&](const Tile& tile) { kernel(data.args, tile); });
     };
-    if (name == "moments") reduce(table.moments[t][d]);
-    if (name == "gradient_sums") reduce(table.gradient_sums[t][d][0]);
-    if (name.rfind("normalize", 0) == 0) map(table.normalize[t][d][0]);
-    if (name.rfind("gradient", 0) == 0 && name != "gradient_sums") map(table.gradient[t][d][0]);
+    if (name == "moments") reduce(of.moments[d]);
+    if (name == "gradient_sums") reduce(of.gradient_sums[d][0]);
+    if (name.rfind("normalize", 0) == 0) map(of.normalize[d][0]);
+    if (name.rfind("gradient", 0) == 0 && name != "gradient_sums") map(of.gradient[d][0]);
     state.SetBytesProcessed(state.iterations() * kind.tensors * data.args.view.elements() *
                             size_of(dtype));
 }

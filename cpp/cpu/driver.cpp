@@ -31,13 +31,13 @@ struct Kernels {
     void (*fence)();
 
     Kernels(const KernelTable& table, const Problem& problem) {
-        const int t = static_cast<int>(problem.args.view.traversal);
+        const TraversalKernels& of = *table.of[static_cast<int>(problem.args.view.traversal)];
         const int d = static_cast<int>(problem.dtype);
         const int a = static_cast<int>(problem.activation);
-        moments = table.moments[t][d];
-        normalize = table.normalize[t][d][a];
-        gradient_sums = table.gradient_sums[t][d][a];
-        gradient = table.gradient[t][d][a];
+        moments = of.moments[d];
+        normalize = of.normalize[d][a];
+        gradient_sums = of.gradient_sums[d][a];
+        gradient = of.gradient[d][a];
         const int accumulator = problem.dtype == DType::float64 ? 1 : 0;
         coefficients_of_z = table.coefficients_of_z[accumulator];
         coefficients_of_z_in_backward = table.coefficients_of_z_in_backward[accumulator];

@@ -73,13 +73,19 @@ inline constexpr int accumulators = 2;  // float, double
 inline constexpr int dtypes = 4;
 inline constexpr int activations = kActivationCount;
 
+// The kernels of one traversal.
+struct TraversalKernels {
+    Reduction moments[dtypes];
+    Map normalize[dtypes][activations];
+    Reduction gradient_sums[dtypes][activations];
+    Map gradient[dtypes][activations];
+};
+
+// All of one instruction set.
 struct KernelTable {
     const char* name;
     void (*fence)();  // orders what maps have written past the cache before what follows
-    Reduction moments[traversals][dtypes];
-    Map normalize[traversals][dtypes][activations];
-    Reduction gradient_sums[traversals][dtypes][activations];
-    Map gradient[traversals][dtypes][activations];
+    const TraversalKernels* of[traversals];
     void (*rstd_of_variances)(double* variances, std::int64_t count, double eps);  // in place
     CoefficientKernel coefficients_of_z[accumulators];
     CoefficientKernel coefficients_of_z_in_backward[accumulators];

@@ -1,0 +1,36 @@
+// The table of a traversal's kernels: where dtypes and activations become types and constants.
+// Compiled once per instruction set.
+#pragma once
+
+#include <utility>
+
+#include "cpu/kernels.h"
+
+namespace fastnorm::FASTNORM_ISA {
+
+namespace {
+
+template <template <class T, ActivationKind kind> class Kernels, class T, int... kind>
+constexpr void fill(TraversalKernels& table, DType dtype, std::integer_sequence<int, kind...>) {
+    const int d = static_cast<int>(dtype);
+    table.moments[d] = &Kernels<T, ActivationKind::identity>::moments;
+    ((table.normalize[d][kind] = &Kernels<T, static_cast<ActivationKind>(kind)>::normalize), ...);
+    ((table.gradient_sums[d][kind] = &Kernels<T, static_cast<ActivationKind>(kind)>::gradient_sums),
+     ...);
+    ((table.gradient[d][kind] = &Kernels<T, static_cast<ActivationKind>(kind)>::gradient), ...);
+}
+
+template <template <class T, ActivationKind kind> class Kernels>
+constexpr TraversalKernels traversal_kernels() {
+    TraversalKernels table{};
+    const auto kinds = std::make_integer_sequence<int, activations>{};
+    fill<Kernels, float>(table, DType::float32, kinds);
+    fill<Kernels, double>(table, DType::float64, kinds);
+    fill<Kernels, Half>(table, DType::float16, kinds);
+    fill<Kernels, BFloat16>(table, DType::bfloat16, kinds);
+    return table;
+}
+
+}  // namespace
+
+}  // namespace fastnorm::FASTNORM_ISA
