@@ -15,9 +15,10 @@ constexpr std::int64_t rows_chunk = 4 * rows_block;
 // partial results a lane.
 constexpr std::int64_t columns_chunk_elements = 65536;
 constexpr std::int64_t columns_chunk_rows = 2 * columns_block;
-// A small tensor has four chunks, for as many threads, if each has so many rows: each batch index
-// for itself, so that its results do not depend on those beside it.
+// Chunks come in fours, or sixteens, for as many threads, if each has so many rows: each batch
+// index for itself, so that its results do not depend on those beside it.
 constexpr std::int64_t least_chunk_rows = 32;
+constexpr std::int64_t rows_at_a_time = 4;
 // A tile's statistics come in this many: whole bytes of a mask, whole packs.
 constexpr std::int64_t columns_stats = 32;
 // Elements of a tile of a map that stands alone. Where a tile ends, stores past the cache wait for
@@ -114,13 +115,15 @@ Plan reduction_plan(const View& view, std::int64_t element_bytes, int threads) {
         cut_outer(plan, rows_chunk / plan.chunk_inner);
         share_stats(plan, threads);
     } else {
-        std::int64_t rows = divide_up(columns_chunk_elements, view.stat * view.inner);
-        rows = std::max(divide_up(rows, columns_block) * columns_block, columns_chunk_rows);
+        const std::int64_t rows = divide_up(columns_chunk_elements, view.stat * view.inner);
+        std::int64_t chunks = divide_up(view.outer, std::max(rows, columns_chunk_rows));
         if (view.stat * view.reduced() >= elements_for_threads) {
-            rows = std::min(rows, std::max(divide_up(view.outer, 4), least_chunk_rows));
+            const std::int64_t shares = chunks > 16 ? 16 : 4;
+            chunks = std::min(divide_up(chunks, shares) * shares,
+                              divide_up(view.outer, least_chunk_rows));
         }
         cut_stat(plan, columns_tile_lanes / view.inner / columns_stats * columns_stats);
-        cut_outer(plan, rows);
+        cut_outer(plan, divide_up(divide_up(view.outer, chunks), rows_at_a_time) * rows_at_a_time);
     }
     return plan;
 }
