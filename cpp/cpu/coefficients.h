@@ -1,6 +1,6 @@
 // From statistics to the coefficients of the maps: loops over arrays without branches, of which the
-// compiler makes vectors (`omp simd` tells it to; that needs no OpenMP runtime). Included by
-// kernels.cpp, once per instruction set.
+// compiler makes vectors (`omp simd` tells it to; that needs no OpenMP runtime). Compiled once per
+// instruction set.
 #pragma once
 
 #include <cstdint>

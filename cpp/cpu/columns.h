@@ -1,5 +1,5 @@
 // The columns traversal: inner is 1 or short, vectors run along stat * inner, and each lane has its
-// own accumulator and its own coefficients. Included by kernels.cpp, once per instruction set.
+// own accumulator and its own coefficients. Compiled once per instruction set.
 #pragma once
 
 #include <cstdint>
@@ -55,22 +55,22 @@ struct Columns {
         Sink<T> sink(args.stream);
         const auto operands = {&args.x, &args.residual, &args.y};
         const std::int64_t pitch = args.view.run();
-        Layout::for_map_rows(
-            args, tile, operands, {&args.y}, [&](int rows, const Lanes& at, std::int64_t o) {
-                const T* x = Layout::row_of(args, args.x, tile, o);
-                const T* residual = Layout::row_of(args, args.residual, tile, o);
-                T* y = Layout::row_of(args, args.y, tile, o);
-                const std::int64_t run = tile.batch * args.view.outer + o;
-                for_segments<T>(args.stream, y, nullptr, at.first, at.first + at.count,
-                                [&](std::int64_t i, std::int64_t count, bool direct) {
-                                    const Forward<T, kind> forward{
-                                        x + i, residual == nullptr ? nullptr : residual + i,
-                                        mask_at(args, run, i), activation_params<A>(args)};
-                                    forward.write(sink.open(y + i, direct), count, direct,
-                                                  maps_from(args, at, i), rows, pitch);
-                                    sink.close(count, direct);
-                                });
-            });
+        const auto write = [&](auto rows, const Lanes& at, std::int64_t o) {
+            const T* x = Layout::row_of(args, args.x, tile, o);
+            const T* residual = Layout::row_of(args, args.residual, tile, o);
+            T* y = Layout::row_of(args, args.y, tile, o);
+            const std::int64_t run = tile.batch * args.view.outer + o;
+            for_segments<T>(args.stream, y, nullptr, at.first, at.first + at.count,
+                            [&](std::int64_t i, std::int64_t count, bool direct) {
+                                const Forward<T, kind> forward{
+                                    x + i, residual == nullptr ? nullptr : residual + i,
+                                    mask_at(args, run, i), activation_params<A>(args), args.stream};
+                                forward.write(sink.open(y + i, direct), count, direct,
+                                              maps_from(args, at, i), rows, pitch);
+                                sink.close(count, direct);
+                            });
+        };
+        Layout::for_map_rows(args, tile, operands, {&args.y}, Layout::wide_forward, write);
     }
 
     static void gradient_sums(const KernelArgs& args, const Tile& tile, double* sum_g,
@@ -100,24 +100,24 @@ struct Columns {
         Sink<T> dresidual_sink(args.stream && args.dresidual);
         const auto operands = {&args.dy, &args.x, &args.residual, &args.dx, &args.dresidual};
         const std::int64_t pitch = args.view.run();
-        Layout::for_map_rows(
-            args, tile, operands, {&args.dx, &args.dresidual},
-            [&](int rows, const Lanes& at, std::int64_t o) {
-                T* dx = Layout::row_of(args, args.dx, tile, o);
-                T* dresidual = Layout::row_of(args, args.dresidual, tile, o);
-                for_segments<T>(args.stream, dx, dresidual, at.first, at.first + at.count,
-                                [&](std::int64_t i, std::int64_t count, bool direct) {
-                                    backward_at(args, tile, o, i)
-                                        .write(dx_sink.open(dx + i, direct),
-                                               dresidual == nullptr
-                                                   ? nullptr
-                                                   : dresidual_sink.open(dresidual + i, direct),
-                                               count, direct, args.frozen, maps_from(args, at, i),
-                                               gradient_maps_from(args, at, i), rows, pitch);
-                                    dx_sink.close(count, direct);
-                                    if (dresidual != nullptr) dresidual_sink.close(count, direct);
-                                });
-            });
+        const auto write = [&](auto rows, const Lanes& at, std::int64_t o) {
+            T* dx = Layout::row_of(args, args.dx, tile, o);
+            T* dresidual = Layout::row_of(args, args.dresidual, tile, o);
+            for_segments<T>(args.stream, dx, dresidual, at.first, at.first + at.count,
+                            [&](std::int64_t i, std::int64_t count, bool direct) {
+                                backward_at(args, tile, o, i)
+                                    .write(dx_sink.open(dx + i, direct),
+                                           dresidual == nullptr
+                                               ? nullptr
+                                               : dresidual_sink.open(dresidual + i, direct),
+                                           count, direct, args.frozen, maps_from(args, at, i),
+                                           gradient_maps_from(args, at, i), rows, pitch);
+                                dx_sink.close(count, direct);
+                                if (dresidual != nullptr) dresidual_sink.close(count, direct);
+                            });
+        };
+        Layout::for_map_rows(args, tile, operands, {&args.dx, &args.dresidual},
+                             Layout::wide_backward, write);
     }
 
   private:

@@ -1,6 +1,6 @@
 // Where a tile's lanes lie under the columns traversal, and the orders in which its rows are
-// walked: row by row, several side by side as one, or from cache line to cache line. Included by
-// kernels.cpp, once per instruction set.
+// walked: row by row, several side by side as one, or from cache line to cache line. Compiled once
+// per instruction set.
 #pragma once
 
 #include <initializer_list>
@@ -16,8 +16,11 @@ template <class T, ActivationKind kind>
 struct ColumnsLayout {
     using A = accumulator_t<T>;
 
-    // The coefficients of a row of so many lanes fill much of the L1 cache.
-    static constexpr std::int64_t wide_run = 4096 / static_cast<std::int64_t>(sizeof(A));
+    // From rows of so many lanes on a map takes several rows at a time: five coefficients a lane
+    // fill much of the L1 cache, nine of them take as long to load as all else.
+    static constexpr std::int64_t wide_forward = 4096 / static_cast<std::int64_t>(sizeof(A));
+    static constexpr std::int64_t wide_backward = 1024 / static_cast<std::int64_t>(sizeof(A));
+    static_assert(wide_backward >= shortest_direct, "a sink has room for one row");
 
     // Lanes of a tile within a row, or within several rows side by side: [first, first + count).
     struct Lanes {
@@ -84,11 +87,11 @@ struct ColumnsLayout {
 
     // Calls f(how many, lanes, outer) for the rows of a map. Where they lie side by side and are
     // written past the cache, they are taken from one start of a cache line of the first result to
-    // the next one, and several at a time where their coefficients would leave no room in the
-    // cache.
+    // the next one, and several at a time from wide lanes on.
     template <class F>
     static FASTNORM_FN void for_map_rows(const KernelArgs& args, const Tile& tile,
-                                         Operands operands, Operands results, F&& f) {
+                                         Operands operands, Operands results, std::int64_t wide,
+                                         F&& f) {
         const bool together = lie_side_by_side(args, operands);
         const Halves halves(args, tile, together);
         const std::int64_t run = args.view.run();
@@ -103,21 +106,20 @@ struct ColumnsLayout {
         const bool walks_lines =
             together && repeats && args.stream && halves.narrow.count == run && head <= run;
         if (!walks_lines) {
-            for_rows(halves, [&](const Lanes& at, std::int64_t o) { f(1, at, o); });
+            for_rows(halves, [&](const Lanes& at, std::int64_t o) { f(One{}, at, o); });
             return;
         }
-        if (head > 0) f(1, halves.wide.part(0, head), tile.outer0);
+        if (head > 0) f(One{}, halves.wide.part(0, head), tile.outer0);
         rest -= head;
         std::int64_t o = tile.outer0;
-        if (alike && run >= wide_run && run % lanes<A> == 0) {
-            constexpr int several = 4;
-            for (; rest >= several * run; o += several, rest -= several * run) {
-                f(several, halves.wide.part(head, run), o);
+        if (alike && run >= wide && run % lanes<A> == 0) {
+            for (; rest >= most_rows * run; o += most_rows, rest -= most_rows * run) {
+                f(most_rows, halves.wide.part(head, run), o);
             }
         }
         for (; rest > 0; o += halves.wide.rows) {
             const std::int64_t count = rest < halves.wide.count ? rest : halves.wide.count;
-            f(1, halves.wide.part(head, count), o);
+            f(One{}, halves.wide.part(head, count), o);
             rest -= count;
         }
     }

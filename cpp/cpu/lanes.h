@@ -1,6 +1,6 @@
 // What both traversals are made of: packs of a fixed number of virtual lanes whatever the width of
-// the hardware's vectors, partial packs, and the walk over outer. Included by kernels.cpp, once per
-// instruction set.
+// the hardware's vectors, partial packs, and the walk over outer. Compiled once per instruction
+// set.
 #pragma once
 
 #include <cstdint>
@@ -34,6 +34,10 @@ template <int n, class F>
 FASTNORM_FN void unrolled(F&& f) {
     unrolled(f, std::make_integer_sequence<int, n>{});
 }
+
+// How many rows a map takes at a time at most; one row is known when it is compiled.
+constexpr int most_rows = 4;
+using One = std::integral_constant<int, 1>;
 
 // Calls f(v) for each vector of a pack.
 template <class A, class F>
@@ -92,8 +96,8 @@ FASTNORM_FN void store(T* p, int v, Vec<A> x, Valid valid, bool direct) {
     store<A>(p, v, x, valid);
 }
 
-// What a reduction fetches into the cache beside what it reads: the same number of bytes further on
-// in an operand.
+// What is fetched into the cache beside what is read: the same number of bytes further on in an
+// operand.
 struct Ahead {
     std::int64_t distance = 0;  // in bytes; 0: nothing is fetched
 

@@ -1,7 +1,6 @@
 // The rows traversal: inner is long and contiguous, vectors run along it, and one statistic's
 // coefficients serve a whole row. Rows of neighbouring statistics lie side by side, so a tile holds
-// a group of them and keeps their accumulators in L1. Included by kernels.cpp, once per instruction
-// set.
+// a group of them and keeps their accumulators in L1. Compiled once per instruction set.
 #pragma once
 
 #include "cpu/spans.h"
@@ -77,7 +76,7 @@ struct Rows {
                             [&](std::int64_t i, std::int64_t count, bool direct) {
                                 const Forward<T, kind> forward{
                                     x + i, residual == nullptr ? nullptr : residual + i,
-                                    mask_at(args, run, i), activation_params<A>(args)};
+                                    mask_at(args, run, i), activation_params<A>(args), args.stream};
                                 forward.write(sink.open(y + i, direct), count, direct,
                                               [&](auto...) -> const auto& { return map; });
                                 sink.close(count, direct);

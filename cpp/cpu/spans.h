@@ -1,8 +1,8 @@
 // The inner loops: a contiguous span, whatever the traversal, or the same span of several rows that
 // lie pitch elements apart in every tensor. Where a vector's coefficients come from (one set a row,
 // or one a lane) is the caller's: map_at(offset, v, valid) gives them, by reference where there is
-// one set: GCC copies structs of vectors in halves, and loading such a copy stalls. Included by
-// kernels.cpp, once per instruction set.
+// one set: GCC copies structs of vectors in halves, and loading such a copy stalls. Compiled once
+// per instruction set.
 #pragma once
 
 #include "cpu/lanes.h"
@@ -11,9 +11,12 @@ namespace fastnorm::FASTNORM_ISA {
 
 namespace {
 
-// How many rows a span may have; a map of one row knows it when it is compiled.
-constexpr int most_rows = 4;
-using One = std::integral_constant<int, 1>;
+// How far ahead a map fetches: rows follow each other in memory, so a bit further on, or, where
+// several are taken at a time, those that come next.
+template <class T>
+FASTNORM_FN Ahead ahead_of_rows(int rows, std::int64_t pitch) {
+    return {rows == 1 ? 3072 : rows * pitch * static_cast<std::int64_t>(sizeof(T))};
+}
 
 // y = act(affine(centred(x)) + residual), and the mask's bits where there is a mask.
 template <class T, ActivationKind kind>
@@ -25,12 +28,18 @@ struct Forward {
     const T* residual;  // or null
     MaskRow mask;
     ActParams<A> params;
+    bool fetch;  // x and residual, ahead of their use
 
     template <class MapAt, class Rows = One>
     FASTNORM_FN void write(T* y, std::int64_t count, bool direct, MapAt&& map_at, Rows rows = {},
                            std::int64_t pitch = 0) const {
+        const Ahead ahead = fetch ? ahead_of_rows<T>(rows, pitch) : Ahead{};
         for_packs<A>(count, [&](std::int64_t i, auto valid) {
             unsigned pack_bits[most_rows] = {};
+            for (int r = 0; r < rows; ++r) {
+                ahead.fetch<A>(x + i + r * pitch);
+                if (residual != nullptr) ahead.fetch<A>(residual + i + r * pitch);
+            }
             for_vectors<A>([&](auto v) {
                 const NormalizeMap<V>& map = map_at(i, v, valid);
                 std::int64_t at = i;
@@ -96,9 +105,15 @@ struct Backward {
     FASTNORM_FN void write(T* dx, T* dresidual, std::int64_t count, bool direct, bool frozen,
                            MapAt&& map_at, GradientMapAt&& gradient_map_at, Rows rows = {},
                            std::int64_t pitch = 0) const {
+        // A single row of two tensors gains nothing by it.
+        const Ahead ahead = direct && rows > 1 ? ahead_of_rows<T>(rows, pitch) : Ahead{};
         for_packs<A>(count, [&](std::int64_t i, auto valid) {
             unsigned pack_bits[most_rows];
-            for (int r = 0; r < rows; ++r) pack_bits[r] = saved_bits(i + r * pitch, valid);
+            for (int r = 0; r < rows; ++r) {
+                pack_bits[r] = saved_bits(i + r * pitch, valid);
+                ahead.fetch<A>(dy + i + r * pitch);
+                ahead.fetch<A>(x + i + r * pitch);
+            }
             for_vectors<A>([&](auto v) {
                 const NormalizeMap<V>& map = map_at(i, v, valid);
                 const GradientMap<V>& gradient_map = gradient_map_at(i, v, valid);

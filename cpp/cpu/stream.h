@@ -1,7 +1,6 @@
 // Where a map puts its results: straight into the tensor, or, for outputs that no cache will hold,
 // past the cache: whole lines from registers, and what lies between them through a small buffer
-// that turns runs of any length and alignment into lines. Included by kernels.cpp, once per
-// instruction set.
+// that turns runs of any length and alignment into lines. Compiled once per instruction set.
 #pragma once
 
 #include <cstdint>
