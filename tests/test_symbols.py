@@ -35,7 +35,11 @@ class Symbol(NamedTuple):
 
 
 # What each object exports.
-EXPORTS = {"kernels.cpp.o": "kernels", "rows.cpp.o": "rows_kernels", "columns.cpp.o": "columns_kernels"}
+EXPORTS = {
+    "kernels.cpp.o": "kernels",
+    "rows.cpp.o": "rows_kernels",
+    "columns.cpp.o": "columns_kernels",
+}
 
 
 def kernel_objects() -> list[tuple[str, Path]]:
