@@ -38,9 +38,13 @@ struct Arrays {
     char* out[2];
 };
 
-template <int reads, int writes, bool past_the_cache>
+// How far ahead lines are fetched into L2, where they are.
+constexpr std::size_t ahead = 4096;
+
+template <int reads, int writes, bool past_the_cache, bool fetches>
 void move(const Arrays& a, std::size_t from, std::size_t to) {
     for (std::size_t i = from; i < to; i += line) {
+        for (int k = 0; fetches && k < reads; ++k) _mm_prefetch(a.in[k] + i + ahead, _MM_HINT_T1);
         for (std::size_t j = i; j < i + line; j += sizeof(Vec)) {
             Vec v = load(a.in[0] + j);
             if (reads == 2) v = mix(v, load(a.in[1] + j));
@@ -58,9 +62,10 @@ void move(const Arrays& a, std::size_t from, std::size_t to) {
 
 template <int reads, int writes>
 void piece(const Arrays& a, std::size_t from, std::size_t to, int manner) {
-    if (manner == 0) move<reads, writes, false>(a, from, to);
-    if (manner == 1) move<reads, writes, true>(a, from, to);
+    if (manner == 0) move<reads, writes, false, false>(a, from, to);
+    if (manner == 1) move<reads, writes, true, false>(a, from, to);
     if (manner == 2) std::memcpy(a.out[0] + from, a.in[0] + from, to - from);
+    if (manner == 3) move<reads, writes, true, true>(a, from, to);
 }
 
 void dispatch(int reads, int writes, const Arrays& a, std::size_t from, std::size_t to,
@@ -73,8 +78,8 @@ void dispatch(int reads, int writes, const Arrays& a, std::size_t from, std::siz
 }  // namespace
 
 // Reads and writes bytes of each array; out is aligned to 64. manner: 0 plain stores, 1 stores past
-// the cache, 2 memcpy (one read, one write). block: each thread takes one stretch (0), or all take
-// blocks of so many bytes in turns.
+// the cache, 2 memcpy (one read, one write), 3 stores past the cache of what was fetched ahead.
+// block: each thread takes one stretch (0), or all take blocks of so many bytes in turns.
 extern "C" void bandwidth_move(const char* in0, const char* in1, char* out0, char* out1,
                                std::size_t bytes, int manner, std::size_t block, int threads) {
     const Arrays a{{in0, in1}, {out0, out1}};

@@ -14,7 +14,7 @@ from problem import Problem, Tensors
 
 Array = npt.NDArray[Any]
 
-PLAIN, STREAM, MEMCPY = 0, 1, 2
+PLAIN, STREAM, MEMCPY, FETCH = 0, 1, 2, 3
 BLOCK = 64 << 10
 LINE = 64
 # From one stretch a thread to blocks in turns, in every manner of storing.
@@ -23,6 +23,8 @@ MANNERS = {
     "streamed": (STREAM, 0),
     "plain blocks": (PLAIN, BLOCK),
     "streamed blocks": (STREAM, BLOCK),
+    "fetched": (FETCH, 0),
+    "fetched blocks": (FETCH, BLOCK),
     "memcpy": (MEMCPY, 0),
 }
 
