@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
@@ -191,6 +192,34 @@ def test_out_between_the_elements_of_x_is_not_in_place() -> None:
     both[..., ::2] = batch(1)
     bn(both[..., ::2], out=both[..., 1::2])
     np.testing.assert_allclose(bn.backward(dy), expected, rtol=1e-6)
+
+
+def test_without_backward_nothing_of_a_call_is_kept() -> None:
+    bn = trained()
+    x = batch(1)
+    expected = bn.eval()(x)
+    bn.backward(batch(2))
+    assert bn.eval(backward=False) is bn
+    assert not bn.training
+    references = sys.getrefcount(x)
+    np.testing.assert_array_equal(bn(x), expected)
+    assert sys.getrefcount(x) == references - 1  # that of the call before is gone
+    with pytest.raises(RuntimeError, match=r"BatchNorm\.backward: .*backward=False"):
+        bn.backward(batch(2))
+    bn.eval()
+    bn(x)
+    bn.backward(batch(2))
+    bn.eval(backward=False).train()
+    bn(x)
+    bn.backward(batch(2))
+
+
+def test_without_backward_nor_running_statistics() -> None:
+    bn = fn.BatchNorm(3, track_running_stats=False)
+    y = bn(batch())
+    np.testing.assert_array_equal(bn.eval(backward=False)(batch()), y)
+    with pytest.raises(RuntimeError, match=r"BatchNorm\.backward"):
+        bn.backward(batch(2))
 
 
 def test_backward_before_a_call() -> None:

@@ -41,7 +41,8 @@ class BatchNorm:
 
     The layer keeps a reference to the x of its last call, and to the residual where backward needs
     it: do not overwrite them between a call and its backward. Of weight and bias it keeps nothing:
-    backward takes them as they are at that time.
+    backward takes them as they are at that time. After ``eval(backward=False)`` it keeps nothing at
+    all, and a call costs less.
 
     Parameters
     ----------
@@ -140,6 +141,7 @@ class BatchNorm:
         self.dweight: Array | None = None
         self.dbias: Array | None = None
         self.dresidual: Array | None = None
+        self._keeps = True  # what backward needs
         self._saved: _Saved | None = None
         self._may_warn = True
 
@@ -151,11 +153,21 @@ class BatchNorm:
     def train(self, mode: bool = True) -> BatchNorm:
         """Switch to training mode (to inference mode if mode is False) and return the layer."""
         self.training = bool(mode)
+        self._keeps = True
         return self
 
-    def eval(self) -> BatchNorm:
-        """Switch to inference mode and return the layer."""
-        return self.train(False)
+    def eval(self, *, backward: bool = True) -> BatchNorm:
+        """Switch to inference mode and return the layer.
+
+        Parameters
+        ----------
+        backward : bool
+            Whether there may be a `backward` of calls in this mode. Without, the layer keeps no
+            reference to their x.
+        """
+        self.train(False)
+        self._keeps = bool(backward)
+        return self
 
     def __call__(
         self, x: Array, *, residual: Array | None = None, out: Array | None = None
@@ -188,15 +200,18 @@ class BatchNorm:
         UserWarning
             Once, in inference mode with running statistics that were never updated.
         """
-        self._check_channels(x)
-        if self.training or self.running_mean is None or self.running_var is None:
-            y, saved = self._forward_batch(x, residual, out)
-        else:
-            self._warn_if_never_updated(self.running_mean, self.running_var)
-            y, saved = self._forward_running(x, residual, out, self.running_mean, self.running_var)
-        # The op has checked that out is x, or apart from it.
-        overwritten = out is not None and np.shares_memory(x, out)
-        self._saved = None if overwritten else saved
+        mean, var = self.running_mean, self.running_var
+        try:
+            if self.training or mean is None or var is None:
+                y, saved = self._forward_batch(x, residual, out)
+            else:
+                y, saved = self._forward_running(x, residual, out, mean, var)
+        except ValueError:
+            self._check_channels(x)
+            raise
+        if saved is not None and out is not None and np.shares_memory(x, out):
+            saved = None  # the op has checked that out is x, or apart from it
+        self._saved = saved
         return y
 
     def backward(self, dy: Array, *, out: Array | None = None) -> Array:
@@ -220,12 +235,13 @@ class BatchNorm:
         Raises
         ------
         RuntimeError
-            If there was no call yet, or if it overwrote its x (out=x); else as the op does.
+            If there was no call yet, or if it overwrote its x (out=x), or kept nothing of it
+            (``eval(backward=False)``); else as the op does.
         """
         if self._saved is None:
             raise RuntimeError(
                 "BatchNorm.backward: there is no input to differentiate at, expected a call of the "
-                "layer before, with out other than x"
+                "layer before, with out other than x, and not after eval(backward=False)"
             )
         saved = self._saved
         rstd = saved.rstd_or_var
@@ -298,8 +314,11 @@ class BatchNorm:
         unexpected = sorted(map(str, state.keys() - arrays.keys() - optional))
         if missing or unexpected:
             found = ", ".join(sorted(map(str, state))) or "nothing"
-            names = f"{found}, expected {', '.join(arrays)}"
-            raise ValueError(f"{op}: state has {names}: missing {missing}, unexpected {unexpected}")
+            wrong = ([f"missing {missing}"] if missing else []) + (
+                [f"unexpected {unexpected}"] if unexpected else []
+            )
+            expected = ", ".join(arrays) or "nothing"
+            raise ValueError(f"{op}: state has {found}, expected {expected}: {', '.join(wrong)}")
         loaded = {name: np.asarray(state[name]) for name in arrays}
         for name, value in loaded.items():
             arguments.per_channel(f"{op}: {name}", value, self.channels)
@@ -327,7 +346,7 @@ class BatchNorm:
         return {name: array for name, array in named.items() if array is not None}
 
     def _check_channels(self, x: Array) -> None:
-        """The one shape that no argument of the op shows when the layer has no arrays."""
+        """Raise in the words of the layer, which has no mean or weight of another shape."""
         if not isinstance(x, np.ndarray) or not -x.ndim <= self.channel_axis < x.ndim:
             return  # the op says what is wrong
         found = x.shape[self.channel_axis]
@@ -335,11 +354,13 @@ class BatchNorm:
             raise ValueError(
                 f"BatchNorm: x has shape {x.shape}, expected {self.channels} channels on axis "
                 f"{self.channel_axis}"
-            )
+            ) from None
 
     def _forward_batch(
         self, x: Array, residual: Array | None, out: Array | None
-    ) -> tuple[Array, _Saved]:
+    ) -> tuple[Array, _Saved | None]:
+        if self.weight is None:  # then the op may have nothing that shows the number of channels
+            self._check_channels(x)
         update = self.training and self.track_running_stats
         momentum = self.momentum
         if momentum is None:
@@ -360,6 +381,8 @@ class BatchNorm:
         # An empty batch leaves the running statistics as they are, so it does not count either.
         if update and self.num_batches_tracked is not None and x.size > 0:
             self.num_batches_tracked += 1
+        if not self._keeps:
+            return forward.y, None
         # With the mask, or without an activation, backward does not need the residual's values.
         without_values = self.activation is None or forward.mask is not None
         keep = True if residual is not None and without_values else residual
@@ -367,7 +390,9 @@ class BatchNorm:
 
     def _forward_running(
         self, x: Array, residual: Array | None, out: Array | None, mean: Array, var: Array
-    ) -> tuple[Array, _Saved]:
+    ) -> tuple[Array, _Saved | None]:
+        if self._may_warn:
+            self._warn_if_never_updated(mean, var)
         y = batch_norm(
             x,
             mean,
@@ -380,19 +405,21 @@ class BatchNorm:
             activation=self.activation,
             out=out,
         )
+        if not self._keeps:
+            return y, None
         keep = True if residual is not None and self.activation is None else residual
         # Copies: backward must see the statistics of this call.
         return y, _Saved(x, mean.copy(), var.copy(), self.eps, None, keep, False)
 
     def _warn_if_never_updated(self, running_mean: Array, running_var: Array) -> None:
-        if not self._may_warn or self.num_batches_tracked or self.channels == 0:
-            return
         self._may_warn = False
+        if self.num_batches_tracked or self.channels == 0:
+            return
         if bool(np.any(running_mean != 0)) or bool(np.any(running_var != 1)):
             return
         warnings.warn(
             "BatchNorm: inference with running statistics that were never updated: train first, "
             "load a state_dict, or use track_running_stats=False",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
