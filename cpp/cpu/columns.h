@@ -54,7 +54,6 @@ struct Columns {
     static void normalize(const KernelArgs& args, const Tile& tile) {
         Sink<T> sink(args.stream);
         const auto operands = {&args.x, &args.residual, &args.y};
-        const std::int64_t pitch = args.view.run();
         const auto write = [&](auto rows, const Lanes& at, std::int64_t o) {
             const T* x = Layout::row_of(args, args.x, tile, o);
             const T* residual = Layout::row_of(args, args.residual, tile, o);
@@ -66,7 +65,7 @@ struct Columns {
                                     x + i, residual == nullptr ? nullptr : residual + i,
                                     mask_at(args, run, i), activation_params<A>(args), args.stream};
                                 forward.write(sink.open(y + i, direct), count, direct,
-                                              maps_from(args, at, i), rows, pitch);
+                                              maps_from(args, at, i), rows, at.count);
                                 sink.close(count, direct);
                             });
         };
@@ -99,7 +98,6 @@ struct Columns {
         Sink<T> dx_sink(args.stream);
         Sink<T> dresidual_sink(args.stream && args.dresidual);
         const auto operands = {&args.dy, &args.x, &args.residual, &args.dx, &args.dresidual};
-        const std::int64_t pitch = args.view.run();
         const auto write = [&](auto rows, const Lanes& at, std::int64_t o) {
             T* dx = Layout::row_of(args, args.dx, tile, o);
             T* dresidual = Layout::row_of(args, args.dresidual, tile, o);
@@ -111,7 +109,7 @@ struct Columns {
                                                ? nullptr
                                                : dresidual_sink.open(dresidual + i, direct),
                                            count, direct, args.frozen, maps_from(args, at, i),
-                                           gradient_maps_from(args, at, i), rows, pitch);
+                                           gradient_maps_from(args, at, i), rows, at.count);
                                 dx_sink.close(count, direct);
                                 if (dresidual != nullptr) dresidual_sink.close(count, direct);
                             });

@@ -112,9 +112,11 @@ struct ColumnsLayout {
         if (head > 0) f(One{}, halves.wide.part(0, head), tile.outer0);
         rest -= head;
         std::int64_t o = tile.outer0;
-        if (alike && run >= wide && run % lanes<A> == 0) {
-            for (; rest >= most_rows * run; o += most_rows, rest -= most_rows * run) {
-                f(most_rows, halves.wide.part(head, run), o);
+        const std::int64_t group = halves.wide.count;
+        if (alike && group >= wide && group % lanes<A> == 0) {
+            for (; rest >= most_rows * group; rest -= most_rows * group) {
+                f(most_rows, halves.wide.part(head, group), o);
+                o += most_rows * halves.wide.rows;
             }
         }
         for (; rest > 0; o += halves.wide.rows) {
