@@ -160,8 +160,10 @@ struct Columns {
         const std::int64_t run = tile.batch * args.view.outer + o;
         return {Layout::row_of(args, args.dy, tile, o) + i,
                 Layout::row_of(args, args.x, tile, o) + i,
-                residual == nullptr ? nullptr : residual + i, mask_at(args, run, i),
-                activation_params<A>(args)};
+                residual == nullptr ? nullptr : residual + i,
+                mask_at(args, run, i),
+                activation_params<A>(args),
+                args.stream};
     }
 
     // The sums of a tile's lanes, a pack's at a time.

@@ -96,7 +96,7 @@ FASTNORM_FN void store(T* p, int v, Vec<A> x, Valid valid, bool direct) {
     store<A>(p, v, x, valid);
 }
 
-// What is fetched into the cache beside what is read: the same number of bytes further on in an
+// What is fetched into the cache beside what is at hand: the same number of bytes further on in an
 // operand.
 struct Ahead {
     std::int64_t distance = 0;  // in bytes; 0: nothing is fetched
@@ -104,11 +104,19 @@ struct Ahead {
     // p: the pack at hand.
     template <class A, class T>
     FASTNORM_FN void fetch(const T* p) const {
+        each_line<A>(p, [](const char* line) { __builtin_prefetch(line, 0, 2); });
+    }
+    template <class A, class T>
+    FASTNORM_FN void fetch_to_write(const T* p) const {
+        each_line<A>(p, [](const char* line) { __builtin_prefetch(line, 1, 3); });
+    }
+
+  private:
+    template <class A, class T, class F>
+    FASTNORM_FN void each_line(const T* p, F&& f) const {
         if (distance == 0) return;
         const char* const at = reinterpret_cast<const char*>(p) + distance;
-        for (int line = 0; line < lanes<A> * static_cast<int>(sizeof(T)); line += 64) {
-            __builtin_prefetch(at + line, 0, 2);
-        }
+        for (int line = 0; line < lanes<A> * static_cast<int>(sizeof(T)); line += 64) f(at + line);
     }
 };
 

@@ -172,8 +172,10 @@ struct Rows {
         const T* residual = run_of<T>(args.view, args.residual, tile.batch, o, s);
         return {run_of<T>(args.view, args.dy, tile.batch, o, s) + i,
                 run_of<T>(args.view, args.x, tile.batch, o, s) + i,
-                residual == nullptr ? nullptr : residual + i, mask_at(args, run, i),
-                activation_params<A>(args)};
+                residual == nullptr ? nullptr : residual + i,
+                mask_at(args, run, i),
+                activation_params<A>(args),
+                args.stream};
     }
 
     // Calls f(outer, stat, run) for each row of a tile, in the order of memory.

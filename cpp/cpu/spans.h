@@ -11,12 +11,15 @@ namespace fastnorm::FASTNORM_ISA {
 
 namespace {
 
-// How far ahead a map fetches: rows follow each other in memory, so a bit further on, or, where
-// several are taken at a time, those that come next.
+// How far ahead a map fetches what it reads: rows follow each other in memory, so a bit further on,
+// or, where several are taken at a time, those that come next.
 template <class T>
 FASTNORM_FN Ahead ahead_of_rows(int rows, std::int64_t pitch) {
     return {rows == 1 ? 3072 : rows * pitch * static_cast<std::int64_t>(sizeof(T))};
 }
+
+// And the lines that it writes, which the cache has to have before, unless they are streamed.
+FASTNORM_FN Ahead ahead_of_results(bool stream) { return {stream ? 0 : 1024}; }
 
 // y = act(affine(centred(x)) + residual), and the mask's bits where there is a mask.
 template <class T, ActivationKind kind>
@@ -28,17 +31,19 @@ struct Forward {
     const T* residual;  // or null
     MaskRow mask;
     ActParams<A> params;
-    bool fetch;  // x and residual, ahead of their use
+    bool stream;  // results go past the cache
 
     template <class MapAt, class Rows = One>
     FASTNORM_FN void write(T* y, std::int64_t count, bool direct, MapAt&& map_at, Rows rows = {},
                            std::int64_t pitch = 0) const {
-        const Ahead ahead = fetch ? ahead_of_rows<T>(rows, pitch) : Ahead{};
+        const Ahead ahead = ahead_of_rows<T>(rows, pitch);
+        const Ahead ahead_y = ahead_of_results(stream);
         for_packs<A>(count, [&](std::int64_t i, auto valid) {
             unsigned pack_bits[most_rows] = {};
             for (int r = 0; r < rows; ++r) {
                 ahead.fetch<A>(x + i + r * pitch);
                 if (residual != nullptr) ahead.fetch<A>(residual + i + r * pitch);
+                ahead_y.fetch_to_write<A>(y + i + r * pitch);
             }
             for_vectors<A>([&](auto v) {
                 const NormalizeMap<V>& map = map_at(i, v, valid);
@@ -80,7 +85,8 @@ struct Backward {
     const T* residual;  // or null
     MaskRow mask;
     ActParams<A> params;
-    Ahead ahead_dy = {}, ahead_x = {};
+    bool stream;                        // results go past the cache
+    Ahead ahead_dy = {}, ahead_x = {};  // of a reduction
 
     // Calls use(i, v, valid, gradient) for each vector of the pack at i.
     template <class Valid, class MapAt, class Use>
@@ -106,13 +112,16 @@ struct Backward {
                            MapAt&& map_at, GradientMapAt&& gradient_map_at, Rows rows = {},
                            std::int64_t pitch = 0) const {
         // A single row of two tensors gains nothing by it.
-        const Ahead ahead = direct && rows > 1 ? ahead_of_rows<T>(rows, pitch) : Ahead{};
+        const Ahead ahead = rows > 1 ? ahead_of_rows<T>(rows, pitch) : Ahead{};
+        const Ahead ahead_dx = ahead_of_results(stream);
         for_packs<A>(count, [&](std::int64_t i, auto valid) {
             unsigned pack_bits[most_rows];
             for (int r = 0; r < rows; ++r) {
                 pack_bits[r] = saved_bits(i + r * pitch, valid);
                 ahead.fetch<A>(dy + i + r * pitch);
                 ahead.fetch<A>(x + i + r * pitch);
+                ahead_dx.fetch_to_write<A>(dx + i + r * pitch);
+                if (dresidual != nullptr) ahead_dx.fetch_to_write<A>(dresidual + i + r * pitch);
             }
             for_vectors<A>([&](auto v) {
                 const NormalizeMap<V>& map = map_at(i, v, valid);
