@@ -199,17 +199,21 @@ def test_without_backward_nothing_of_a_call_is_kept() -> None:
     x = batch(1)
     expected = bn.eval()(x)
     bn.backward(batch(2))
+    references = sys.getrefcount(x)
     assert bn.eval(backward=False) is bn
     assert not bn.training
-    references = sys.getrefcount(x)
-    np.testing.assert_array_equal(bn(x), expected)
     assert sys.getrefcount(x) == references - 1  # that of the call before is gone
+    np.testing.assert_array_equal(bn(x), expected)
+    assert sys.getrefcount(x) == references - 1
     with pytest.raises(RuntimeError, match=r"BatchNorm\.backward: .*backward=False"):
         bn.backward(batch(2))
     bn.eval()
     bn(x)
     bn.backward(batch(2))
     bn.eval(backward=False).train()
+    bn(x)
+    bn.backward(batch(2))
+    bn.eval(backward=False).training = True
     bn(x)
     bn.backward(batch(2))
 

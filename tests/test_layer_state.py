@@ -35,6 +35,14 @@ class TestWarning:
         assert "never updated" in str(caught[0].message)
         assert caught[0].filename == __file__
 
+    def test_a_failed_call_does_not_use_the_warning_up(self) -> None:
+        bn = fn.BatchNorm(3).eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(ValueError, match="expected 3 channels"):
+                bn(np.ones((6, 4), np.float32))
+        assert len(self.calls(bn)) == 1
+
     def test_silent_in_training_and_after_it(self) -> None:
         bn = fn.BatchNorm(3)
         assert not self.calls(bn)

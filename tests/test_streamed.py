@@ -25,6 +25,7 @@ SHAPES = {
     "wider_rows": (331, 2, 2048),
     "odd_rows": (1291, 1031),  # no whole number of lines
     "middling_rows": (4099, 320),
+    "grouped_rows": (20_011, 64),  # groups of them several at a time
     "short_rows": (54_001, 24),  # several rows side by side as one
     "short_odd_rows": (40_009, 33),
     "planes": (53, 32, 28, 28),

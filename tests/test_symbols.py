@@ -104,7 +104,8 @@ def test_a_table_is_all_that_is_exported() -> None:
 
 def test_kernels_call_nothing() -> None:
     """No allocation, no exception, no thread: not even a function of the library itself."""
-    parts = [name for name in EXPORTS.values() if name != "kernels"]
     for isa, object_file in kernel_objects():
         called = {symbol.name for symbol in symbols_of(object_file) if symbol.kind == "U"}
-        assert called <= COMPILER_CALLS | {exported_name(isa, name) for name in parts}, isa
+        if object_file.name == "kernels.cpp.o":  # which has the others' addresses
+            called -= {exported_name(isa, name) for name in EXPORTS.values()}
+        assert called <= COMPILER_CALLS, isa

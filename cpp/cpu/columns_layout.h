@@ -20,7 +20,7 @@ struct ColumnsLayout {
     // fill much of the L1 cache, nine of them take as long to load as all else.
     static constexpr std::int64_t wide_forward = 4096 / static_cast<std::int64_t>(sizeof(A));
     static constexpr std::int64_t wide_backward = 1024 / static_cast<std::int64_t>(sizeof(A));
-    static_assert(wide_backward >= shortest_direct, "a sink has room for one row");
+    static_assert(wide_backward >= shortest_direct, "several rows are one direct piece");
 
     // Lanes of a tile within a row, or within several rows side by side: [first, first + count).
     struct Lanes {

@@ -7,7 +7,6 @@
 #include FASTNORM_ISA_HEADER
 
 #include "cpu/coefficients.h"
-#include "cpu/stream.h"
 
 namespace fastnorm::FASTNORM_ISA {
 

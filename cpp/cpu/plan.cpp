@@ -11,14 +11,13 @@ namespace {
 
 // Values per statistic of a chunk under rows: large against a block, small against a cache.
 constexpr std::int64_t rows_chunk = 4 * rows_block;
-// Elements of a chunk under columns, and its least number of rows: a chunk costs 16 bytes of
-// partial results a lane.
+// Elements of a chunk under columns, and its number of rows where those are long: a chunk costs 16
+// bytes of partial results a lane.
 constexpr std::int64_t columns_chunk_elements = 65536;
 constexpr std::int64_t columns_chunk_rows = 2 * columns_block;
-// Chunks come in fours, or sixteens, for as many threads, if each has so many rows: each batch
-// index for itself, so that its results do not depend on those beside it.
+// But they are cut in fours, many of them in sixteens, for as many threads, down to about so many
+// rows: each batch index for itself, so that its results do not depend on those beside it.
 constexpr std::int64_t least_chunk_rows = 32;
-constexpr std::int64_t rows_at_a_time = 4;
 // A tile's statistics come in this many: whole bytes of a mask, whole packs.
 constexpr std::int64_t columns_stats = 32;
 // Elements of a tile of a map that stands alone. Where a tile ends, stores past the cache wait for
@@ -123,7 +122,10 @@ Plan reduction_plan(const View& view, std::int64_t element_bytes, int threads) {
                               divide_up(view.outer, least_chunk_rows));
         }
         cut_stat(plan, columns_tile_lanes / view.inner / columns_stats * columns_stats);
-        cut_outer(plan, divide_up(divide_up(view.outer, chunks), rows_at_a_time) * rows_at_a_time);
+        // Whole groups of rows where there are many: what is left of them is taken row by row.
+        const std::int64_t each = divide_up(view.outer, chunks);
+        const std::int64_t group = 4 * view.rows_together();
+        cut_outer(plan, each < 16 * group ? each : divide_up(each, group) * group);
     }
     return plan;
 }

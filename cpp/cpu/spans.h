@@ -11,8 +11,8 @@ namespace fastnorm::FASTNORM_ISA {
 
 namespace {
 
-// How far ahead a map fetches what it reads: rows follow each other in memory, so a bit further on,
-// or, where several are taken at a time, those that come next.
+// How far ahead a map fetches what it reads: a bit further on in memory (for nothing, perhaps, at
+// the end of a plane), or, where several rows are taken at a time, those that come next.
 template <class T>
 FASTNORM_FN Ahead ahead_of_rows(int rows, std::int64_t pitch) {
     return {rows == 1 ? 3072 : rows * pitch * static_cast<std::int64_t>(sizeof(T))};

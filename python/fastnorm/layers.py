@@ -41,8 +41,8 @@ class BatchNorm:
 
     The layer keeps a reference to the x of its last call, and to the residual where backward needs
     it: do not overwrite them between a call and its backward. Of weight and bias it keeps nothing:
-    backward takes them as they are at that time. After ``eval(backward=False)`` it keeps nothing at
-    all, and a call costs less.
+    backward takes them as they are at that time. After ``eval(backward=False)`` it keeps nothing of
+    a call, which costs less.
 
     Parameters
     ----------
@@ -163,10 +163,12 @@ class BatchNorm:
         ----------
         backward : bool
             Whether there may be a `backward` of calls in this mode. Without, the layer keeps no
-            reference to their x.
+            reference to their x, and lets go of that of the last call.
         """
         self.train(False)
         self._keeps = bool(backward)
+        if not backward:
+            self._saved = None
         return self
 
     def __call__(
@@ -346,7 +348,7 @@ class BatchNorm:
         return {name: array for name, array in named.items() if array is not None}
 
     def _check_channels(self, x: Array) -> None:
-        """Raise in the words of the layer, which has no mean or weight of another shape."""
+        """What the op, which knows no layer, says of a mean or weight of another shape."""
         if not isinstance(x, np.ndarray) or not -x.ndim <= self.channel_axis < x.ndim:
             return  # the op says what is wrong
         found = x.shape[self.channel_axis]
@@ -381,7 +383,7 @@ class BatchNorm:
         # An empty batch leaves the running statistics as they are, so it does not count either.
         if update and self.num_batches_tracked is not None and x.size > 0:
             self.num_batches_tracked += 1
-        if not self._keeps:
+        if not self._keeps and not self.training:
             return forward.y, None
         # With the mask, or without an activation, backward does not need the residual's values.
         without_values = self.activation is None or forward.mask is not None
@@ -391,8 +393,6 @@ class BatchNorm:
     def _forward_running(
         self, x: Array, residual: Array | None, out: Array | None, mean: Array, var: Array
     ) -> tuple[Array, _Saved | None]:
-        if self._may_warn:
-            self._warn_if_never_updated(mean, var)
         y = batch_norm(
             x,
             mean,
@@ -405,6 +405,8 @@ class BatchNorm:
             activation=self.activation,
             out=out,
         )
+        if self._may_warn and not self.num_batches_tracked:
+            self._warn_if_never_updated(mean, var)
         if not self._keeps:
             return y, None
         keep = True if residual is not None and self.activation is None else residual
@@ -412,9 +414,9 @@ class BatchNorm:
         return y, _Saved(x, mean.copy(), var.copy(), self.eps, None, keep, False)
 
     def _warn_if_never_updated(self, running_mean: Array, running_var: Array) -> None:
-        self._may_warn = False
-        if self.num_batches_tracked or self.channels == 0:
+        if self.channels == 0:
             return
+        self._may_warn = False
         if bool(np.any(running_mean != 0)) or bool(np.any(running_var != 1)):
             return
         warnings.warn(

@@ -1,0 +1,57 @@
+// How reductions are cut: chunks cover the outer extent, none is empty or much smaller than the
+// others, and they follow from one batch index of the view alone.
+#include "cpu/plan.h"
+
+#include <string>
+
+#include "expect.h"
+
+namespace {
+
+fastnorm::View columns(std::int64_t batch, std::int64_t outer, std::int64_t stat) {
+    fastnorm::View view;
+    view.traversal = fastnorm::Traversal::columns;
+    view.batch = batch;
+    view.outer = view.outer_extent[0] = outer;
+    view.stat = stat;
+    return view;
+}
+
+void test_chunks_of_columns(std::int64_t outer, std::int64_t stat) {
+    const std::string name = std::to_string(outer) + " rows of " + std::to_string(stat) + ": ";
+    const fastnorm::Plan plan = fastnorm::reduction_plan(columns(1, outer, stat), 4, 1);
+    std::int64_t covered = 0;
+    for (std::int64_t c = 0; c < plan.chunks(); ++c) {
+        const fastnorm::Tile tile = plan.tile(0, c);
+        expect(tile.outer0 == covered && tile.outer1 > covered, name + "a chunk is out of order");
+        covered = tile.outer1;
+    }
+    expect(covered == outer, name + "chunks do not cover the rows");
+    expect(16 * plan.chunk_outer * plan.chunks() <= 17 * outer + 32 * plan.chunks(),
+           name + "chunks are not even");
+    for (const std::int64_t batch : {2, 7}) {
+        for (const int threads : {1, 5, 64}) {
+            const fastnorm::Plan other =
+                fastnorm::reduction_plan(columns(batch, outer, stat), 4, threads);
+            expect(other.chunk_outer == plan.chunk_outer && other.chunks() == plan.chunks(),
+                   name + "chunks depend on the batch or on threads");
+        }
+    }
+}
+
+}  // namespace
+
+int main() {
+    for (const std::int64_t stat : {1, 3, 8, 24, 64, 256, 1000, 1024, 2048, 5000}) {
+        for (std::int64_t outer = 2; outer < 2000; outer += 1 + outer / 16) {
+            test_chunks_of_columns(outer, stat);
+        }
+        for (const std::int64_t outer : {4100, 25088, 100352, 400000}) {
+            test_chunks_of_columns(outer, stat);
+        }
+    }
+    // Four for two threads, or four: 32 images of 7x7.
+    expect(fastnorm::reduction_plan(columns(1, 1568, 2048), 4, 2).chunks() == 8, "1568 rows");
+    expect(fastnorm::reduction_plan(columns(1, 196, 1024), 4, 2).chunk_outer == 49, "196 rows");
+    return test_result();
+}
