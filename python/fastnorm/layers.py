@@ -316,9 +316,8 @@ class BatchNorm:
         unexpected = sorted(map(str, state.keys() - arrays.keys() - optional))
         if missing or unexpected:
             found = ", ".join(sorted(map(str, state))) or "nothing"
-            wrong = ([f"missing {missing}"] if missing else []) + (
-                [f"unexpected {unexpected}"] if unexpected else []
-            )
+            groups = {"missing": missing, "unexpected": unexpected}
+            wrong = [f"{word} {names}" for word, names in groups.items() if names]
             expected = ", ".join(arrays) or "nothing"
             raise ValueError(f"{op}: state has {found}, expected {expected}: {', '.join(wrong)}")
         loaded = {name: np.asarray(state[name]) for name in arrays}
