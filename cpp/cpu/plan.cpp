@@ -52,12 +52,13 @@ void cut_stat(Plan& plan, std::int64_t most) {
     plan.stat_tiles = divide_up(plan.view.stat, plan.tile_stats);
 }
 
-// Enough neighbouring rows for a good run of memory, and a whole number of cache lines if it can
-// be had.
+// Enough neighbouring rows for a good run of memory, and a whole number of cache lines if few more
+// make one.
 std::int64_t rows_group(std::int64_t row_bytes) {
     const std::int64_t whole_lines = line_bytes / std::gcd(row_bytes, line_bytes);
     const std::int64_t group = divide_up(group_bytes, row_bytes);
-    return std::min(divide_up(group, whole_lines) * whole_lines, rows_tile_stats);
+    const std::int64_t even = divide_up(group, whole_lines) * whole_lines;
+    return std::min(even <= 2 * group ? even : group, rows_tile_stats);
 }
 
 // Fewer statistics a tile where there would not be a tile for every thread.

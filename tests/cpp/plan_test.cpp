@@ -17,6 +17,21 @@ fastnorm::View columns(std::int64_t batch, std::int64_t outer, std::int64_t stat
     return view;
 }
 
+fastnorm::View planes(std::int64_t outer, std::int64_t stat, std::int64_t inner) {
+    fastnorm::View view = columns(1, outer, stat);
+    view.traversal = fastnorm::Traversal::rows;
+    view.inner = inner;
+    return view;
+}
+
+// Neighbouring planes that share a tile: what is taken together has to fit into a cache.
+void test_groups_of_planes(std::int64_t side, std::int64_t group) {
+    const fastnorm::Plan plan = fastnorm::reduction_plan(planes(32, 256, side * side), 4, 2);
+    expect(plan.tile_stats == group, "planes of side " + std::to_string(side) + ": " +
+                                         std::to_string(plan.tile_stats) + " together, expected " +
+                                         std::to_string(group));
+}
+
 void test_chunks_of_columns(std::int64_t outer, std::int64_t stat) {
     const std::string name = std::to_string(outer) + " rows of " + std::to_string(stat) + ": ";
     const fastnorm::Plan plan = fastnorm::reduction_plan(columns(1, outer, stat), 4, 1);
@@ -53,5 +68,13 @@ int main() {
     // Four for two threads, or four: 32 images of 7x7.
     expect(fastnorm::reduction_plan(columns(1, 1568, 2048), 4, 2).chunks() == 8, "1568 rows");
     expect(fastnorm::reduction_plan(columns(1, 196, 1024), 4, 2).chunk_outer == 49, "196 rows");
+    test_groups_of_planes(7, 32);
+    test_groups_of_planes(14, 8);
+    test_groups_of_planes(28, 2);
+    test_groups_of_planes(56, 1);
+    // Where a plane has no whole number of lines, only if few more together have.
+    test_groups_of_planes(13, 16);
+    test_groups_of_planes(35, 2);
+    test_groups_of_planes(147, 1);
     return test_result();
 }
