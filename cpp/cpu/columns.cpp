@@ -7,7 +7,6 @@
 
 namespace fastnorm::FASTNORM_ISA {
 
-extern const TraversalKernels columns_kernels;
 constinit const TraversalKernels columns_kernels = traversal_kernels<Columns>();
 
 }  // namespace fastnorm::FASTNORM_ISA

@@ -26,6 +26,7 @@ ParallelFor threads_of(const Execution& execution, const Schedule& schedule) {
 struct Kernels {
     Reduction moments, gradient_sums;
     Map normalize, gradient;
+    MapAndReduction normalize_and_moments, gradient_and_sums;  // or null
     CoefficientKernel coefficients_of_z, coefficients_of_z_in_backward, coefficients_of_dx;
     void (*rstd_of_variances)(double* variances, std::int64_t count, double eps);
     void (*fence)();
@@ -38,6 +39,8 @@ struct Kernels {
         normalize = of.normalize[d][a];
         gradient_sums = of.gradient_sums[d][a];
         gradient = of.gradient[d][a];
+        normalize_and_moments = of.normalize_and_moments[d][a];
+        gradient_and_sums = of.gradient_and_sums[d][a];
         const int accumulator = problem.dtype == DType::float64 ? 1 : 0;
         coefficients_of_z = table.coefficients_of_z[accumulator];
         coefficients_of_z_in_backward = table.coefficients_of_z_in_backward[accumulator];
@@ -133,29 +136,49 @@ void map_only(const ParallelFor& parallel_for, const KernelArgs& args, const Pla
 template <class Finish>
 void reduce_finish_map(const ParallelFor& parallel_for, const KernelArgs& args,
                        const Schedule& schedule, const Scratch& scratch, const Kernels& kernels,
-                       Reduction reduce, Map map, Finish&& finish) {
+                       Reduction reduce, Map map, MapAndReduction map_and_reduce, Finish&& finish) {
     const Plan& plan = schedule.plan;
     const std::int64_t stats = plan.view.stats();
     const std::int64_t chunks = plan.chunks();
+    const auto partial_at = [&](const Tile& tile, std::int64_t chunk) {
+        return chunk * stats + tile.batch * plan.view.stat + tile.stat0;
+    };
     const auto reduce_tile = [&](std::int64_t unit, std::int64_t chunk) {
         const Tile tile = plan.tile(unit, chunk);
-        const std::int64_t at = chunk * stats + tile.batch * plan.view.stat + tile.stat0;
+        const std::int64_t at = partial_at(tile, chunk);
         reduce(args, tile, scratch.first + at, scratch.second + at);
+    };
+    const auto map_and_reduce_tile = [&](std::int64_t mapped, std::int64_t reduced,
+                                         std::int64_t chunk) {
+        const Tile tile = plan.tile(reduced, chunk);
+        const std::int64_t at = partial_at(tile, chunk);
+        map_and_reduce(args, plan.tile(mapped, chunk), tile, scratch.first + at,
+                       scratch.second + at);
     };
     const auto stats_of = [&](std::int64_t unit) {
         const Tile tile = plan.tile(unit, 0);
         const std::int64_t base = tile.batch * plan.view.stat;
         return std::pair{base + tile.stat0, base + tile.stat1};
     };
+    const auto alike = [&](std::int64_t a, std::int64_t b) {
+        const auto [a0, a1] = stats_of(a);
+        const auto [b0, b1] = stats_of(b);
+        return a1 - a0 == b1 - b0;
+    };
 
     if (!schedule.shared) {
         const ParallelFor serial;
         for_shares(parallel_for, plan.units(), [&](std::int64_t first, std::int64_t last) {
+            bool reduced = false;
             for (std::int64_t unit = first; unit < last; ++unit) {
-                for (std::int64_t c = 0; c < chunks; ++c) reduce_tile(unit, c);
+                for (std::int64_t c = 0; c < chunks && !reduced; ++c) reduce_tile(unit, c);
                 const auto [from, to] = stats_of(unit);
                 for_stats(serial, from, to, finish);
-                for (std::int64_t c = chunks; c-- > 0;) map(args, plan.tile(unit, c));
+                reduced = schedule.interleaved && unit + 1 < last && alike(unit, unit + 1);
+                for (std::int64_t c = 0; c < chunks && reduced; ++c) {
+                    map_and_reduce_tile(unit, unit + 1, c);
+                }
+                for (std::int64_t c = chunks; c-- > 0 && !reduced;) map(args, plan.tile(unit, c));
             }
             kernels.fence();
         });
@@ -241,8 +264,10 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
     KernelArgs args = problem.args;
     const View& view = args.view;
     const std::int64_t size = size_of(problem.dtype);
-    const Schedule schedule =
+    const Kernels kernels(execution.kernels, problem);
+    Schedule schedule =
         schedule_reduction(view, size, 1, tensors_of(args), execution.parallel_for.threads);
+    if (kernels.normalize_and_moments == nullptr) schedule.interleaved = false;
     if (explains(execution, problem, schedule, forward_coefficients)) return;
     const ParallelFor parallel_for = threads_of(execution, schedule);
     const Plan& plan = schedule.plan;
@@ -251,7 +276,6 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
     args.stream = schedule.stream;
     const double count = static_cast<double>(view.reduced());
 
-    const Kernels kernels(execution.kernels, problem);
     const auto finish = [&](std::int64_t from, std::int64_t stats) {
         StatBlock block;
         StatBlock::Array m2, running_mean, running_var;
@@ -278,7 +302,7 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
         set_coefficients_of_z(scratch, problem, kernels.coefficients_of_z, from, stats, block);
     };
     reduce_finish_map(parallel_for, args, schedule, scratch, kernels, kernels.moments,
-                      kernels.normalize, finish);
+                      kernels.normalize, kernels.normalize_and_moments, finish);
 }
 
 void normalize_backward(const Execution& execution, const Problem& problem,
@@ -290,9 +314,10 @@ void normalize_backward(const Execution& execution, const Problem& problem,
     const bool reduces = !frozen || dweight || dbias;
     const int inputs = count_given({&args.dy, &args.x, &args.residual});
     const int threads = execution.parallel_for.threads;
-    const Schedule schedule =
-        reduces ? schedule_reduction(view, size, inputs, tensors_of(args), threads)
-                : schedule_map(view, size, tensors_of(args), threads);
+    const Kernels kernels(execution.kernels, problem);
+    Schedule schedule = reduces ? schedule_reduction(view, size, inputs, tensors_of(args), threads)
+                                : schedule_map(view, size, tensors_of(args), threads);
+    if (kernels.gradient_and_sums == nullptr) schedule.interleaved = false;
     if (explains(execution, problem, schedule, backward_coefficients)) return;
     const ParallelFor parallel_for = threads_of(execution, schedule);
     const Plan& plan = schedule.plan;
@@ -301,7 +326,6 @@ void normalize_backward(const Execution& execution, const Problem& problem,
     args.frozen = frozen;
     args.stream = schedule.stream;
 
-    const Kernels kernels(execution.kernels, problem);
     const auto prescale =
         problem.dtype == DType::float64 ? backward_prescale<double> : backward_prescale<float>;
     const auto load = [&](std::int64_t from, std::int64_t stats, StatBlock& block) {
@@ -342,7 +366,7 @@ void normalize_backward(const Execution& execution, const Problem& problem,
         }
     };
     reduce_finish_map(parallel_for, args, schedule, scratch, kernels, kernels.gradient_sums,
-                      kernels.gradient, finish);
+                      kernels.gradient, kernels.gradient_and_sums, finish);
     // A parameter's gradients are those of its statistic under every batch index.
     for_stats(parallel_for, 0, view.parameters(), [&](std::int64_t from, std::int64_t count) {
         double* const sum_g = scratch.first + from;

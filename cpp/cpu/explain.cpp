@@ -35,6 +35,7 @@ bool explains(const Execution& execution, const Problem& problem, const Schedule
     e.reduces = schedule.reduces;
     e.threads = schedule.threads;
     e.shared = schedule.shared;
+    e.interleaved = schedule.interleaved;
     e.stream = schedule.stream;
     e.reads = schedule.reads;
     const std::int64_t mask = args.mask == nullptr ? 0 : view.runs() * view.mask_row_bytes();

@@ -7,10 +7,9 @@
 #include FASTNORM_ISA_HEADER
 
 #include "cpu/coefficients.h"
+#include "cpu/traversal_kernels.h"
 
 namespace fastnorm::FASTNORM_ISA {
-
-extern const TraversalKernels rows_kernels, columns_kernels;
 
 namespace {
 

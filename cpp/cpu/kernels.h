@@ -55,6 +55,10 @@ using Reduction = void (*)(const KernelArgs& args, const Tile& tile, double* fir
 // Maps write the tensors of args.
 using Map = void (*)(const KernelArgs& args, const Tile& tile);
 
+// The map of one tile and the reduction of another one of the same shape, at the same time.
+using MapAndReduction = void (*)(const KernelArgs& args, const Tile& mapped, const Tile& reduced,
+                                 double* first, double* second);
+
 // What a block of statistics has of each.
 inline constexpr std::int64_t stats_block = 256;
 struct StatBlock {
@@ -79,6 +83,9 @@ struct TraversalKernels {
     Map normalize[dtypes][activations];
     Reduction gradient_sums[dtypes][activations];
     Map gradient[dtypes][activations];
+    // Null where there is none: under columns, and for activations that are not much used.
+    MapAndReduction normalize_and_moments[dtypes][activations];
+    MapAndReduction gradient_and_sums[dtypes][activations];
 };
 
 // All of one instruction set.

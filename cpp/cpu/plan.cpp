@@ -33,6 +33,8 @@ constexpr std::int64_t elements_for_threads = 32768;
 // Results of a call that touches more bytes will hardly be in a cache near to who needs them, and
 // stores that first read each line cost as much as the rest of the call.
 constexpr std::int64_t most_cached_bytes = 1 << 22;
+// Shorter rows of one tensor are summed and mapped in less time one after the other.
+constexpr std::int64_t least_interleaved_bytes = 1024;
 
 void cut_inner(Plan& plan, std::int64_t most) {
     const std::int64_t inner = plan.view.inner;
@@ -173,6 +175,8 @@ Schedule schedule_reduction(const View& view, std::int64_t element_bytes, int tw
     // other.
     const bool meet = !rows && plan.stat_tiles > 1;
     schedule.shared = schedule.threads > 1 && (!balanced || meet || unit_bytes > caches().l2);
+    schedule.interleaved = rows && !schedule.shared && schedule.stream &&
+                           (twice > 1 || view.inner * element_bytes >= least_interleaved_bytes);
     // Under columns units that are shared are taken together.
     const std::int64_t together = schedule.shared && !rows ? plan.stat_tiles : 1;
     if (schedule.shared && view.elements() < elements_for_threads) {

@@ -40,9 +40,10 @@ struct Schedule {
     Plan plan;
     bool reduces = false;  // else a map stands alone
     int threads = 1;
-    bool shared = false;  // all threads work on the same units; else each has units of its own
-    bool stream = false;  // results are written past the cache
-    int reads = 1;        // how often the inputs come from memory
+    bool shared = false;       // all threads work on the same units; else each has units of its own
+    bool stream = false;       // results are written past the cache
+    bool interleaved = false;  // a unit's results are written while the next one is summed
+    int reads = 1;             // how often the inputs come from memory
 };
 
 // tensors: how many of the view's shape are read or written; twice: how many of them both the

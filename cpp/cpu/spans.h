@@ -31,12 +31,13 @@ struct Forward {
     const T* residual;  // or null
     MaskRow mask;
     ActParams<A> params;
-    bool stream;  // results go past the cache
+    bool stream;              // results go past the cache
+    bool from_memory = true;  // inputs are fetched ahead
 
     template <class MapAt, class Rows = One>
     FASTNORM_FN void write(T* y, std::int64_t count, bool direct, MapAt&& map_at, Rows rows = {},
                            std::int64_t pitch = 0) const {
-        const Ahead ahead = ahead_of_rows<T>(rows, pitch);
+        const Ahead ahead = from_memory ? ahead_of_rows<T>(rows, pitch) : Ahead{};
         const Ahead ahead_y = ahead_of_results(stream);
         for_packs<A>(count, [&](std::int64_t i, auto valid) {
             unsigned pack_bits[most_rows] = {};

@@ -29,8 +29,8 @@ FASTNORM_FN std::int64_t head_of_line(const T* p) {
 // Cuts [from, to) of a row of results into pieces, and calls f(i, count, direct) for each: direct
 // ones are whole packs that start with a cache line, to be written past the cache from registers;
 // the others have at most segment elements and go through a sink. second: another row of results
-// that is written at the same time, or null.
-template <class T, class F>
+// that is written at the same time, or null. longest: of the direct pieces, in whole packs.
+template <class T, std::int64_t longest = INT64_MAX, class F>
 FASTNORM_FN void for_segments(bool stream, const T* result, const T* second, std::int64_t from,
                               std::int64_t to, F&& f) {
     using A = accumulator_t<T>;
@@ -38,11 +38,13 @@ FASTNORM_FN void for_segments(bool stream, const T* result, const T* second, std
     const std::int64_t body = (to - from - head) / lanes<A> * lanes<A>;
     const bool alike = second == nullptr || head_of_line(second + from) == head;
     const bool any = stream && alike && body >= shortest_direct;
-    const std::int64_t begin = any ? from + head : to;  // of the direct piece
+    const std::int64_t begin = any ? from + head : to;  // of the direct pieces
+    const std::int64_t end = begin + (any ? body : 0);
     for (std::int64_t i = from; i < to;) {
-        const bool direct = i == begin;
-        const std::int64_t end = i < begin ? begin : to;
-        const std::int64_t count = direct ? body : i + segment < end ? segment : end - i;
+        const bool direct = begin <= i && i < end;
+        const std::int64_t most = stream && !direct ? segment : longest;
+        const std::int64_t rest = (i < begin ? begin : direct ? end : to) - i;
+        const std::int64_t count = rest < most ? rest : most;
         f(i, count, direct);
         i += count;
     }

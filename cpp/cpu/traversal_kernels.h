@@ -8,6 +8,8 @@
 
 namespace fastnorm::FASTNORM_ISA {
 
+extern const TraversalKernels rows_kernels, columns_kernels;
+
 namespace {
 
 template <template <class T, ActivationKind kind> class Kernels, class T, int... kind>

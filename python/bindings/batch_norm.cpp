@@ -54,6 +54,7 @@ py::dict explain(const py::object& call) {
     result["reduces"] = e.reduces;
     result["threads"] = e.threads;
     result["shared"] = e.shared;
+    result["interleaved"] = e.interleaved;
     result["stream"] = e.stream;
     result["reads"] = e.reads;
     result["least_bytes"] = e.least_bytes;

@@ -35,6 +35,8 @@ class Explanation:
         How many are used.
     shared : bool
         All threads work on the same units; otherwise each has units of its own.
+    interleaved : bool
+        The results of a unit are written while the next one is summed.
     stream : bool
         Results are written past the cache.
     reads : int
@@ -59,6 +61,7 @@ class Explanation:
     reduces: bool
     threads: int
     shared: bool
+    interleaved: bool
     stream: bool
     reads: int
     least_bytes: int
@@ -72,7 +75,8 @@ class Explanation:
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         if self.reduces:
             whose = "shared by all threads" if self.shared else "each by one thread"
-            units = f"{self.units} units of {self.chunks} chunks, {whose}; sums, then results"
+            then = "results with the next one's sums" if self.interleaved else "sums, then results"
+            units = f"{self.units} units of {self.chunks} chunks, {whose}; {then}"
         else:
             units = f"{self.units * self.chunks} tiles, each mapped once"
         lines = [

@@ -119,9 +119,10 @@ struct Explanation {
     std::int64_t units = 0, chunks = 0;
     bool reduces = false;  // each unit is summed, then mapped; else every tile is mapped once
     int threads = 0;
-    bool shared = false;  // all threads work on the same units; else each has units of its own
-    bool stream = false;  // results are written past the cache
-    int reads = 0;        // how often inputs come from memory: 2 where a unit exceeds the L2 cache
+    bool shared = false;       // all threads work on the same units; else each has units of its own
+    bool interleaved = false;  // a unit's results are written while the next one is summed
+    bool stream = false;       // results are written past the cache
+    int reads = 0;  // how often inputs come from memory: 2 where a unit exceeds the L2 cache
     std::int64_t least_bytes = 0;    // every tensor of x's size, and the mask, once
     std::int64_t scratch_bytes = 0;  // partial results and coefficients, kept by the calling thread
     std::vector<std::string> copied;  // arguments that are copied to dense memory, or from it

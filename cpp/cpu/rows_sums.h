@@ -1,0 +1,257 @@
+// What the reductions of the rows traversal add up. Compiled once per instruction set.
+#pragma once
+
+#include "cpu/rows_walk.h"
+#include "cpu/spans.h"
+
+namespace fastnorm::FASTNORM_ISA {
+
+namespace {
+
+template <class A>
+FASTNORM_FN NormalizeMap<Vec<A>> normalize_map(const KernelArgs& args, std::int64_t index) {
+    using V = Vec<A>;
+    return {V(coefficient<A>(args, Coefficient::prescale)[index]),
+            V(coefficient<A>(args, Coefficient::mean_hi)[index]),
+            V(coefficient<A>(args, Coefficient::mean_lo)[index]),
+            V(coefficient<A>(args, Coefficient::scale)[index]),
+            V(coefficient<A>(args, Coefficient::bias)[index])};
+}
+
+template <class T, ActivationKind kind>
+FASTNORM_FN Backward<T, kind> backward_at(const KernelArgs& args, std::int64_t batch,
+                                          std::int64_t o, std::int64_t s, std::int64_t i) {
+    const View& view = args.view;
+    const T* residual = run_of<T>(view, args.residual, batch, o, s);
+    return {run_of<T>(view, args.dy, batch, o, s) + i,
+            run_of<T>(view, args.x, batch, o, s) + i,
+            residual == nullptr ? nullptr : residual + i,
+            mask_at(args, run_index(view, batch, o, s), i),
+            activation_params<accumulator_t<T>>(args),
+            args.stream};
+}
+
+// A reduction of a tile: at() says where the walk is, add() takes elements [from, to) of a row, and
+// sums[] has those of each statistic.
+
+// Mean and M2, from the sums of d = x - pivot and of d^2.
+template <class T>
+struct Deviations {
+    using A = accumulator_t<T>;
+    using V = Vec<A>;
+
+    const KernelArgs& args;
+    const Tile& tile;
+    Ahead ahead_x = {};
+    A pivots[rows_tile_stats];
+    LaneSums<A> sums[rows_tile_stats];
+
+    FASTNORM_FN Deviations(const KernelArgs& a, const Tile& t) : args(a), tile(t) {
+        guess_pivots();
+        for (std::int64_t s = 0; s < tile.stat1 - tile.stat0; ++s) sums[s].clear();
+    }
+    // Of a tile of one statistic.
+    FASTNORM_FN Deviations(const KernelArgs& a, const Tile& t, A pivot) : args(a), tile(t) {
+        pivots[0] = pivot;
+        sums[0].clear();
+    }
+
+    FASTNORM_FN void at(const Walk<T>& walk) { ahead_x = walk.in(args.x); }
+
+    FASTNORM_FN void add(std::int64_t o, std::int64_t s, std::int64_t from, std::int64_t to) {
+        const T* const x = run_of<T>(args.view, args.x, tile.batch, o, s) + from;
+        const V pivot(pivots[s - tile.stat0]);
+        const Ahead ahead = ahead_x;
+        sums[s - tile.stat0].add([&](auto&& add) {
+            for_packs<A>(to - from, [&](std::int64_t i, auto valid) {
+                ahead.fetch<A>(x + i);
+                for_vectors<A>([&](auto v) {
+                    const V d = load<A>(x + i, v, valid) - pivot;
+                    add(v, valid, d, d);
+                });
+            });
+        });
+    }
+
+    FASTNORM_FN void finish(double* mean, double* m2) const {
+        for (std::int64_t s = 0; s < tile.stat1 - tile.stat0; ++s) {
+            bool good;
+            Moments m = moments(s, good);
+            if (!good) m = recompute(args, tile, tile.stat0 + s, m.mean);
+            mean[s] = m.mean;
+            m2[s] = m.m2;
+        }
+    }
+
+  private:
+    FASTNORM_FN double count() const {
+        return static_cast<double>((tile.outer1 - tile.outer0) * (tile.inner1 - tile.inner0));
+    }
+
+    FASTNORM_FN Moments moments(std::int64_t s, bool& good) const {
+        const double sum = sum_of_lanes<A>(sums[s].total_a);
+        const double square_sum = sum_of_lanes<A>(sums[s].total_ab);
+        const double origin = static_cast<double>(pivots[s]);
+        const Moments m = moments_about(origin, count(), 1.0 / count(), sum, square_sum);
+        good = trustworthy<A>(m, origin, sum, square_sum);
+        return m;
+    }
+
+    FASTNORM_FN const T* row(std::int64_t o, std::int64_t s) const {
+        return run_of<T>(args.view, args.x, tile.batch, o, s) + tile.inner0;
+    }
+
+    // Sample k of the tile's first statistic: values spread over the tile.
+    FASTNORM_FN static const char* sample(const KernelArgs& args, const Tile& tile, int k) {
+        const std::int64_t rows = tile.outer1 - tile.outer0;
+        const std::int64_t length = tile.inner1 - tile.inner0;
+        const std::int64_t o = tile.outer0 + k * rows / pivot_samples;
+        const std::int64_t i = tile.inner0 + k * 3 % pivot_samples * length / pivot_samples;
+        return reinterpret_cast<const char*>(
+            run_of<T>(args.view, args.x, tile.batch, o, tile.stat0) + i);
+    }
+
+    // For each statistic the mean of its samples; that of equal values is exact.
+    FASTNORM_FN void guess_pivots() {
+        constexpr int samples = pivot_samples;
+        const char* at[samples];
+        for (int k = 0; k < samples; ++k) at[k] = sample(args, tile, k);
+        const A share = A(1) / static_cast<A>(samples);
+        for (std::int64_t s = 0; s < tile.stat1 - tile.stat0; ++s) {
+            const auto value = [&](int k) {
+                return to_float(*reinterpret_cast<const T*>(at[k] + s * args.x.stat_stride));
+            };
+            const A first = value(0);
+            A sum = A(0), spread = A(0);
+            unrolled<samples - 1>([&](auto k) {
+                const A d = value(k + 1) - first;
+                sum += d;
+                spread += d < A(0) ? -d : d;
+            });
+            pivots[s] = pivot_near(first + sum * share, spread * share);
+        }
+    }
+
+    // Off the hot path: a tile whose pivot was poor, or whose numbers are constant, tiny or huge.
+    // Once more about its own mean, and in double where that does not help.
+    static __attribute__((noinline)) Moments recompute(const KernelArgs& args, const Tile& tile,
+                                                       std::int64_t s, double mean);
+
+    FASTNORM_FN bool is_constant(std::int64_t s) const {
+        const V value(pivots[0]);
+        unsigned differing = 0;
+        for (std::int64_t o = tile.outer0; o < tile.outer1; ++o) {
+            const T* const x = row(o, s);
+            for_packs<A>(tile.inner1 - tile.inner0, [&](std::int64_t i, auto valid) {
+                for_vectors<A>([&](auto v) {
+                    const V at = load<A>(x + i, v, valid);
+                    unsigned found = bits((at < value) | (value < at));
+                    if constexpr (!is_full<decltype(valid)>) {
+                        found &= (1u << in_vector<A>(valid, v)) - 1u;
+                    }
+                    differing |= found;
+                });
+            });
+        }
+        return differing == 0;
+    }
+};
+
+// The sums of g and of g * centred(x).
+template <class T, ActivationKind kind>
+struct GradientSums {
+    using A = accumulator_t<T>;
+    using V = Vec<A>;
+
+    const KernelArgs& args;
+    const Tile& tile;
+    Ahead ahead_dy = {}, ahead_x = {};
+    LaneSums<A> sums[rows_tile_stats];
+
+    FASTNORM_FN GradientSums(const KernelArgs& a, const Tile& t) : args(a), tile(t) {
+        for (std::int64_t s = 0; s < tile.stat1 - tile.stat0; ++s) sums[s].clear();
+    }
+
+    FASTNORM_FN void at(const Walk<T>& walk) {
+        ahead_dy = walk.in(args.dy);
+        ahead_x = walk.in(args.x);
+    }
+
+    FASTNORM_FN void add(std::int64_t o, std::int64_t s, std::int64_t from, std::int64_t to) {
+        const NormalizeMap<V> map = normalize_map<A>(args, tile.batch * args.view.stat + s);
+        Backward<T, kind> backward = backward_at<T, kind>(args, tile.batch, o, s, from);
+        backward.ahead_dy = ahead_dy;
+        backward.ahead_x = ahead_x;
+        sums[s - tile.stat0].add([&](auto&& add) {
+            backward.each(
+                to - from, [&](auto...) -> const auto& { return map; },
+                [&](std::int64_t, auto v, auto valid, const Gradient<V>& at) {
+                    add(v, valid, at.g, at.centred);
+                });
+        });
+    }
+
+    FASTNORM_FN void finish(double* sum_g, double* sum_gx) const {
+        for (std::int64_t s = 0; s < tile.stat1 - tile.stat0; ++s) {
+            sum_g[s] = sum_of_lanes<A>(sums[s].total_a);
+            sum_gx[s] = sum_of_lanes<A>(sums[s].total_ab);
+            if (!is_finite(sum_g[s]) || !is_finite(sum_gx[s])) {
+                exact(args, tile, tile.stat0 + s, sum_g[s], sum_gx[s]);
+            }
+        }
+    }
+
+  private:
+    // Off the hot path: a tile whose sums left the range of A, or that has an infinity or NaN.
+    // Once more in double, from x itself: an x far from a mean that is not its own may have a
+    // centred(x) beyond the range.
+    static __attribute__((noinline)) void exact(const KernelArgs& args, const Tile& tile,
+                                                std::int64_t s, double& sum_g, double& sum_gx) {
+        alignas(64) A g[lanes<A>];
+        const std::int64_t index = tile.batch * args.view.stat + s;
+        const NormalizeMap<V> map = normalize_map<A>(args, index);
+        const ExactCentre<A> centre(args, index);
+        sum_g = sum_gx = 0.0;
+        for (std::int64_t o = tile.outer0; o < tile.outer1; ++o) {
+            const T* const x = run_of<T>(args.view, args.x, tile.batch, o, s);
+            for (std::int64_t i = tile.inner0; i < tile.inner1; i += lanes<A>) {
+                const std::int64_t rest = tile.inner1 - i;
+                const std::int64_t count = rest < lanes<A> ? rest : lanes<A>;
+                backward_at<T, kind>(args, tile.batch, o, s, i)
+                    .each(
+                        count, [&](auto...) -> const auto& { return map; },
+                        [&](std::int64_t, auto v, auto, const Gradient<V>& at) {
+                            at.g.store(g + v * V::width);
+                        });
+                for (std::int64_t k = 0; k < count; ++k) {
+                    sum_g += static_cast<double>(g[k]);
+                    sum_gx += centre.product(g[k], to_float(x[i + k]));
+                }
+            }
+        }
+    }
+};
+
+template <class T>
+Moments Deviations<T>::recompute(const KernelArgs& args, const Tile& tile, std::int64_t s,
+                                 double mean) {
+    Tile rows = tile;
+    rows.stat0 = s;
+    rows.stat1 = s + 1;
+    Deviations about(args, rows, pivot_near(static_cast<A>(mean), A(0)));
+    reduce<T>(args.view, rows, about);
+    bool good;
+    const Moments m = about.moments(0, good);
+    if (good || about.is_constant(s)) return m;
+    const A first = to_float(about.row(tile.outer0, s)[0]);
+    return exact_moments(m.count, first, [&](auto&& use) {
+        for (std::int64_t o = tile.outer0; o < tile.outer1; ++o) {
+            const T* const x = about.row(o, s);
+            for (std::int64_t i = 0; i < tile.inner1 - tile.inner0; ++i) use(to_float(x[i]));
+        }
+    });
+}
+
+}  // namespace
+
+}  // namespace fastnorm::FASTNORM_ISA

@@ -1,0 +1,148 @@
+// How the rows traversal walks a tile: the order of memory, block by block for a reduction, and a
+// reduction along with a map. Compiled once per instruction set.
+#pragma once
+
+#include "cpu/lanes.h"
+
+namespace fastnorm::FASTNORM_ISA {
+
+namespace {
+
+// Runs are numbered in the order of memory: the rows of the mask.
+FASTNORM_FN std::int64_t run_index(const View& view, std::int64_t batch, std::int64_t o,
+                                   std::int64_t s) {
+    return (batch * view.outer + o) * view.stat + s;
+}
+
+// Calls f(outer, stat) for each row of a tile, in the order of memory.
+template <class F>
+FASTNORM_FN void for_rows(const Tile& tile, F&& f) {
+    for (std::int64_t o = tile.outer0; o < tile.outer1; ++o) {
+        for (std::int64_t s = tile.stat0; s < tile.stat1; ++s) f(o, s);
+    }
+}
+
+// A tile's blocks: at most rows_block values per statistic, whole rows where they are shorter than
+// that. They follow from the tile alone.
+template <class A>
+struct RowBlocks {
+    std::int64_t rows = 1;  // of a block
+    std::int64_t piece;     // of a row
+
+    FASTNORM_FN explicit RowBlocks(const Tile& tile) {
+        const std::int64_t row = tile.inner1 - tile.inner0;
+        if (row <= rows_block) {
+            rows = rows_block / row;
+            piece = row;
+            return;
+        }
+        const std::int64_t pieces = (row + rows_block - 1) / rows_block;
+        const std::int64_t share = (row + pieces - 1) / pieces;
+        piece = (share + lanes<A> - 1) / lanes<A> * lanes<A>;
+    }
+};
+
+// Where the walk of a reduction is fetch_bytes later. Rows are short, and hardware begins to fetch
+// anew with each: a reduction fetches so far ahead.
+template <class T>
+struct Walk {
+    static constexpr std::int64_t fetch_bytes = 4096;
+    static constexpr std::int64_t far = fetch_bytes / static_cast<std::int64_t>(sizeof(T));
+
+    const View& view;
+    std::int64_t outer;
+    std::int64_t skip;  // so many elements before where it is now, in the next row, or
+                        // negative: further on in the same row
+
+    // From element i of a row of the tile on.
+    FASTNORM_FN Walk(const View& v, const Tile& tile, std::int64_t o, std::int64_t i)
+        : view(v), outer(o), skip(0) {
+        if (tile.stat1 - tile.stat0 > 1 || view.inner <= far) return;
+        skip = i < view.inner - far ? -1 : view.inner - far;
+    }
+
+    FASTNORM_FN Ahead in(const Operand& operand) const {
+        if (skip < 0) return {fetch_bytes};
+        if (outer + 1 == view.outer) return {};
+        return {outer_offset(view, operand, outer + 1) - outer_offset(view, operand, outer) -
+                skip * static_cast<std::int64_t>(sizeof(T))};
+    }
+};
+
+// Walks a tile for a reduction: block by block, in the order of memory.
+template <class T, class Reduction>
+FASTNORM_FN void reduce(const View& view, const Tile& tile, Reduction& reduction) {
+    constexpr std::int64_t pack = lanes<accumulator_t<T>>;
+    const auto least = [](std::int64_t a, std::int64_t b) { return a < b ? a : b; };
+    const auto add = [&](std::int64_t o, std::int64_t from, std::int64_t to) {
+        if (from >= to) return;
+        reduction.at(Walk<T>(view, tile, o, from));
+        for (std::int64_t s = tile.stat0; s < tile.stat1; ++s) reduction.add(o, s, from, to);
+    };
+    const RowBlocks<accumulator_t<T>> blocks(tile);
+    for (std::int64_t block = tile.outer0; block < tile.outer1; block += blocks.rows) {
+        const std::int64_t block_end = least(block + blocks.rows, tile.outer1);
+        for (std::int64_t from = tile.inner0; from < tile.inner1; from += blocks.piece) {
+            const std::int64_t to = least(from + blocks.piece, tile.inner1);
+            // From here on the walk is in the next row fetch_bytes later.
+            const std::int64_t rest = view.inner - Walk<T>::far - from;
+            const std::int64_t turn = rest > 0 ? from + (rest + pack - 1) / pack * pack : from;
+            for (std::int64_t o = block; o < block_end; ++o) {
+                add(o, from, least(turn, to));
+                add(o, least(turn, to), to);
+            }
+            for (std::int64_t s = 0; s < tile.stat1 - tile.stat0; ++s) reduction.sums[s].fold();
+        }
+    }
+}
+
+// What goes on beside a map: nothing.
+struct Alone {
+    static constexpr bool from_memory = true;           // where the map's inputs are
+    static constexpr std::int64_t longest = INT64_MAX;  // how much it maps at a time
+    FASTNORM_FN void begin_row() {}
+    FASTNORM_FN void reach(std::int64_t, std::int64_t, std::int64_t) {}
+};
+
+// Or the reduction of another tile of the same shape, piece by piece, so that one reads from
+// memory while the other writes to it. The sums are those of reduce(), bit for bit.
+template <class T, class Reduction>
+struct Beside {
+    static constexpr bool from_memory = false;
+    // The next reads wait for these writes.
+    static constexpr std::int64_t longest = 768 / static_cast<std::int64_t>(sizeof(T));
+
+    const View& view;
+    const Tile& tile;    // the other one
+    std::int64_t shift;  // of its statistics from the map's
+    Reduction& reduction;
+    RowBlocks<accumulator_t<T>> blocks;
+    std::int64_t done = 0;  // of the row
+
+    FASTNORM_FN Beside(const View& v, const Tile& mapped, const Tile& reduced, Reduction& r)
+        : view(v), tile(reduced), shift(reduced.stat0 - mapped.stat0), reduction(r), blocks(tile) {}
+
+    FASTNORM_FN void begin_row() { done = tile.inner0; }
+
+    // Goes on to where the map is: element i of its row, in whole packs.
+    FASTNORM_FN void reach(std::int64_t o, std::int64_t mapped_stat, std::int64_t i) {
+        constexpr std::int64_t pack = lanes<accumulator_t<T>>;
+        const std::int64_t s = mapped_stat + shift;
+        const std::int64_t to = i == tile.inner1 ? i : i - (i - tile.inner0) % pack;
+        while (done < to) {
+            const std::int64_t past = (done - tile.inner0) % blocks.piece;
+            const std::int64_t block_end = done - past + blocks.piece;
+            const std::int64_t end = block_end < to ? block_end : to;
+            reduction.at(Walk<T>(view, tile, o, done));
+            reduction.add(o, s, done, end);
+            done = end;
+            const bool last_piece = end == block_end || end == tile.inner1;
+            const bool last_row = (o + 1 - tile.outer0) % blocks.rows == 0 || o + 1 == tile.outer1;
+            if (last_piece && last_row) reduction.sums[s - tile.stat0].fold();
+        }
+    }
+};
+
+}  // namespace
+
+}  // namespace fastnorm::FASTNORM_ISA

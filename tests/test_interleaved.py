@@ -1,0 +1,123 @@
+"""Statistics that are summed while others' results are written are those that are summed alone.
+
+A channel's results depend on nothing but its own values, so a tensor of many channels, which is
+computed in that way, must have the bits of a few of them, which are not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import fastnorm as fn
+
+Array = npt.NDArray[Any]
+
+DTYPES = ("float32", "float64", "float16", ml_dtypes.bfloat16)
+FEW = 3  # channels that make too small a tensor (a single one would be one long row)
+
+SHAPES = {
+    "planes": (9, 303, 28, 28),  # several rows a block, channels in twos or fours
+    "odd_rows": (3, 201, 5003),  # two blocks a row, neither of whole lines
+    "long_rows": (2, 33, 20_011),  # several chunks a row
+    "few_rows": (1, 66, 33_000),
+}
+BACKWARD_SHAPES = {**SHAPES, "small_planes": (101, 258, 7, 7)}  # the last group has two
+
+
+@pytest.fixture(params=map(np.dtype, DTYPES), ids=str)
+def dtype(request: pytest.FixtureRequest) -> np.dtype[Any]:
+    found: np.dtype[Any] = request.param
+    return found
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Any:
+    before = fn.get_num_threads()
+    fn.set_num_threads(request.param)
+    yield request.param
+    fn.set_num_threads(before)
+
+
+def ugly(shape: tuple[int, ...], dtype: np.dtype[Any], seed: int) -> Array:
+    """Numbers, some channels of which take every detour that a reduction has."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal(shape, np.float32)
+    x[:, 4] = 7.0
+    x[:, 7] += 1000.0
+    x[:, 8] *= 1e-30
+    with np.errstate(over="ignore"):
+        x[:, 11] *= 1e37
+        x = x.astype(dtype)
+    x[0, 14].flat[5] = np.inf
+    x[-1, 15].flat[-1] = np.nan
+    return x
+
+
+def parts(channels: int) -> list[slice]:
+    return [slice(c, min(c + FEW, channels)) for c in range(0, channels, FEW)]
+
+
+def same(result: Array | None, expected: Array | None, part: slice) -> bool:
+    """Bit for bit; of the many NaN there are any is as good."""
+    assert result is not None and expected is not None
+    found = np.ascontiguousarray(result[:, part] if result.ndim > 1 else result[part])
+    unsigned = np.dtype(f"u{found.dtype.itemsize}")
+    equal = found.view(unsigned) == expected.view(unsigned)
+    return bool((equal | (np.isnan(found) & np.isnan(expected))).all())
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_forward(name: str, activation: str | None, threads: int, dtype: np.dtype[Any]) -> None:
+    shape = SHAPES[name]
+    x, residual = ugly(shape, dtype, 0), ugly(shape, dtype, 1)
+    rng = np.random.default_rng(2)
+    weight, bias = rng.standard_normal(shape[1]), rng.standard_normal(shape[1])
+    assert fn.explain(fn.batch_norm_train, x, activation=activation).interleaved
+    plain = fn.batch_norm_train(x, weight, bias, activation=activation)
+    added = fn.batch_norm_train(x, weight, bias, residual=residual, activation=activation)
+    for part in parts(shape[1]):
+        few, few_added = x[:, part].copy(), residual[:, part].copy()
+        assert not fn.explain(fn.batch_norm_train, few, activation=activation).interleaved
+        alone = fn.batch_norm_train(few, weight[part], bias[part], activation=activation)
+        for field in ("y", "mean", "rstd"):
+            assert same(getattr(plain, field), getattr(alone, field), part), (field, part)
+        alone = fn.batch_norm_train(
+            few, weight[part], bias[part], residual=few_added, activation=activation
+        )
+        assert same(added.y, alone.y, part), part
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("name", BACKWARD_SHAPES)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_backward(name: str, activation: str | None, threads: int, dtype: np.dtype[Any]) -> None:
+    shape = BACKWARD_SHAPES[name]
+    x, residual = ugly(shape, dtype, 3), ugly(shape, dtype, 4)
+    dy = residual[:, ::-1].copy()
+    rng = np.random.default_rng(5)
+    weight, bias = rng.standard_normal(shape[1]), rng.standard_normal(shape[1])
+    fwd = fn.batch_norm_train(x, weight, bias, residual=residual, activation=activation)
+    arguments = (dy, x, fwd.mean, fwd.rstd, weight, bias)
+    options: dict[str, Any] = {"activation": activation}
+    assert fn.explain(fn.batch_norm_backward, *arguments, **options).interleaved
+    plain = fn.batch_norm_backward(*arguments, **options)
+    added = fn.batch_norm_backward(*arguments, residual=residual, **options)
+    masked = fn.batch_norm_backward(*arguments, mask=fwd.mask, residual=True, **options)
+    for part in parts(shape[1]):
+        few = (dy[:, part].copy(), x[:, part].copy(), *(a[part] for a in arguments[2:]))
+        assert not fn.explain(fn.batch_norm_backward, *few, **options).interleaved
+        alone = fn.batch_norm_backward(*few, **options)
+        for field in ("dx", "dweight", "dbias"):
+            assert same(getattr(plain, field), getattr(alone, field), part), (field, part)
+        alone = fn.batch_norm_backward(*few, residual=residual[:, part].copy(), **options)
+        for field in ("dx", "dresidual", "dweight", "dbias"):
+            expected = getattr(alone, field)
+            assert same(getattr(added, field), expected, part), (field, part)
+            assert same(getattr(masked, field), expected, part), (field, part)
