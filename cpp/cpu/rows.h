@@ -101,7 +101,7 @@ struct Rows {
             T* dresidual = run_of<T>(view, args.dresidual, tile.batch, o, s);
             if (s == tile.stat0) expect_next_rows(args, args.dx, tile, o, dx_sink);
             other.begin_row();
-            for_segments<T>(
+            for_segments<T, Other::longest>(
                 args.stream, dx, dresidual, tile.inner0, tile.inner1,
                 [&](std::int64_t i, std::int64_t count, bool direct) {
                     other.reach(o, s, i + count);
