@@ -64,7 +64,12 @@ def test_small_tensors_use_one_thread_and_plain_stores() -> None:
     assert (small.threads, small.shared, small.stream, small.reads) == (1, False, False, 1)
     large = fn.explain(fn.batch_norm_train, some((16, 64, 56, 56)))
     assert (large.threads, large.shared, large.stream, large.reads) == (2, False, True, 1)
-    assert large.interleaved and not small.interleaved
+    assert large.interleaved
+    assert not small.interleaved
+    assert "results with the next one's sums" in str(large)
+    assert not fn.explain(
+        fn.batch_norm_train, some((16, 64, 56, 56)), activation="silu"
+    ).interleaved
     fn.set_num_threads(1)
     assert fn.explain(fn.batch_norm_train, some((16, 64, 56, 56))).threads == 1
 

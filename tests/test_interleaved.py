@@ -6,6 +6,7 @@ computed in that way, must have the bits of a few of them, which are not.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import ml_dtypes
@@ -18,15 +19,16 @@ import fastnorm as fn
 Array = npt.NDArray[Any]
 
 DTYPES = ("float32", "float64", "float16", ml_dtypes.bfloat16)
+ISAS = tuple(fn._core.isas())
 FEW = 3  # channels that make too small a tensor (a single one would be one long row)
 
+# Small units, which threads of small caches need not share.
 SHAPES = {
-    "planes": (9, 303, 28, 28),  # several rows a block, channels in twos or fours
-    "odd_rows": (3, 201, 5003),  # two blocks a row, neither of whole lines
-    "long_rows": (2, 33, 20_011),  # several chunks a row
-    "few_rows": (1, 66, 33_000),
+    "planes": (5, 303, 28, 28),  # several rows a block, channels in twos or fours
+    "odd_rows": (3, 75, 5003),  # two blocks a row, neither of whole lines
+    "long_rows": (1, 66, 20_011),  # several chunks a row
 }
-BACKWARD_SHAPES = {**SHAPES, "small_planes": (101, 258, 7, 7)}  # the last group has two
+BACKWARD_SHAPES = {**SHAPES, "small_planes": (31, 483, 7, 7)}  # the last group has three
 
 
 @pytest.fixture(params=map(np.dtype, DTYPES), ids=str)
@@ -35,12 +37,28 @@ def dtype(request: pytest.FixtureRequest) -> np.dtype[Any]:
     return found
 
 
-@pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Any:
-    before = fn.get_num_threads()
-    fn.set_num_threads(request.param)
-    yield request.param
-    fn.set_num_threads(before)
+@pytest.fixture(
+    params=[(ISAS[-1], 1), *((isa, 2) for isa in ISAS)],
+    ids=str,
+    autouse=True,
+)
+def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every instruction set, and one thread, to whom all units but the first are interleaved."""
+    isa, threads = fn._core.isa(), fn.get_num_threads()
+    fn._core.set_isa(request.param[0])
+    fn.set_num_threads(request.param[1])
+    yield
+    fn._core.set_isa(isa)
+    fn.set_num_threads(threads)
+
+
+def beside(x: Array, elements: int = 1) -> Array:
+    """A copy that begins so many elements behind the start of x's cache line."""
+    memory = np.empty(x.size + elements + 64, x.dtype)
+    first = (x.ctypes.data - memory.ctypes.data) % 64 // x.itemsize + elements
+    copy = memory[first : first + x.size].reshape(x.shape)
+    copy[...] = x
+    return copy
 
 
 def ugly(shape: tuple[int, ...], dtype: np.dtype[Any], seed: int) -> Array:
@@ -64,7 +82,8 @@ def parts(channels: int) -> list[slice]:
 
 def same(result: Array | None, expected: Array | None, part: slice) -> bool:
     """Bit for bit; of the many NaN there are any is as good."""
-    assert result is not None and expected is not None
+    assert result is not None
+    assert expected is not None
     found = np.ascontiguousarray(result[:, part] if result.ndim > 1 else result[part])
     unsigned = np.dtype(f"u{found.dtype.itemsize}")
     equal = found.view(unsigned) == expected.view(unsigned)
@@ -74,7 +93,7 @@ def same(result: Array | None, expected: Array | None, part: slice) -> bool:
 @pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_forward(name: str, activation: str | None, threads: int, dtype: np.dtype[Any]) -> None:
+def test_forward(name: str, activation: str | None, dtype: np.dtype[Any]) -> None:
     shape = SHAPES[name]
     x, residual = ugly(shape, dtype, 0), ugly(shape, dtype, 1)
     rng = np.random.default_rng(2)
@@ -82,9 +101,13 @@ def test_forward(name: str, activation: str | None, threads: int, dtype: np.dtyp
     assert fn.explain(fn.batch_norm_train, x, activation=activation).interleaved
     plain = fn.batch_norm_train(x, weight, bias, activation=activation)
     added = fn.batch_norm_train(x, weight, bias, residual=residual, activation=activation)
+    for out in (x.copy(), beside(x)):  # in place, wherever it lies
+        fn.batch_norm_train(out, weight, bias, activation=activation, out=out)
+        assert same(plain.y, out, slice(None))
     for part in parts(shape[1]):
         few, few_added = x[:, part].copy(), residual[:, part].copy()
-        assert not fn.explain(fn.batch_norm_train, few, activation=activation).interleaved
+        told = fn.explain(fn.batch_norm_train, few, residual=few_added, activation=activation)
+        assert not told.interleaved
         alone = fn.batch_norm_train(few, weight[part], bias[part], activation=activation)
         for field in ("y", "mean", "rstd"):
             assert same(getattr(plain, field), getattr(alone, field), part), (field, part)
@@ -97,7 +120,7 @@ def test_forward(name: str, activation: str | None, threads: int, dtype: np.dtyp
 @pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("name", BACKWARD_SHAPES)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_backward(name: str, activation: str | None, threads: int, dtype: np.dtype[Any]) -> None:
+def test_backward(name: str, activation: str | None, dtype: np.dtype[Any]) -> None:
     shape = BACKWARD_SHAPES[name]
     x, residual = ugly(shape, dtype, 3), ugly(shape, dtype, 4)
     dy = residual[:, ::-1].copy()
@@ -110,13 +133,18 @@ def test_backward(name: str, activation: str | None, threads: int, dtype: np.dty
     plain = fn.batch_norm_backward(*arguments, **options)
     added = fn.batch_norm_backward(*arguments, residual=residual, **options)
     masked = fn.batch_norm_backward(*arguments, mask=fwd.mask, residual=True, **options)
+    for dx in (dy.copy(), beside(dy)):
+        fn.batch_norm_backward(dx, *arguments[1:], **options, out=dx)
+        assert same(plain.dx, dx, slice(None))
     for part in parts(shape[1]):
         few = (dy[:, part].copy(), x[:, part].copy(), *(a[part] for a in arguments[2:]))
-        assert not fn.explain(fn.batch_norm_backward, *few, **options).interleaved
+        few_added = residual[:, part].copy()
+        told = fn.explain(fn.batch_norm_backward, *few, residual=few_added, **options)
+        assert not told.interleaved
         alone = fn.batch_norm_backward(*few, **options)
         for field in ("dx", "dweight", "dbias"):
             assert same(getattr(plain, field), getattr(alone, field), part), (field, part)
-        alone = fn.batch_norm_backward(*few, residual=residual[:, part].copy(), **options)
+        alone = fn.batch_norm_backward(*few, residual=few_added, **options)
         for field in ("dx", "dresidual", "dweight", "dbias"):
             expected = getattr(alone, field)
             assert same(getattr(added, field), expected, part), (field, part)

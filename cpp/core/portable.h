@@ -1,4 +1,4 @@
-// The macro that lets a formula of core/ run on the CPU and in CUDA. Always inlined: no
+// The one macro that lets a formula of core/ run on the CPU and in CUDA. Always inlined: no
 // out-of-line copy can exist, so the linker can never pick one that was compiled for another
 // instruction set.
 #pragma once
@@ -8,7 +8,3 @@
 #else
 #define FASTNORM_FN inline __attribute__((always_inline))
 #endif
-
-// A function into which all is inlined that it calls, lambdas too: what they add to stays in
-// registers.
-#define FASTNORM_FLAT __attribute__((flatten))

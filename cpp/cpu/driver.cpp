@@ -132,7 +132,8 @@ void map_only(const ParallelFor& parallel_for, const KernelArgs& args, const Pla
 }
 
 // reduce, then finish(first, how many) for the statistics, then map backwards what was
-// reduced, so that the map begins with what the reduction has left in the cache.
+// reduced, so that the map begins with what the reduction has left in the cache; or, interleaved,
+// map forwards while the next unit is reduced.
 template <class Finish>
 void reduce_finish_map(const ParallelFor& parallel_for, const KernelArgs& args,
                        const Schedule& schedule, const Scratch& scratch, const Kernels& kernels,
@@ -171,14 +172,19 @@ void reduce_finish_map(const ParallelFor& parallel_for, const KernelArgs& args,
         for_shares(parallel_for, plan.units(), [&](std::int64_t first, std::int64_t last) {
             bool reduced = false;
             for (std::int64_t unit = first; unit < last; ++unit) {
-                for (std::int64_t c = 0; c < chunks && !reduced; ++c) reduce_tile(unit, c);
+                if (!reduced) {
+                    for (std::int64_t c = 0; c < chunks; ++c) reduce_tile(unit, c);
+                }
                 const auto [from, to] = stats_of(unit);
                 for_stats(serial, from, to, finish);
                 reduced = schedule.interleaved && unit + 1 < last && alike(unit, unit + 1);
-                for (std::int64_t c = 0; c < chunks && reduced; ++c) {
-                    map_and_reduce_tile(unit, unit + 1, c);
+                if (reduced) {
+                    for (std::int64_t c = 0; c < chunks; ++c) {
+                        map_and_reduce_tile(unit, unit + 1, c);
+                    }
+                } else {
+                    for (std::int64_t c = chunks; c-- > 0;) map(args, plan.tile(unit, c));
                 }
-                for (std::int64_t c = chunks; c-- > 0 && !reduced;) map(args, plan.tile(unit, c));
             }
             kernels.fence();
         });
@@ -265,9 +271,9 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
     const View& view = args.view;
     const std::int64_t size = size_of(problem.dtype);
     const Kernels kernels(execution.kernels, problem);
-    Schedule schedule =
-        schedule_reduction(view, size, 1, tensors_of(args), execution.parallel_for.threads);
-    if (kernels.normalize_and_moments == nullptr) schedule.interleaved = false;
+    const Schedule schedule =
+        schedule_reduction(view, size, 1, tensors_of(args), execution.parallel_for.threads,
+                           kernels.normalize_and_moments != nullptr);
     if (explains(execution, problem, schedule, forward_coefficients)) return;
     const ParallelFor parallel_for = threads_of(execution, schedule);
     const Plan& plan = schedule.plan;
@@ -315,9 +321,10 @@ void normalize_backward(const Execution& execution, const Problem& problem,
     const int inputs = count_given({&args.dy, &args.x, &args.residual});
     const int threads = execution.parallel_for.threads;
     const Kernels kernels(execution.kernels, problem);
-    Schedule schedule = reduces ? schedule_reduction(view, size, inputs, tensors_of(args), threads)
-                                : schedule_map(view, size, tensors_of(args), threads);
-    if (kernels.gradient_and_sums == nullptr) schedule.interleaved = false;
+    const Schedule schedule =
+        reduces ? schedule_reduction(view, size, inputs, tensors_of(args), threads,
+                                     kernels.gradient_and_sums != nullptr)
+                : schedule_map(view, size, tensors_of(args), threads);
     if (explains(execution, problem, schedule, backward_coefficients)) return;
     const ParallelFor parallel_for = threads_of(execution, schedule);
     const Plan& plan = schedule.plan;

@@ -83,7 +83,7 @@ struct TraversalKernels {
     Map normalize[dtypes][activations];
     Reduction gradient_sums[dtypes][activations];
     Map gradient[dtypes][activations];
-    // Null where there is none: under columns, and for activations that are not much used.
+    // Null under columns, and for activations that are not much used.
     MapAndReduction normalize_and_moments[dtypes][activations];
     MapAndReduction gradient_and_sums[dtypes][activations];
 };

@@ -13,6 +13,10 @@
 #include "core/stats.h"
 #include "cpu/kernels.h"
 
+// A function into which all is inlined that it calls, lambdas too: what they add to stays in
+// registers.
+#define FASTNORM_FLAT __attribute__((flatten))
+
 namespace fastnorm::FASTNORM_ISA {
 
 namespace {

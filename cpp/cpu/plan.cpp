@@ -60,7 +60,7 @@ std::int64_t rows_group(std::int64_t row_bytes) {
     const std::int64_t whole_lines = line_bytes / std::gcd(row_bytes, line_bytes);
     const std::int64_t group = divide_up(group_bytes, row_bytes);
     const std::int64_t even = divide_up(group, whole_lines) * whole_lines;
-    return std::min(even <= 2 * group ? even : group, rows_tile_stats);
+    return std::min(even * row_bytes <= 2 * group_bytes ? even : group, rows_tile_stats);
 }
 
 // Fewer statistics a tile where there would not be a tile for every thread.
@@ -161,7 +161,7 @@ Schedule schedule_map(const View& view, std::int64_t element_bytes, int tensors,
 }
 
 Schedule schedule_reduction(const View& view, std::int64_t element_bytes, int twice, int tensors,
-                            int threads) {
+                            int threads, bool can_interleave) {
     const bool rows = view.traversal == Traversal::rows;
     Schedule schedule = schedule_of(view, element_bytes, tensors, threads,
                                     rows ? elements_for_threads / 2 : elements_for_threads);
@@ -175,15 +175,18 @@ Schedule schedule_reduction(const View& view, std::int64_t element_bytes, int tw
     // other.
     const bool meet = !rows && plan.stat_tiles > 1;
     schedule.shared = schedule.threads > 1 && (!balanced || meet || unit_bytes > caches().l2);
-    schedule.interleaved = rows && !schedule.shared && schedule.stream &&
+    schedule.interleaved = can_interleave && !schedule.shared && schedule.stream &&
+                           plan.units() > schedule.threads &&
                            (twice > 1 || view.inner * element_bytes >= least_interleaved_bytes);
     // Under columns units that are shared are taken together.
     const std::int64_t together = schedule.shared && !rows ? plan.stat_tiles : 1;
     if (schedule.shared && view.elements() < elements_for_threads) {
-        return schedule_reduction(view, element_bytes, twice, tensors, 1);
+        return schedule_reduction(view, element_bytes, twice, tensors, 1, can_interleave);
     }
     const std::int64_t cache = caches().l2 * (schedule.shared ? schedule.threads : 1);
-    schedule.reads = unit_bytes * together > cache ? 2 : 1;
+    // Interleaved, two units pass through the cache between a unit's sums and its results.
+    const std::int64_t passing = schedule.interleaved ? 2 : together;
+    schedule.reads = unit_bytes * passing > cache ? 2 : 1;
     return schedule;
 }
 

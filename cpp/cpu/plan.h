@@ -47,9 +47,9 @@ struct Schedule {
 };
 
 // tensors: how many of the view's shape are read or written; twice: how many of them both the
-// reduction and the map read.
+// reduction and the map read; can_interleave: there are kernels for it.
 Schedule schedule_map(const View& view, std::int64_t element_bytes, int tensors, int threads);
 Schedule schedule_reduction(const View& view, std::int64_t element_bytes, int twice, int tensors,
-                            int threads);
+                            int threads, bool can_interleave);
 
 }  // namespace fastnorm

@@ -23,14 +23,14 @@ struct Rows {
     }
 
     static void normalize(const KernelArgs& args, const Tile& tile) {
-        normalize_with(args, tile, Alone());
+        normalize_with(args, tile, MapOnly());
     }
 
     static FASTNORM_FLAT void normalize_and_moments(const KernelArgs& args, const Tile& mapped,
                                                     const Tile& reduced, double* mean, double* m2) {
         Deviations<T> deviations(args, reduced);
         normalize_with(args, mapped,
-                       Beside<T, Deviations<T>>(args.view, mapped, reduced, deviations));
+                       Interleaved<T, Deviations<T>>(args.view, mapped, reduced, deviations));
         deviations.finish(mean, m2);
     }
 
@@ -42,7 +42,7 @@ struct Rows {
     }
 
     static void gradient(const KernelArgs& args, const Tile& tile) {
-        gradient_with(args, tile, Alone());
+        gradient_with(args, tile, MapOnly());
     }
 
     static FASTNORM_FLAT void gradient_and_sums(const KernelArgs& args, const Tile& mapped,
@@ -50,13 +50,14 @@ struct Rows {
                                                 double* sum_gx) {
         GradientSums<T, kind> sums(args, reduced);
         gradient_with(args, mapped,
-                      Beside<T, GradientSums<T, kind>>(args.view, mapped, reduced, sums));
+                      Interleaved<T, GradientSums<T, kind>>(args.view, mapped, reduced, sums));
         sums.finish(sum_g, sum_gx);
     }
 
   private:
-    template <class Other>
-    static FASTNORM_FN void normalize_with(const KernelArgs& args, const Tile& tile, Other other) {
+    template <class Reduction>
+    static FASTNORM_FN void normalize_with(const KernelArgs& args, const Tile& tile,
+                                           Reduction reduction) {
         Sink<T> sink(args.stream);
         const View& view = args.view;
         for_rows(tile, [&](std::int64_t o, std::int64_t s) {
@@ -66,17 +67,17 @@ struct Rows {
             const T* residual = run_of<T>(view, args.residual, tile.batch, o, s);
             T* y = run_of<T>(view, args.y, tile.batch, o, s);
             if (s == tile.stat0) expect_next_rows(args, args.y, tile, o, sink);
-            other.begin_row();
-            for_segments<T, Other::longest>(
+            reduction.begin_row();
+            for_segments<T, Reduction::longest>(
                 args.stream, y, nullptr, tile.inner0, tile.inner1,
                 [&](std::int64_t i, std::int64_t count, bool direct) {
-                    other.reach(o, s, i + count);
+                    reduction.advance_to(o, s, i + count);
                     const Forward<T, kind> forward{x + i,
                                                    residual == nullptr ? nullptr : residual + i,
                                                    mask_at(args, run, i),
                                                    activation_params<A>(args),
                                                    args.stream,
-                                                   Other::from_memory};
+                                                   Reduction::fetch_x};
                     forward.write(sink.open(y + i, direct), count, direct,
                                   [&](auto...) -> const auto& { return map; });
                     sink.close(count, direct);
@@ -84,8 +85,9 @@ struct Rows {
         });
     }
 
-    template <class Other>
-    static FASTNORM_FN void gradient_with(const KernelArgs& args, const Tile& tile, Other other) {
+    template <class Reduction>
+    static FASTNORM_FN void gradient_with(const KernelArgs& args, const Tile& tile,
+                                          Reduction reduction) {
         Sink<T> dx_sink(args.stream);
         Sink<T> dresidual_sink(args.stream && args.dresidual);
         const View& view = args.view;
@@ -100,11 +102,11 @@ struct Rows {
             T* dx = run_of<T>(view, args.dx, tile.batch, o, s);
             T* dresidual = run_of<T>(view, args.dresidual, tile.batch, o, s);
             if (s == tile.stat0) expect_next_rows(args, args.dx, tile, o, dx_sink);
-            other.begin_row();
-            for_segments<T, Other::longest>(
+            reduction.begin_row();
+            for_segments<T, Reduction::longest>(
                 args.stream, dx, dresidual, tile.inner0, tile.inner1,
                 [&](std::int64_t i, std::int64_t count, bool direct) {
-                    other.reach(o, s, i + count);
+                    reduction.advance_to(o, s, i + count);
                     backward_at<T, kind>(args, tile.batch, o, s, i)
                         .write(
                             dx_sink.open(dx + i, direct),

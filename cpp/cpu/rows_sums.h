@@ -1,35 +1,11 @@
 // What the reductions of the rows traversal add up. Compiled once per instruction set.
 #pragma once
 
-#include "cpu/rows_walk.h"
-#include "cpu/spans.h"
+#include "cpu/rows_layout.h"
 
 namespace fastnorm::FASTNORM_ISA {
 
 namespace {
-
-template <class A>
-FASTNORM_FN NormalizeMap<Vec<A>> normalize_map(const KernelArgs& args, std::int64_t index) {
-    using V = Vec<A>;
-    return {V(coefficient<A>(args, Coefficient::prescale)[index]),
-            V(coefficient<A>(args, Coefficient::mean_hi)[index]),
-            V(coefficient<A>(args, Coefficient::mean_lo)[index]),
-            V(coefficient<A>(args, Coefficient::scale)[index]),
-            V(coefficient<A>(args, Coefficient::bias)[index])};
-}
-
-template <class T, ActivationKind kind>
-FASTNORM_FN Backward<T, kind> backward_at(const KernelArgs& args, std::int64_t batch,
-                                          std::int64_t o, std::int64_t s, std::int64_t i) {
-    const View& view = args.view;
-    const T* residual = run_of<T>(view, args.residual, batch, o, s);
-    return {run_of<T>(view, args.dy, batch, o, s) + i,
-            run_of<T>(view, args.x, batch, o, s) + i,
-            residual == nullptr ? nullptr : residual + i,
-            mask_at(args, run_index(view, batch, o, s), i),
-            activation_params<accumulator_t<T>>(args),
-            args.stream};
-}
 
 // A reduction of a tile: at() says where the walk is, add() takes elements [from, to) of a row, and
 // sums[] has those of each statistic.

@@ -31,18 +31,19 @@ struct Forward {
     const T* residual;  // or null
     MaskRow mask;
     ActParams<A> params;
-    bool stream;              // results go past the cache
-    bool from_memory = true;  // inputs are fetched ahead
+    bool stream;          // results go past the cache
+    bool fetch_x = true;  // unless x is known to be in the cache
 
     template <class MapAt, class Rows = One>
     FASTNORM_FN void write(T* y, std::int64_t count, bool direct, MapAt&& map_at, Rows rows = {},
                            std::int64_t pitch = 0) const {
-        const Ahead ahead = from_memory ? ahead_of_rows<T>(rows, pitch) : Ahead{};
+        const Ahead ahead = ahead_of_rows<T>(rows, pitch);
+        const Ahead ahead_x = fetch_x ? ahead : Ahead{};
         const Ahead ahead_y = ahead_of_results(stream);
         for_packs<A>(count, [&](std::int64_t i, auto valid) {
             unsigned pack_bits[most_rows] = {};
             for (int r = 0; r < rows; ++r) {
-                ahead.fetch<A>(x + i + r * pitch);
+                ahead_x.fetch<A>(x + i + r * pitch);
                 if (residual != nullptr) ahead.fetch<A>(residual + i + r * pitch);
                 ahead_y.fetch_to_write<A>(y + i + r * pitch);
             }

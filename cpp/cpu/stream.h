@@ -13,7 +13,8 @@ namespace fastnorm::FASTNORM_ISA {
 
 namespace {
 
-// A map produces at most this many elements between open() and close().
+// A map produces at most this many elements between open() and close() if they go through the
+// buffer.
 constexpr std::int64_t segment = 128;
 // A row's head and tail go through the buffer: fewer elements between them are not worth it.
 constexpr std::int64_t shortest_direct = 128;
@@ -26,14 +27,16 @@ FASTNORM_FN std::int64_t head_of_line(const T* p) {
     return (line - static_cast<std::int64_t>(index) % line) % line;
 }
 
-// Cuts [from, to) of a row of results into pieces, and calls f(i, count, direct) for each: direct
-// ones are whole packs that start with a cache line, to be written past the cache from registers;
-// the others have at most segment elements and go through a sink. second: another row of results
-// that is written at the same time, or null. longest: of the direct pieces, in whole packs.
+// Cuts [from, to) of a row of results into pieces of at most longest elements, and calls
+// f(i, count, direct) for each. Those to be streamed: direct ones are whole packs that start with a
+// cache line, to be written past the cache from registers; the others have at most segment
+// elements and go through a sink's buffer. second: another row of results that is written at the
+// same time, or null.
 template <class T, std::int64_t longest = INT64_MAX, class F>
 FASTNORM_FN void for_segments(bool stream, const T* result, const T* second, std::int64_t from,
                               std::int64_t to, F&& f) {
     using A = accumulator_t<T>;
+    static_assert(longest == INT64_MAX || longest % lanes<A> == 0, "direct pieces are whole packs");
     const std::int64_t head = head_of_line(result + from);
     const std::int64_t body = (to - from - head) / lanes<A> * lanes<A>;
     const bool alike = second == nullptr || head_of_line(second + from) == head;
@@ -69,8 +72,9 @@ class Sink {
         if (reinterpret_cast<std::uintptr_t>(end) % line_bytes != 0) __builtin_prefetch(end, 1, 3);
     }
 
-    // Where to write the elements that belong at target: at most segment of them, or, if direct,
-    // whole packs to a line's start, of which nothing is known here.
+    // Where to write the elements that belong at target: at most segment of them if they are
+    // streamed, unless direct: those are whole packs to a line's start, of which nothing is known
+    // here.
     FASTNORM_FN T* open(T* target, bool direct) {
         if (!stream_ || direct) return target;
         const auto address = reinterpret_cast<std::uintptr_t>(target);

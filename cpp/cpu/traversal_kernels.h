@@ -12,6 +12,21 @@ extern const TraversalKernels rows_kernels, columns_kernels;
 
 namespace {
 
+// For what most networks are trained with; of all activations they would take as long to compile
+// as everything else.
+constexpr bool interleaves(ActivationKind kind) {
+    return kind == ActivationKind::identity || kind == ActivationKind::relu;
+}
+
+template <template <class T, ActivationKind kind> class Kernels, class T, ActivationKind kind>
+constexpr void fill_interleaved(TraversalKernels& table, int d) {
+    using Of = Kernels<T, kind>;
+    if constexpr (interleaves(kind) && requires { &Of::normalize_and_moments; }) {
+        table.normalize_and_moments[d][static_cast<int>(kind)] = &Of::normalize_and_moments;
+        table.gradient_and_sums[d][static_cast<int>(kind)] = &Of::gradient_and_sums;
+    }
+}
+
 template <template <class T, ActivationKind kind> class Kernels, class T, int... kind>
 constexpr void fill(TraversalKernels& table, DType dtype, std::integer_sequence<int, kind...>) {
     const int d = static_cast<int>(dtype);
@@ -20,6 +35,7 @@ constexpr void fill(TraversalKernels& table, DType dtype, std::integer_sequence<
     ((table.gradient_sums[d][kind] = &Kernels<T, static_cast<ActivationKind>(kind)>::gradient_sums),
      ...);
     ((table.gradient[d][kind] = &Kernels<T, static_cast<ActivationKind>(kind)>::gradient), ...);
+    (fill_interleaved<Kernels, T, static_cast<ActivationKind>(kind)>(table, d), ...);
 }
 
 template <template <class T, ActivationKind kind> class Kernels>

@@ -40,8 +40,8 @@ class Explanation:
     stream : bool
         Results are written past the cache.
     reads : int
-        How often inputs come from memory: 2 where a unit does not fit into the L2 caches of the
-        threads that compute it.
+        How often inputs come from memory: 2 where a unit (two that are interleaved) does not fit
+        into the L2 caches of the threads that compute it; some of it may still be found there.
     least_bytes : int
         Every tensor of x's size, and the mask, read or written once: divided by the bandwidth of a
         copy, the time that no implementation undercuts where data come from memory.

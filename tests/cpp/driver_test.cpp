@@ -3,6 +3,7 @@
 #include "cpu/driver.h"
 
 #include <cmath>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -14,10 +15,8 @@ namespace {
 
 using fastnorm::TensorView;
 
-constexpr std::int64_t images = 3;
+constexpr std::int64_t images = 4;
 constexpr std::int64_t channels = 37;
-constexpr std::int64_t positions = 411;  // enough for threads
-constexpr std::int64_t image = channels * positions;
 constexpr double eps = 1e-3;
 
 float sample(std::int64_t i) { return static_cast<float>((i * 37 + i * i * 11) % 61 - 27) / 8; }
@@ -55,15 +54,15 @@ struct Embedder {
     }
 };
 
-struct Layout {
-    const char* name;
-    fastnorm::Traversal traversal;
-    std::int64_t channel_stride, position_stride;  // in elements
-};
-
-void test_instance_norm(const Layout& layout) {
-    const bool rows = layout.traversal == fastnorm::Traversal::rows;
-    std::vector<float> x(images * image), dy(x), y(x), dx(x), expected_y(x), expected_dx(x);
+void test_instance_norm(fastnorm::Traversal traversal, std::int64_t positions) {
+    const bool rows = traversal == fastnorm::Traversal::rows;
+    const std::string name = (rows ? "channels first, " : "channels last, ") +
+                             std::to_string(positions) + " positions: ";
+    const std::int64_t image = channels * positions;
+    const std::int64_t channel_stride = rows ? positions : 1;  // in elements
+    const std::int64_t position_stride = rows ? 1 : channels;
+    std::vector<float> x(static_cast<std::size_t>(images * image)), dy(x), y(x), dx(x),
+        expected_y(x), expected_dx(x);
     std::vector<float> weight(channels), bias(channels);
     for (std::size_t i = 0; i < x.size(); ++i) {
         x[i] = sample(static_cast<std::int64_t>(i));
@@ -81,7 +80,7 @@ void test_instance_norm(const Layout& layout) {
     problem.weight = per_statistic(weight);
     problem.bias = per_statistic(bias);
     fastnorm::View& view = problem.args.view;
-    view.traversal = layout.traversal;
+    view.traversal = traversal;
     view.batch = images;
     view.outer = view.outer_extent[0] = rows ? 1 : positions;
     view.stat = channels;
@@ -90,8 +89,8 @@ void test_instance_norm(const Layout& layout) {
         fastnorm::Operand operand;
         operand.data = reinterpret_cast<char*>(v.data());
         operand.batch_stride = image * 4;
-        operand.stat_stride = layout.channel_stride * 4;
-        operand.outer_stride[0] = rows ? 0 : layout.position_stride * 4;
+        operand.stat_stride = channel_stride * 4;
+        operand.outer_stride[0] = rows ? 0 : position_stride * 4;
         return operand;
     };
     problem.args.x = bind(x);
@@ -112,8 +111,8 @@ void test_instance_norm(const Layout& layout) {
     for (std::int64_t n = 0; n < images; ++n) {
         const auto part = [&](std::vector<float>& v) {
             TensorView one(v.data() + n * image, {1, channels, positions});
-            one.strides[1] = layout.channel_stride * 4;
-            one.strides[2] = layout.position_stride * 4;
+            one.strides[1] = channel_stride * 4;
+            one.strides[2] = position_stride * 4;
             return one;
         };
         const auto of_channels = [](std::vector<double>& v, std::int64_t from) {
@@ -137,17 +136,17 @@ void test_instance_norm(const Layout& layout) {
         for (std::size_t c = 0; c < own_mean.size(); ++c) {
             const std::size_t s = static_cast<std::size_t>(n * channels) + c;
             expect(mean[s] == own_mean[c] && rstd[s] == own_rstd[c],
-                   std::string(layout.name) + ": statistics of a channel differ");
+                   name + "statistics of a channel differ");
             expected_dweight[c] += own_dweight[c];
             expected_dbias[c] += own_dbias[c];
         }
     }
-    expect(y == expected_y, std::string(layout.name) + ": y differs");
-    expect(dx == expected_dx, std::string(layout.name) + ": dx differs");
+    expect(y == expected_y, name + "y differs");
+    expect(dx == expected_dx, name + "dx differs");
     for (std::size_t c = 0; c < dweight.size(); ++c) {
         expect(std::fabs(dweight[c] - expected_dweight[c]) < 1e-9 &&
                    std::fabs(dbias[c] - expected_dbias[c]) < 1e-9,
-               std::string(layout.name) + ": the sums of a parameter's gradients differ");
+               name + "the sums of a parameter's gradients differ");
     }
 }
 
@@ -156,8 +155,11 @@ void test_instance_norm(const Layout& layout) {
 int main() {
     for (const std::string& isa : fastnorm::isas()) {
         fastnorm::set_isa(isa);
-        test_instance_norm({"channels first", fastnorm::Traversal::rows, positions, 1});
-        test_instance_norm({"channels last", fastnorm::Traversal::columns, 1, channels});
+        for (const fastnorm::Traversal traversal :
+             {fastnorm::Traversal::rows, fastnorm::Traversal::columns}) {
+            test_instance_norm(traversal, 411);   // enough for threads
+            test_instance_norm(traversal, 4001);  // and to be streamed, one image after the other
+        }
     }
     return test_result();
 }

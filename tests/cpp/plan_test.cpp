@@ -32,6 +32,21 @@ void test_groups_of_planes(std::int64_t side, std::int64_t group) {
                                          std::to_string(group));
 }
 
+void test_interleaving() {
+    const auto interleaved = [](std::int64_t stat, std::int64_t side, int twice, int threads) {
+        return fastnorm::schedule_reduction(planes(8, stat, side * side), 4, twice, 1 + twice,
+                                            threads, true)
+            .interleaved;
+    };
+    expect(interleaved(256, 56, 1, 2), "a large tensor is not interleaved");
+    expect(!interleaved(4, 56, 1, 2), "what is not streamed is interleaved");
+    expect(!interleaved(2048, 7, 1, 2), "short rows of one tensor are interleaved");
+    expect(interleaved(2048, 7, 2, 2), "short rows of two tensors are not interleaved");
+    expect(!interleaved(1, 512, 1, 1), "a single unit is interleaved");
+    expect(!fastnorm::schedule_reduction(planes(8, 256, 56 * 56), 4, 1, 2, 2, false).interleaved,
+           "interleaved without kernels for it");
+}
+
 void test_chunks_of_columns(std::int64_t outer, std::int64_t stat) {
     const std::string name = std::to_string(outer) + " rows of " + std::to_string(stat) + ": ";
     const fastnorm::Plan plan = fastnorm::reduction_plan(columns(1, outer, stat), 4, 1);
@@ -76,5 +91,6 @@ int main() {
     test_groups_of_planes(13, 16);
     test_groups_of_planes(35, 2);
     test_groups_of_planes(147, 1);
+    test_interleaving();
     return test_result();
 }

@@ -1,8 +1,9 @@
-// How the rows traversal walks a tile: the order of memory, block by block for a reduction, and a
-// reduction along with a map. Compiled once per instruction set.
+// What belongs to a row under the rows traversal, and the orders in which a tile's rows are walked:
+// that of memory, block by block for a reduction, and for a map with a reduction interleaved.
+// Compiled once per instruction set.
 #pragma once
 
-#include "cpu/lanes.h"
+#include "cpu/spans.h"
 
 namespace fastnorm::FASTNORM_ISA {
 
@@ -12,6 +13,29 @@ namespace {
 FASTNORM_FN std::int64_t run_index(const View& view, std::int64_t batch, std::int64_t o,
                                    std::int64_t s) {
     return (batch * view.outer + o) * view.stat + s;
+}
+
+template <class A>
+FASTNORM_FN NormalizeMap<Vec<A>> normalize_map(const KernelArgs& args, std::int64_t index) {
+    using V = Vec<A>;
+    return {V(coefficient<A>(args, Coefficient::prescale)[index]),
+            V(coefficient<A>(args, Coefficient::mean_hi)[index]),
+            V(coefficient<A>(args, Coefficient::mean_lo)[index]),
+            V(coefficient<A>(args, Coefficient::scale)[index]),
+            V(coefficient<A>(args, Coefficient::bias)[index])};
+}
+
+template <class T, ActivationKind kind>
+FASTNORM_FN Backward<T, kind> backward_at(const KernelArgs& args, std::int64_t batch,
+                                          std::int64_t o, std::int64_t s, std::int64_t i) {
+    const View& view = args.view;
+    const T* residual = run_of<T>(view, args.residual, batch, o, s);
+    return {run_of<T>(view, args.dy, batch, o, s) + i,
+            run_of<T>(view, args.x, batch, o, s) + i,
+            residual == nullptr ? nullptr : residual + i,
+            mask_at(args, run_index(view, batch, o, s), i),
+            activation_params<accumulator_t<T>>(args),
+            args.stream};
 }
 
 // Calls f(outer, stat) for each row of a tile, in the order of memory.
@@ -79,13 +103,14 @@ FASTNORM_FN void reduce(const View& view, const Tile& tile, Reduction& reduction
         reduction.at(Walk<T>(view, tile, o, from));
         for (std::int64_t s = tile.stat0; s < tile.stat1; ++s) reduction.add(o, s, from, to);
     };
+    const bool single = tile.stat1 - tile.stat0 == 1;
     const RowBlocks<accumulator_t<T>> blocks(tile);
     for (std::int64_t block = tile.outer0; block < tile.outer1; block += blocks.rows) {
         const std::int64_t block_end = least(block + blocks.rows, tile.outer1);
         for (std::int64_t from = tile.inner0; from < tile.inner1; from += blocks.piece) {
             const std::int64_t to = least(from + blocks.piece, tile.inner1);
             // From here on the walk is in the next row fetch_bytes later.
-            const std::int64_t rest = view.inner - Walk<T>::far - from;
+            const std::int64_t rest = single ? view.inner - Walk<T>::far - from : 0;
             const std::int64_t turn = rest > 0 ? from + (rest + pack - 1) / pack * pack : from;
             for (std::int64_t o = block; o < block_end; ++o) {
                 add(o, from, least(turn, to));
@@ -96,36 +121,37 @@ FASTNORM_FN void reduce(const View& view, const Tile& tile, Reduction& reduction
     }
 }
 
-// What goes on beside a map: nothing.
-struct Alone {
-    static constexpr bool from_memory = true;           // where the map's inputs are
-    static constexpr std::int64_t longest = INT64_MAX;  // how much it maps at a time
+// A map alone.
+struct MapOnly {
+    static constexpr bool fetch_x = true;               // x is fetched ahead
+    static constexpr std::int64_t longest = INT64_MAX;  // elements that are mapped at a time
     FASTNORM_FN void begin_row() {}
-    FASTNORM_FN void reach(std::int64_t, std::int64_t, std::int64_t) {}
+    FASTNORM_FN void advance_to(std::int64_t, std::int64_t, std::int64_t) {}
 };
 
-// Or the reduction of another tile of the same shape, piece by piece, so that one reads from
+// A map with the reduction of another tile of the same shape interleaved, so that one reads from
 // memory while the other writes to it. The sums are those of reduce(), bit for bit.
 template <class T, class Reduction>
-struct Beside {
-    static constexpr bool from_memory = false;
-    // The next reads wait for these writes.
+struct Interleaved {
+    static constexpr bool fetch_x = false;  // it was read for the sums of its own tile
+    // Short enough that what the processor has in flight covers both, long enough to hide what a
+    // piece costs: measured, 512 and 1024 bytes are slower.
     static constexpr std::int64_t longest = 768 / static_cast<std::int64_t>(sizeof(T));
 
     const View& view;
-    const Tile& tile;    // the other one
+    const Tile& tile;    // that is reduced
     std::int64_t shift;  // of its statistics from the map's
     Reduction& reduction;
     RowBlocks<accumulator_t<T>> blocks;
     std::int64_t done = 0;  // of the row
 
-    FASTNORM_FN Beside(const View& v, const Tile& mapped, const Tile& reduced, Reduction& r)
+    FASTNORM_FN Interleaved(const View& v, const Tile& mapped, const Tile& reduced, Reduction& r)
         : view(v), tile(reduced), shift(reduced.stat0 - mapped.stat0), reduction(r), blocks(tile) {}
 
     FASTNORM_FN void begin_row() { done = tile.inner0; }
 
     // Goes on to where the map is: element i of its row, in whole packs.
-    FASTNORM_FN void reach(std::int64_t o, std::int64_t mapped_stat, std::int64_t i) {
+    FASTNORM_FN void advance_to(std::int64_t o, std::int64_t mapped_stat, std::int64_t i) {
         constexpr std::int64_t pack = lanes<accumulator_t<T>>;
         const std::int64_t s = mapped_stat + shift;
         const std::int64_t to = i == tile.inner1 ? i : i - (i - tile.inner0) % pack;
