@@ -57,7 +57,7 @@ def table_of(measurements: list[Measurement], names: list[str]) -> Table:
     """A row a case: fastnorm's time and efficiency, and everyone's time over fastnorm's."""
     table = Table(caption="times over fastnorm's; in brackets without an output array (+alloc)")
     for column in ("case", "fastnorm", "efficiency", *(n for n in names if n != "fastnorm")):
-        table.add_column(column, justify="left" if column == "case" else "right")
+        table.add_column(column, justify="left" if column == "case" else "right", overflow="fold")
     last = None
     for case, found in by_case(measurements).items():
         if case.op != last and last is not None:
@@ -180,6 +180,8 @@ def main(
         layout.split(","),
         only,
     )
+    if not cases:
+        raise typer.BadParameter(f"no case of these is named like {only!r}", param_hint="--only")
     about = context({name: p.version for name, p in providers.items()}, threads, rounds)
     measurements: list[Measurement] = []
     wrong: list[str] = []

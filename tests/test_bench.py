@@ -65,6 +65,13 @@ def test_result_is_in_google_benchmarks_layout(result: Path) -> None:
     assert providers == {"fastnorm", "fastnorm+alloc", "numpy", "numpy+alloc"}
 
 
+def test_a_name_that_no_case_has(tmp_path: Path) -> None:
+    process = script("run.py", "--only", "nosuch", "--out", tmp_path / "none.json")
+    assert process.returncode != 0
+    assert "'nosuch'" in process.stderr
+    assert not (tmp_path / "none.json").exists()
+
+
 def test_results_are_read_as_they_were_written(result: Path, tmp_path: Path) -> None:
     about, measurements = results.load(result)
     results.save(tmp_path / "again.json", about, measurements)

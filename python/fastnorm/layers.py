@@ -318,7 +318,7 @@ class BatchNorm:
             found = ", ".join(sorted(map(str, state))) or "nothing"
             groups = {"missing": missing, "unexpected": unexpected}
             wrong = [f"{word} {names}" for word, names in groups.items() if names]
-            expected = ", ".join(arrays) or "nothing"
+            expected = ", ".join([*arrays, *(f"{name} if any" for name in optional)]) or "nothing"
             raise ValueError(f"{op}: state has {found}, expected {expected}: {', '.join(wrong)}")
         loaded = {name: np.asarray(state[name]) for name in arrays}
         for name, value in loaded.items():
