@@ -96,8 +96,7 @@ def same(result: Array | None, expected: Array | None, part: slice) -> bool:
 def test_forward(name: str, activation: str | None, dtype: np.dtype[Any]) -> None:
     shape = SHAPES[name]
     x, residual = ugly(shape, dtype, 0), ugly(shape, dtype, 1)
-    rng = np.random.default_rng(2)
-    weight, bias = rng.standard_normal(shape[1]), rng.standard_normal(shape[1])
+    weight, bias = np.random.default_rng(2).standard_normal((2, shape[1]))
     assert fn.explain(fn.batch_norm_train, x, activation=activation).interleaved
     plain = fn.batch_norm_train(x, weight, bias, activation=activation)
     added = fn.batch_norm_train(x, weight, bias, residual=residual, activation=activation)
@@ -124,8 +123,7 @@ def test_backward(name: str, activation: str | None, dtype: np.dtype[Any]) -> No
     shape = BACKWARD_SHAPES[name]
     x, residual = ugly(shape, dtype, 3), ugly(shape, dtype, 4)
     dy = residual[:, ::-1].copy()
-    rng = np.random.default_rng(5)
-    weight, bias = rng.standard_normal(shape[1]), rng.standard_normal(shape[1])
+    weight, bias = np.random.default_rng(5).standard_normal((2, shape[1]))
     fwd = fn.batch_norm_train(x, weight, bias, residual=residual, activation=activation)
     arguments = (dy, x, fwd.mean, fwd.rstd, weight, bias)
     options: dict[str, Any] = {"activation": activation}
