@@ -12,8 +12,11 @@ namespace {
 // Values per statistic of a chunk under rows: large against a block, small against a cache.
 constexpr std::int64_t rows_chunk = 4 * rows_block;
 // Elements of a chunk under columns, and its number of rows where those are long: a chunk costs 16
-// bytes of partial results a lane.
-constexpr std::int64_t columns_chunk_elements = 65536;
+// bytes of partial results a lane, and where it ends a walk through memory does. More elements
+// where there are still many chunks.
+constexpr std::int64_t least_chunk_elements = 65536;
+constexpr std::int64_t most_chunk_elements = 262144;
+constexpr std::int64_t many_chunks = 64;
 constexpr std::int64_t columns_chunk_rows = 2 * columns_block;
 // But they are cut in fours, many of them in sixteens, for as many threads, down to about so many
 // rows: each batch index for itself, so that its results do not depend on those beside it.
@@ -117,9 +120,12 @@ Plan reduction_plan(const View& view, std::int64_t element_bytes, int threads) {
         cut_outer(plan, rows_chunk / plan.chunk_inner);
         share_stats(plan, threads);
     } else {
-        const std::int64_t rows = divide_up(columns_chunk_elements, view.stat * view.inner);
+        const std::int64_t elements = view.stat * view.reduced();
+        const std::int64_t rows = divide_up(
+            std::clamp(elements / many_chunks, least_chunk_elements, most_chunk_elements),
+            view.stat * view.inner);
         std::int64_t chunks = divide_up(view.outer, std::max(rows, columns_chunk_rows));
-        if (view.stat * view.reduced() >= elements_for_threads) {
+        if (elements >= elements_for_threads) {
             const std::int64_t shares = chunks > 16 ? 16 : 4;
             chunks = std::min(divide_up(chunks, shares) * shares,
                               divide_up(view.outer, least_chunk_rows));
