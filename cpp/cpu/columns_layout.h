@@ -1,11 +1,11 @@
-// Where a tile's lanes lie under the columns traversal, and the orders in which its rows are
-// walked: row by row, several side by side as one, or from cache line to cache line. Compiled once
-// per instruction set.
+// Where a tile's lanes lie under the columns traversal, what belongs to them, and the orders in
+// which its rows are walked: row by row, several side by side as one, or from cache line to cache
+// line. Compiled once per instruction set.
 #pragma once
 
 #include <initializer_list>
 
-#include "cpu/lanes.h"
+#include "cpu/spans.h"
 #include "cpu/stream.h"
 
 namespace fastnorm::FASTNORM_ISA {
@@ -15,11 +15,12 @@ namespace {
 template <class T, ActivationKind kind>
 struct ColumnsLayout {
     using A = accumulator_t<T>;
+    using V = Vec<A>;
 
-    // From rows of so many lanes on a map takes several rows at a time: five coefficients a lane
-    // fill much of the L1 cache, nine of them take as long to load as all else.
-    static constexpr std::int64_t wide_forward = 4096 / static_cast<std::int64_t>(sizeof(A));
-    static constexpr std::int64_t wide_backward = 1024 / static_cast<std::int64_t>(sizeof(A));
+    // From rows of so many lanes on, whose five or nine coefficients fill the L1 cache, a map takes
+    // several rows at a time; narrower ones one by one, in the order of memory.
+    static constexpr std::int64_t wide_forward = 12288 / static_cast<std::int64_t>(sizeof(A));
+    static constexpr std::int64_t wide_backward = 5120 / static_cast<std::int64_t>(sizeof(A));
     static_assert(wide_backward >= shortest_direct, "several rows are one direct piece");
 
     // Lanes of a tile within a row, or within several rows side by side: [first, first + count).
@@ -41,10 +42,12 @@ struct ColumnsLayout {
 
     // A tile's rows: as many as can be taken together, and the rest one by one.
     struct Halves {
+        bool side_by_side;  // lie_side_by_side()
         Lanes wide, narrow;
         std::int64_t begin, middle, end;
         FASTNORM_FN Halves(const KernelArgs& args, const Tile& tile, bool together)
-            : wide(args, tile, together ? args.view.rows_together() : 1),
+            : side_by_side(together),
+              wide(args, tile, together ? args.view.rows_together() : 1),
               narrow(args, tile, 1),
               begin(tile.outer0),
               middle(tile.outer0 + (tile.outer1 - tile.outer0) / wide.rows * wide.rows),
@@ -72,7 +75,6 @@ struct ColumnsLayout {
     // tensors that it does not read: its result would.
     static FASTNORM_FN bool lie_side_by_side(const KernelArgs& args, Operands operands) {
         const View& view = args.view;
-        if (view.coefficient_rows() == 1) return false;
         if (Act<kind>::piecewise && view.run() % 8 != 0) return false;
         for (const Operand* operand : operands) {
             if (!*operand) continue;
@@ -85,43 +87,61 @@ struct ColumnsLayout {
         return true;
     }
 
-    // Calls f(how many, lanes, outer) for the rows of a map. Where they lie side by side and are
-    // written past the cache, they are taken from one start of a cache line of the first result to
-    // the next one, and several at a time from wide lanes on.
+    // Calls f(rows, lanes, outer, times, direct) for all that a map writes: lanes from the row at
+    // outer on, of so many rows at a time, and so many times, each of them where the one before
+    // has ended. Those written past the cache are cut as for_segments() cuts them; where rows lie
+    // side by side they are taken from one start of a cache line of the first result to the next
+    // one, and several at a time from wide lanes on.
     template <class F>
-    static FASTNORM_FN void for_map_rows(const KernelArgs& args, const Tile& tile,
-                                         Operands operands, Operands results, std::int64_t wide,
-                                         F&& f) {
+    static FASTNORM_FN void for_map_pieces(const KernelArgs& args, const Tile& tile,
+                                           Operands operands, Operands results, std::int64_t wide,
+                                           F&& f) {
         const bool together = lie_side_by_side(args, operands);
         const Halves halves(args, tile, together);
         const std::int64_t run = args.view.run();
-        std::int64_t rest = (tile.outer1 - tile.outer0) * run;
-        const auto head_of = [&](const Operand& result) {
-            return head_of_line(row_of(args, result, tile, tile.outer0));
+        const bool dense = together && whole_rows(args.view, halves);
+        const auto result_at = [&](std::size_t which, std::int64_t o) -> T* {
+            if (which >= results.size()) return nullptr;
+            return row_of(args, *results.begin()[which], tile, o);
         };
-        const std::int64_t head = head_of(**results.begin());
-        bool alike = true;
-        for (const Operand* result : results) alike &= !*result || head_of(*result) == head;
-        const bool repeats = args.view.coefficient_rows() > args.view.rows_together();
-        const bool walks_lines =
-            together && repeats && args.stream && halves.narrow.count == run && head <= run;
-        if (!walks_lines) {
-            for_rows(halves, [&](const Lanes& at, std::int64_t o) { f(One{}, at, o); });
+        if (dense && !args.stream) {
+            f(One{}, halves.wide, halves.begin, (halves.middle - halves.begin) / halves.wide.rows,
+              false);
+            f(One{}, halves.narrow, halves.middle, halves.end - halves.middle, false);
             return;
         }
-        if (head > 0) f(One{}, halves.wide.part(0, head), tile.outer0);
-        rest -= head;
-        std::int64_t o = tile.outer0;
+        const auto segments_of = [&](const Lanes& at, std::int64_t o) {
+            for_segments<T>(args.stream, result_at(0, o), result_at(1, o), at.first,
+                            at.first + at.count,
+                            [&](std::int64_t i, std::int64_t count, bool direct) {
+                                f(One{}, at.part(i, count), o, 1, direct);
+                            });
+        };
+        const std::int64_t head = head_of_line(result_at(0, tile.outer0));
+        const bool repeats = args.view.coefficient_rows() > args.view.rows_together();
+        if (!dense || !repeats || head > run) {
+            for_rows(halves, segments_of);
+            return;
+        }
         const std::int64_t group = halves.wide.count;
-        if (alike && group >= wide && group % lanes<A> == 0) {
-            for (; rest >= most_rows * group; rest -= most_rows * group) {
-                f(most_rows, halves.wide.part(head, group), o);
-                o += most_rows * halves.wide.rows;
-            }
+        std::int64_t o = tile.outer0;
+        std::int64_t rest = (tile.outer1 - tile.outer0) * run - head;
+        if (head > 0) segments_of(halves.wide.part(0, head), o);
+        const auto repeat = [&](auto rows) {
+            const std::int64_t times = rest / (rows * group);
+            f(rows, halves.wide.part(head, group), o, times, std::true_type{});
+            o += times * rows * halves.wide.rows;
+            rest -= times * rows * group;
+        };
+        const T* const second = result_at(1, o);
+        const bool alike = second == nullptr || head_of_line(second) == head;
+        if (alike && group % lanes<A> == 0) {
+            if (group >= wide) repeat(most_rows);
+            repeat(One{});
         }
         for (; rest > 0; o += halves.wide.rows) {
-            const std::int64_t count = rest < halves.wide.count ? rest : halves.wide.count;
-            f(One{}, halves.wide.part(head, count), o);
+            const std::int64_t count = rest < group ? rest : group;
+            segments_of(halves.wide.part(head, count), o);
             rest -= count;
         }
     }
@@ -140,6 +160,57 @@ struct ColumnsLayout {
     static FASTNORM_FN T* row_of(const KernelArgs& args, const Operand& operand, const Tile& tile,
                                  std::int64_t o) {
         return run_of<T>(args.view, operand, tile.batch, o, 0);
+    }
+
+    // The coefficients of some lanes.
+    static FASTNORM_FN auto coefficients_of(const KernelArgs& args, const Lanes& at) {
+        return [&args, first = at.batch_offset + at.first](Coefficient which) {
+            return coefficient<A>(args, which) + first;
+        };
+    }
+
+    static FASTNORM_FN auto maps_from(const KernelArgs& args, const Lanes& at) {
+        const auto of = coefficients_of(args, at);
+        const A* const p = of(Coefficient::prescale);
+        const A* const hi = of(Coefficient::mean_hi);
+        const A* const lo = of(Coefficient::mean_lo);
+        const A* const s = of(Coefficient::scale);
+        const A* const b = of(Coefficient::bias);
+        return [=](std::int64_t j, int v, auto valid) {
+            return NormalizeMap<V>{load<A>(p + j, v, valid), load<A>(hi + j, v, valid),
+                                   load<A>(lo + j, v, valid), load<A>(s + j, v, valid),
+                                   load<A>(b + j, v, valid)};
+        };
+    }
+
+    static FASTNORM_FN auto gradient_maps_from(const KernelArgs& args, const Lanes& at) {
+        const auto of = coefficients_of(args, at);
+        const A* const a = of(Coefficient::grad_a);
+        const A* const b = of(Coefficient::grad_b);
+        const A* const c = of(Coefficient::grad_c);
+        const A* const s = of(Coefficient::grad_scale);
+        return [=](std::int64_t j, int v, auto valid) {
+            return GradientMap<V>{load<A>(a + j, v, valid), load<A>(b + j, v, valid),
+                                  load<A>(c + j, v, valid), load<A>(s + j, v, valid)};
+        };
+    }
+
+    // Runs are numbered in the order of memory: the rows of the mask.
+    static FASTNORM_FN std::int64_t run_index(const KernelArgs& args, const Tile& tile,
+                                              std::int64_t o) {
+        return tile.batch * args.view.outer + o;
+    }
+
+    // From some lanes of a row on.
+    static FASTNORM_FN Backward<T, kind> backward_at(const KernelArgs& args, const Tile& tile,
+                                                     const Lanes& at, std::int64_t o) {
+        const T* residual = row_of(args, args.residual, tile, o);
+        return {row_of(args, args.dy, tile, o) + at.first,
+                row_of(args, args.x, tile, o) + at.first,
+                residual == nullptr ? nullptr : residual + at.first,
+                mask_at(args, run_index(args, tile, o), at.first),
+                activation_params<A>(args),
+                args.stream};
     }
 
     // Calls f(lanes, outer0, outer1) for each block of rows of a tile: at most columns_block values
@@ -165,25 +236,49 @@ struct ColumnsLayout {
         for (std::int64_t o = halves.middle; o < halves.end; ++o) f(halves.narrow, o);
     }
 
-    // Calls f(how many, outer) for the rows of a block, several at a time: fewer loads and stores
-    // of the sums.
-    template <class F>
-    static FASTNORM_FN void for_several(const Lanes& at, std::int64_t outer0, std::int64_t outer1,
-                                        F&& f) {
-        std::int64_t o = outer0;
-        for (; o + 4 * at.rows <= outer1; o += 4 * at.rows) {
-            f(std::integral_constant<int, 4>{}, o);
-        }
-        for (; o < outer1; o += at.rows) f(std::integral_constant<int, 1>{}, o);
+    // From the rows at some outer index to those after them, where they lie side by side.
+    static FASTNORM_FN std::int64_t pitch(const View& view, const Lanes& at) {
+        return view.run() * at.rows;
     }
 
-    // What a reduction fetches while it reads some rows: as many that follow.
-    template <int rows>
-    static FASTNORM_FN Ahead rows_ahead(const View& view, const Operand& operand, const Lanes& at,
-                                        std::int64_t o) {
-        const std::int64_t next = o + rows * at.rows;
-        if (next + rows * at.rows > view.outer) return {};
-        return {outer_offset(view, operand, next) - outer_offset(view, operand, o)};
+    // Whether a tile has all of a row.
+    static FASTNORM_FN bool whole_rows(const View& view, const Halves& halves) {
+        return halves.narrow.count == view.run();
+    }
+
+    // Calls f(rows, outer, times) for the rows of a reduction's block: so many from outer on, and
+    // so many times, each of them where the one before has ended. Whole rows that are not in the
+    // cache are read in the order of memory; in the cache, fewer loads and stores of the sums are
+    // worth more.
+    template <class F>
+    static FASTNORM_FN void for_several(const KernelArgs& args, const Halves& halves,
+                                        const Lanes& at, std::int64_t outer0, std::int64_t outer1,
+                                        F&& f) {
+        if (!halves.side_by_side) {
+            for (std::int64_t o = outer0; o < outer1; o += at.rows) f(One{}, o, 1);
+            return;
+        }
+        const std::int64_t all = (outer1 - outer0) / at.rows;
+        const bool in_order = args.stream && whole_rows(args.view, halves);
+        const std::int64_t several = in_order ? 0 : all / most_rows;
+        const std::int64_t rest = outer0 + several * most_rows * at.rows;
+        f(std::integral_constant<int, most_rows>{}, outer0, several);
+        f(One{}, rest, all - several * most_rows);
+    }
+
+    // What a reduction fetches while it reads some rows: a bit further on in memory, or, where
+    // several rows are taken at a time or only a part of each, as many that follow.
+    static FASTNORM_FN Ahead ahead_of(const KernelArgs& args, const Operand& operand,
+                                      const Halves& halves, const Lanes& at, int rows,
+                                      std::int64_t o) {
+        const View& view = args.view;
+        if (!halves.side_by_side) {
+            const std::int64_t next = o + at.rows;
+            if (next >= view.outer) return {};
+            return {outer_offset(view, operand, next) - outer_offset(view, operand, o)};
+        }
+        if (rows == 1 && whole_rows(view, halves)) return {2048};
+        return {rows * pitch(view, at) * static_cast<std::int64_t>(sizeof(T))};
     }
 };
 

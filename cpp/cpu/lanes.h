@@ -110,6 +110,13 @@ struct Ahead {
     FASTNORM_FN void fetch(const T* p) const {
         each_line<A>(p, [](const char* line) { __builtin_prefetch(line, 0, 2); });
     }
+    // For vector v of it alone: a map of one tensor has no time to lose between two lines.
+    template <class A, class T>
+    FASTNORM_FN void fetch(const T* p, int v) const {
+        constexpr int bytes = Vec<A>::width * static_cast<int>(sizeof(T));
+        if (distance == 0 || v * bytes % 64 != 0) return;
+        __builtin_prefetch(reinterpret_cast<const char*>(p) + distance + v * bytes, 0, 2);
+    }
     template <class A, class T>
     FASTNORM_FN void fetch_to_write(const T* p) const {
         each_line<A>(p, [](const char* line) { __builtin_prefetch(line, 1, 3); });
@@ -131,6 +138,11 @@ struct MaskRow {
     int shift = 0;                   // the element's bit in the first byte
 
     explicit operator bool() const { return bytes != nullptr; }
+
+    // count: whole bytes.
+    FASTNORM_FN void advance(std::int64_t count) {
+        if (bytes != nullptr) bytes += count / 8;
+    }
 
     // valid: of a pack, a constant if it is full.
     template <class Valid>
@@ -234,24 +246,6 @@ struct LaneSums {
         });
     }
 
-    // Calls each(r, add) for r in [0, n), which calls add(v, a, b) for vectors of a pack. The sums
-    // of the n packs are taken first: the smaller a sum, the less rounding.
-    template <int n, class Valid, class Each>
-    FASTNORM_FN void add_several(Valid valid, Each&& each) {
-        V sum[vectors<A>], product[vectors<A>];
-        unrolled<n>([&](auto r) {
-            each(r, [&](auto v, V a, V b) {
-                keep_valid(v, valid, a, b);
-                sum[v] = r == 0 ? a : sum[v] + a;
-                product[v] = r == 0 ? a * b : fma(a, b, product[v]);
-            });
-        });
-        for_vectors<A>([&](auto v) {
-            (V::load(block_a + v * V::width) + sum[v]).store(block_a + v * V::width);
-            (V::load(block_ab + v * V::width) + product[v]).store(block_ab + v * V::width);
-        });
-    }
-
     // Ends a block. Each block's sums are rounded on their own, whatever came before.
     FASTNORM_FN void fold() {
         for (int i = 0; i < lanes<A>; ++i) {
@@ -272,14 +266,21 @@ struct LaneSums {
     }
 };
 
-// Bytes from the start of an operand to outer index o.
-FASTNORM_FN std::int64_t outer_offset(const View& view, const Operand& operand, std::int64_t o) {
+// Bytes from the start of an operand to outer index o, where outer is a nest of dimensions: off the
+// hot path, as its divisions are slow.
+__attribute__((noinline)) std::int64_t nested_offset(const View& view, const Operand& operand,
+                                                     std::int64_t o) {
     std::int64_t offset = 0;
     for (int d = view.outer_dims - 1; d > 0; --d) {
         offset += (o % view.outer_extent[d]) * operand.outer_stride[d];
         o /= view.outer_extent[d];
     }
     return offset + o * operand.outer_stride[0];
+}
+
+// Bytes from the start of an operand to outer index o.
+FASTNORM_FN std::int64_t outer_offset(const View& view, const Operand& operand, std::int64_t o) {
+    return view.outer_dims == 1 ? o * operand.outer_stride[0] : nested_offset(view, operand, o);
 }
 
 // The run of an operand at outer index o, statistic s.

@@ -34,8 +34,15 @@ struct Forward {
     bool stream;          // results go past the cache
     bool fetch_x = true;  // unless x is known to be in the cache
 
-    template <class MapAt, class Rows = One>
-    FASTNORM_FN void write(T* y, std::int64_t count, bool direct, MapAt&& map_at, Rows rows = {},
+    FASTNORM_FN void advance(std::int64_t count) {
+        x += count;
+        if (residual != nullptr) residual += count;
+        mask.advance(count);
+    }
+
+    // direct: past the cache from registers; a constant where the loop is to know it.
+    template <class Direct, class MapAt, class Rows = One>
+    FASTNORM_FN void write(T* y, std::int64_t count, Direct direct, MapAt&& map_at, Rows rows = {},
                            std::int64_t pitch = 0) const {
         const Ahead ahead = ahead_of_rows<T>(rows, pitch);
         const Ahead ahead_x = fetch_x ? ahead : Ahead{};
@@ -43,7 +50,6 @@ struct Forward {
         for_packs<A>(count, [&](std::int64_t i, auto valid) {
             unsigned pack_bits[most_rows] = {};
             for (int r = 0; r < rows; ++r) {
-                ahead_x.fetch<A>(x + i + r * pitch);
                 if (residual != nullptr) ahead.fetch<A>(residual + i + r * pitch);
                 ahead_y.fetch_to_write<A>(y + i + r * pitch);
             }
@@ -51,6 +57,7 @@ struct Forward {
                 const NormalizeMap<V>& map = map_at(i, v, valid);
                 std::int64_t at = i;
                 for (int r = 0; r < rows; ++r, at += pitch) {
+                    ahead_x.fetch<A>(x + at, v);
                     V z = map.affine(map.centred(load<A>(x + at, v, valid)));
                     if (residual != nullptr) z = z + load<A>(residual + at, v, valid);
                     if constexpr (Act<kind>::piecewise) {
@@ -88,40 +95,48 @@ struct Backward {
     MaskRow mask;
     ActParams<A> params;
     bool stream;                        // results go past the cache
-    Ahead ahead_dy = {}, ahead_x = {};  // of a reduction
+    Ahead ahead_dy = {}, ahead_x = {};  // what is fetched: nothing, unless it is said
 
-    // Calls use(i, v, valid, gradient) for each vector of the pack at i.
+    FASTNORM_FN void advance(std::int64_t count) {
+        dy += count;
+        x += count;
+        if (residual != nullptr) residual += count;
+        mask.advance(count);
+    }
+
+    // Calls use(i, v, valid, gradient) for each vector of the pack at i of the row that begins at
+    // element row.
     template <class Valid, class MapAt, class Use>
-    FASTNORM_FN void pack(std::int64_t i, Valid valid, MapAt&& map_at, Use&& use) const {
-        ahead_dy.fetch<A>(dy + i);
-        ahead_x.fetch<A>(x + i);
-        const unsigned pack_bits = saved_bits(i, valid);
+    FASTNORM_FN void pack(std::int64_t row, std::int64_t i, Valid valid, MapAt&& map_at,
+                          Use&& use) const {
+        const std::int64_t at = row + i;
+        ahead_dy.fetch<A>(dy + at);
+        ahead_x.fetch<A>(x + at);
+        const unsigned pack_bits = saved_bits(at, valid);
         for_vectors<A>([&](auto v) {
             const NormalizeMap<V>& map = map_at(i, v, valid);
-            use(i, v, valid, vector(i, v, valid, map, pack_bits));
+            use(i, v, valid, vector(at, v, valid, map, pack_bits));
         });
     }
 
     // The same for each pack of the span.
     template <class MapAt, class Use>
     FASTNORM_FN void each(std::int64_t count, MapAt&& map_at, Use&& use) const {
-        for_packs<A>(count, [&](std::int64_t i, auto valid) { pack(i, valid, map_at, use); });
+        for_packs<A>(count, [&](std::int64_t i, auto valid) { pack(0, i, valid, map_at, use); });
     }
 
     // dx from the two maps, and dresidual = g unless it is null.
-    template <class MapAt, class GradientMapAt, class Rows = One>
-    FASTNORM_FN void write(T* dx, T* dresidual, std::int64_t count, bool direct, bool frozen,
+    template <class Direct, class MapAt, class GradientMapAt, class Rows = One>
+    FASTNORM_FN void write(T* dx, T* dresidual, std::int64_t count, Direct direct, bool frozen,
                            MapAt&& map_at, GradientMapAt&& gradient_map_at, Rows rows = {},
                            std::int64_t pitch = 0) const {
-        // A single row of two tensors gains nothing by it.
-        const Ahead ahead = rows > 1 ? ahead_of_rows<T>(rows, pitch) : Ahead{};
         const Ahead ahead_dx = ahead_of_results(stream);
         for_packs<A>(count, [&](std::int64_t i, auto valid) {
             unsigned pack_bits[most_rows];
             for (int r = 0; r < rows; ++r) {
                 pack_bits[r] = saved_bits(i + r * pitch, valid);
-                ahead.fetch<A>(dy + i + r * pitch);
-                ahead.fetch<A>(x + i + r * pitch);
+                ahead_dy.fetch<A>(dy + i + r * pitch);
+                ahead_x.fetch<A>(x + i + r * pitch);
                 ahead_dx.fetch_to_write<A>(dx + i + r * pitch);
                 if (dresidual != nullptr) ahead_dx.fetch_to_write<A>(dresidual + i + r * pitch);
             }

@@ -22,19 +22,19 @@ template <template <class T, ActivationKind kind> class Kernels, class T, Activa
 constexpr void fill_interleaved(TraversalKernels& table, int d) {
     using Of = Kernels<T, kind>;
     if constexpr (interleaves(kind) && requires { &Of::normalize_and_moments; }) {
-        table.normalize_and_moments[d][static_cast<int>(kind)] = &Of::normalize_and_moments;
-        table.gradient_and_sums[d][static_cast<int>(kind)] = &Of::gradient_and_sums;
+        table.normalize_and_moments[d][static_cast<int>(kind)] = Of::normalize_and_moments;
+        table.gradient_and_sums[d][static_cast<int>(kind)] = Of::gradient_and_sums;
     }
 }
 
 template <template <class T, ActivationKind kind> class Kernels, class T, int... kind>
 constexpr void fill(TraversalKernels& table, DType dtype, std::integer_sequence<int, kind...>) {
     const int d = static_cast<int>(dtype);
-    table.moments[d] = &Kernels<T, ActivationKind::identity>::moments;
-    ((table.normalize[d][kind] = &Kernels<T, static_cast<ActivationKind>(kind)>::normalize), ...);
-    ((table.gradient_sums[d][kind] = &Kernels<T, static_cast<ActivationKind>(kind)>::gradient_sums),
+    table.moments[d] = Kernels<T, ActivationKind::identity>::moments;
+    ((table.normalize[d][kind] = Kernels<T, static_cast<ActivationKind>(kind)>::normalize), ...);
+    ((table.gradient_sums[d][kind] = Kernels<T, static_cast<ActivationKind>(kind)>::gradient_sums),
      ...);
-    ((table.gradient[d][kind] = &Kernels<T, static_cast<ActivationKind>(kind)>::gradient), ...);
+    ((table.gradient[d][kind] = Kernels<T, static_cast<ActivationKind>(kind)>::gradient), ...);
     (fill_interleaved<Kernels, T, static_cast<ActivationKind>(kind)>(table, d), ...);
 }
 
