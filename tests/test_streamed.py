@@ -6,6 +6,7 @@ which are too small to be streamed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
@@ -21,11 +22,12 @@ DTYPES = ("float32", "float64", "float16", ml_dtypes.bfloat16)
 
 # A kind of walk each; all are streamed in every dtype.
 SHAPES = {
-    "wide_rows": (1283, 1024),  # several rows at a time, from line to line
-    "wider_rows": (331, 2, 2048),
+    "wide_rows": (1283, 1024),  # from line to line
+    "wider_rows": (331, 2, 2048),  # several rows of a gradient at a time
+    "widest_rows": (401, 3264),  # and of a result
     "odd_rows": (1291, 1031),  # no whole number of lines
     "middling_rows": (4099, 320),
-    "grouped_rows": (20_011, 64),  # groups of them several at a time
+    "grouped_rows": (20_011, 64),
     "short_rows": (54_001, 24),  # several rows side by side as one
     "short_odd_rows": (40_009, 33),
     "planes": (53, 32, 28, 28),
@@ -121,3 +123,28 @@ def test_streamed_masks_say_where_relu_was_open(
     open_ = y.astype(np.float32) > 0
     np.testing.assert_array_equal(masked.dresidual, np.where(open_, dy, np.zeros((), dtype)))
     assert masked.dx.tobytes() == recomputed.dx.tobytes() == dx.tobytes()
+
+
+@pytest.mark.parametrize("op", ["train", "backward"])
+@pytest.mark.parametrize("channels", [24, 64, 320, 1024, 2048])
+def test_sums_are_the_same_whether_results_are_streamed(
+    channels: int, op: str, dtype: np.dtype[Any]
+) -> None:
+    """Rows are read one by one where results are streamed, else four at a time."""
+    of_op: dict[str, tuple[Callable[..., Any], int]] = {
+        "train": (fn.batch_norm_train, 3 << 19),
+        "backward": (fn.batch_norm_backward, 5 << 18),
+    }
+    function, size = of_op[op]
+    shape = (size // channels // dtype.itemsize, channels)
+    rng = np.random.default_rng(2)
+    x, dy = (rng.standard_normal(shape, np.float32).astype(dtype) for _ in range(2))
+    mean, rstd = (rng.uniform(0.5, 2.0, channels) for _ in range(2))
+    arguments = (x,) if op == "train" else (dy, x, mean, rstd)
+    few: dict[str, Any] = {"channel_axis": -1, "activation": "relu"}
+    many = {"residual": np.zeros(shape, dtype), **few}  # enough tensors to be streamed
+    told = [fn.explain(function, *arguments, **options).stream for options in (few, many)]
+    assert told == [False, True]
+    stored, streamed = (function(*arguments, **options) for options in (few, many))
+    for name in {"train": ("y", "mean", "rstd"), "backward": ("dx", "dweight", "dbias")}[op]:
+        assert getattr(stored, name).tobytes() == getattr(streamed, name).tobytes(), name
