@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <numeric>
 
 #include "fastnorm/fastnorm.hpp"
 
@@ -38,11 +39,13 @@ struct View {
     std::int64_t mask_row_bytes() const { return (run() + 7) / 8; }
     // Short rows under columns are taken several at a time where they lie side by side, as one row
     // whose coefficients repeat: this many, if there are rows enough to make up for the
-    // coefficients.
+    // coefficients; whole packs if so many rows can be that.
     std::int64_t rows_together() const {
         if (traversal != Traversal::columns || run() > 128) return 1;
         const std::int64_t rows = 256 / run();
-        return outer >= 64 * rows ? rows : 1;
+        if (outer < 64 * rows) return 1;
+        const std::int64_t whole_packs = 32 / std::gcd(run(), std::int64_t{32});
+        return rows < whole_packs ? rows : rows / whole_packs * whole_packs;
     }
     // Under columns a row's coefficients repeat: for each of the rows taken together, and once more
     // for large tensors, whose maps may start anywhere in a row.

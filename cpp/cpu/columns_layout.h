@@ -125,13 +125,22 @@ struct ColumnsLayout {
         }
         const std::int64_t group = halves.wide.count;
         std::int64_t o = tile.outer0;
-        std::int64_t rest = (tile.outer1 - tile.outer0) * run - head;
-        if (head > 0) segments_of(halves.wide.part(0, head), o);
+        std::int64_t first = 0;  // of the row at o, and how much is left from there on:
+        std::int64_t rest = (tile.outer1 - tile.outer0) * run;
+        const auto pass = [&](std::int64_t count) {
+            o += (first + count) / run;
+            first = (first + count) % run;
+            rest -= count;
+        };
+        const auto segments_from_here = [&](std::int64_t count) {
+            segments_of(halves.wide.part(first, count), o);
+            pass(count);
+        };
+        if (head > 0) segments_from_here(head);
         const auto repeat = [&](auto rows) {
             const std::int64_t times = rest / (rows * group);
-            f(rows, halves.wide.part(head, group), o, times, std::true_type{});
-            o += times * rows * halves.wide.rows;
-            rest -= times * rows * group;
+            f(rows, halves.wide.part(first, group), o, times, std::true_type{});
+            pass(times * rows * group);
         };
         const T* const second = result_at(1, o);
         const bool alike = second == nullptr || head_of_line(second) == head;
@@ -139,11 +148,14 @@ struct ColumnsLayout {
             if (group >= wide) repeat(most_rows);
             repeat(One{});
         }
-        for (; rest > 0; o += halves.wide.rows) {
-            const std::int64_t count = rest < group ? rest : group;
-            segments_of(halves.wide.part(head, count), o);
-            rest -= count;
+        // Groups that are no whole packs: as many packs as there are coefficients for.
+        while (alike && group > lanes<A> && rest >= lanes<A>) {
+            const std::int64_t most = group + run - first;
+            const std::int64_t count = (rest < most ? rest : most) / lanes<A> * lanes<A>;
+            f(One{}, halves.wide.part(first, count), o, 1, std::true_type{});
+            pass(count);
         }
+        while (rest > 0) segments_from_here(rest < group ? rest : group);
     }
 
     // Calls f(lane) for each lane of the tile's statistic s.
