@@ -31,6 +31,7 @@ SHARED = (
     Case("channels_last", (5, 41, 43, 37), -1, activation="relu", residual=True),
     Case("channels_last_memory", (5, 37, 41, 43), 1, "channels_last", "channels_last"),
     Case("tall", (30_011, 7), activation="hardswish"),
+    Case("tall_with_mask", (30_011, 5), activation="relu", residual=True),
     Case("wide", (61, 5003), activation="gelu_tanh"),
     Case("wide_lines", (1283, 1024), activation="relu", residual=True),
     Case("middle", (29, 31, 5, 61), 2, activation="tanh"),

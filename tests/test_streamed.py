@@ -30,6 +30,7 @@ SHAPES = {
     "grouped_rows": (20_011, 64),
     "short_rows": (54_001, 24),  # several rows side by side as one
     "short_odd_rows": (40_009, 33),
+    "shortest_odd_rows": (360_007, 3),
     "planes": (53, 32, 28, 28),
     "small_planes": (211, 131, 7, 7),
 }

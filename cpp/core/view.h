@@ -47,6 +47,9 @@ struct View {
         const std::int64_t whole_packs = 32 / std::gcd(run(), std::int64_t{32});
         return rows < whole_packs ? rows : rows / whole_packs * whole_packs;
     }
+    // Whether rows that are taken together end within a byte of the mask, but are so short that one
+    // by one they would take longer than their bits do.
+    bool mask_is_ragged() const { return run() % 8 != 0 && run() < 32 && rows_together() > 1; }
     // Under columns a row's coefficients repeat: for each of the rows taken together, and once more
     // for large tensors, whose maps may start anywhere in a row.
     std::int64_t coefficient_rows() const {

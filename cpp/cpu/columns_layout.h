@@ -75,7 +75,7 @@ struct ColumnsLayout {
     // tensors that it does not read: its result would.
     static FASTNORM_FN bool lie_side_by_side(const KernelArgs& args, Operands operands) {
         const View& view = args.view;
-        if (Act<kind>::piecewise && view.run() % 8 != 0) return false;
+        if (Act<kind>::piecewise && view.run() % 8 != 0 && !view.mask_is_ragged()) return false;
         for (const Operand* operand : operands) {
             if (!*operand) continue;
             std::int64_t dense = view.run() * static_cast<std::int64_t>(sizeof(T));
@@ -119,7 +119,7 @@ struct ColumnsLayout {
         };
         const std::int64_t head = head_of_line(result_at(0, tile.outer0));
         const bool repeats = args.view.coefficient_rows() > args.view.rows_together();
-        if (!dense || !repeats || head > run) {
+        if (!dense || !repeats || head > halves.wide.count) {
             for_rows(halves, segments_of);
             return;
         }

@@ -132,21 +132,25 @@ struct Ahead {
 };
 
 // A run's row of the mask from some element of it on, one bit an element. Packs may start anywhere
-// in a byte; a partial pack ends a row and is stored after those before it.
+// in a byte; a partial pack ends a row and is stored after those before it. Where short rows are
+// taken several at a time as one (columns), a pack may have bits of many of them.
 struct MaskRow {
     unsigned char* bytes = nullptr;  // null: no mask
     int shift = 0;                   // the element's bit in the first byte
+    std::int64_t run = 0;            // elements of a row that ends within a byte, else 0, and
+    std::int64_t first = 0;          // the element: bytes are then those of its row
 
     explicit operator bool() const { return bytes != nullptr; }
 
-    // count: whole bytes.
+    // count: whole bytes, or whole rows.
     FASTNORM_FN void advance(std::int64_t count) {
-        if (bytes != nullptr) bytes += count / 8;
+        if (bytes != nullptr) bytes += run == 0 ? count / 8 : count / run * bytes_of(run);
     }
 
     // valid: of a pack, a constant if it is full.
     template <class Valid>
     FASTNORM_FN unsigned load(std::int64_t i, Valid valid) const {
+        if (run != 0) return load_from_rows(i, valid);
         const unsigned char* const p = bytes + i / 8;
         if constexpr (is_full<Valid>) {
             Word<Valid> low;
@@ -162,6 +166,7 @@ struct MaskRow {
     }
     template <class Valid>
     FASTNORM_FN void store(std::int64_t i, unsigned bits, Valid valid, bool several) const {
+        if (run != 0) return store_to_rows(i, bits, valid);
         unsigned char* const p = bytes + i / 8;
         const unsigned before = shift == 0 ? 0 : p[0] & ((1u << shift) - 1u);
         if constexpr (is_full<Valid>) {
@@ -183,7 +188,38 @@ struct MaskRow {
     template <class Valid>
     using Word = std::conditional_t<Valid::value == 32, std::uint32_t, std::uint16_t>;
 
-    static FASTNORM_FN unsigned bytes_of(int bits) { return static_cast<unsigned>(bits + 7) / 8; }
+    static FASTNORM_FN std::int64_t bytes_of(std::int64_t bits) { return (bits + 7) / 8; }
+
+    // Calls f(byte, shift, done, count) for what each row has of the pack at i: count of its bits,
+    // after done others, from that bit of that byte on.
+    template <class F>
+    FASTNORM_FN void for_rows(std::int64_t i, int valid, F&& f) const {
+        std::int64_t column = (first + i) % run;
+        unsigned char* row = bytes + (first + i) / run * bytes_of(run);
+        for (int done = 0; done < valid; column = 0, row += bytes_of(run)) {
+            const std::int64_t rest = run - column;
+            const int count = rest < valid - done ? static_cast<int>(rest) : valid - done;
+            f(row + column / 8, static_cast<int>(column % 8), done, count);
+            done += count;
+        }
+    }
+    __attribute__((noinline)) unsigned load_from_rows(std::int64_t i, int valid) const {
+        std::uint64_t bits = 0;
+        for_rows(i, valid, [&](const unsigned char* p, int from, int done, int count) {
+            std::uint64_t found = 0;
+            for (int b = 0; 8 * b < from + count; ++b) found |= std::uint64_t{p[b]} << (8 * b);
+            bits |= (found >> from & ((std::uint64_t{1} << count) - 1)) << done;
+        });
+        return static_cast<unsigned>(bits);
+    }
+    __attribute__((noinline)) void store_to_rows(std::int64_t i, unsigned bits, int valid) const {
+        for_rows(i, valid, [&](unsigned char* p, int to, int done, int count) {
+            const std::uint64_t own = bits >> done & ((std::uint64_t{1} << count) - 1);
+            const std::uint64_t all = own << to | (p[0] & ((1u << to) - 1u));
+            for (int b = 0; 8 * b < to + count; ++b)
+                p[b] = static_cast<unsigned char>(all >> (8 * b));
+        });
+    }
 };
 
 // The sum of all lanes, as a tree of fixed shape.
@@ -295,7 +331,10 @@ FASTNORM_FN T* run_of(const View& view, const Operand& operand, std::int64_t bat
 // The row of the mask that belongs to a run, from element i of it on.
 FASTNORM_FN MaskRow mask_at(const KernelArgs& args, std::int64_t run, std::int64_t i) {
     if (args.mask == nullptr) return {};
-    return {args.mask + run * args.view.mask_row_bytes() + i / 8, static_cast<int>(i % 8)};
+    const View& view = args.view;
+    unsigned char* const row = args.mask + run * view.mask_row_bytes();
+    if (view.mask_is_ragged()) return {row, 0, view.run(), i};
+    return {row + i / 8, static_cast<int>(i % 8)};
 }
 
 template <class A>
