@@ -121,9 +121,9 @@ Plan reduction_plan(const View& view, std::int64_t element_bytes, int threads) {
         share_stats(plan, threads);
     } else {
         const std::int64_t elements = view.stat * view.reduced();
-        const std::int64_t rows = divide_up(
-            std::clamp(elements / many_chunks, least_chunk_elements, most_chunk_elements),
-            view.stat * view.inner);
+        const std::int64_t rows =
+            divide_up(std::clamp(elements / many_chunks, least_chunk_elements, most_chunk_elements),
+                      view.stat * view.inner);
         std::int64_t chunks = divide_up(view.outer, std::max(rows, columns_chunk_rows));
         if (elements >= elements_for_threads) {
             const std::int64_t shares = chunks > 16 ? 16 : 4;
