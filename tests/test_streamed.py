@@ -149,3 +149,71 @@ def test_sums_are_the_same_whether_results_are_streamed(
     stored, streamed = (function(*arguments, **options) for options in (few, many))
     for name in {"train": ("y", "mean", "rstd"), "backward": ("dx", "dweight", "dbias")}[op]:
         assert getattr(stored, name).tobytes() == getattr(streamed, name).tobytes(), name
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((264_705, 8), "float16"),
+        ((395_137, 8), "float16"),
+        ((1_058_817, 2), "float16"),
+        ((1_580_545, 2), "float16"),
+    ],
+    ids=str,
+)
+def test_a_last_chunk_may_end_before_the_first_line(
+    shape: tuple[int, int], dtype: str, threads: int
+) -> None:
+    """Of one row, behind which there is nothing to be written, and other threads' rows before."""
+    x = np.random.default_rng(3).standard_normal(shape, np.float32).astype(dtype)
+    options: dict[str, Any] = {"channel_axis": -1, "activation": "relu"}
+    before = fn.get_num_threads()
+    fn.set_num_threads(threads)
+    try:
+        on_a_line = fn.batch_norm_train(x, out=at_offset(shape, dtype, 0), **options)
+        assert on_a_line.mask is not None
+        for offset in range(1, 32, 4):
+            room = at_offset((x.size + 64,), dtype, offset)
+            room[x.size :] = 7
+            y = room[: x.size].reshape(shape)
+            y[...] = x
+            found = fn.batch_norm_train(y, out=y, **options)
+            assert found.mask is not None
+            assert y.tobytes() == on_a_line.y.tobytes()
+            assert found.mask.tobytes() == on_a_line.mask.tobytes()
+            assert (room[x.size :] == 7).all()
+    finally:
+        fn.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((300_007, 8), "float32"), ((400_009, 3), "float16")], ids=str
+)
+def test_two_results_lie_anywhere(shape: tuple[int, int], dtype: str) -> None:
+    rng = np.random.default_rng(4)
+    x, dy = (rng.standard_normal(shape, np.float32).astype(dtype) for _ in range(2))
+    mean, rstd = (rng.uniform(0.5, 2.0, shape[1]) for _ in range(2))
+    options: dict[str, Any] = {"channel_axis": -1, "activation": "relu", "residual": x}
+    found = [
+        fn.batch_norm_backward(
+            dy, x, mean, rstd, training=False, out=at_offset(shape, dtype, offset), **options
+        )
+        for offset in range(64 // np.dtype(dtype).itemsize)
+    ]
+    for one in found:
+        assert one.dresidual is not None
+        assert found[0].dresidual is not None
+        assert one.dx.tobytes() == found[0].dx.tobytes()
+        assert one.dresidual.tobytes() == found[0].dresidual.tobytes()
+
+
+@pytest.mark.parametrize("channels", [3, 24])
+def test_sums_do_not_depend_on_a_residual_that_is_not_read(channels: int) -> None:
+    rng = np.random.default_rng(5)
+    dy, x = (rng.standard_normal((20_011, channels), np.float32) for _ in range(2))
+    mean, rstd = (rng.uniform(0.5, 2.0, channels) for _ in range(2))
+    strided = rng.standard_normal((40_022, channels), np.float32)[::2]
+    without = fn.batch_norm_backward(dy, x, mean, rstd, channel_axis=-1)
+    beside = fn.batch_norm_backward(dy, x, mean, rstd, channel_axis=-1, residual=strided)
+    assert without.dweight.tobytes() == beside.dweight.tobytes()

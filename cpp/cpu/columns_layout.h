@@ -71,8 +71,7 @@ struct ColumnsLayout {
     using Operands = std::initializer_list<const Operand*>;
 
     // Whether rows follow each other without gaps in all of these tensors, and in the mask, as far
-    // as they are there. It must not depend on whether there is a mask, nor for a reduction on
-    // tensors that it does not read: its result would.
+    // as they are there. It must not depend on whether there is a mask: a reduction's result would.
     static FASTNORM_FN bool lie_side_by_side(const KernelArgs& args, Operands operands) {
         const View& view = args.view;
         if (Act<kind>::piecewise && view.run() % 8 != 0 && !view.mask_is_ragged()) return false;
@@ -136,19 +135,21 @@ struct ColumnsLayout {
             segments_of(halves.wide.part(first, count), o);
             pass(count);
         };
-        if (head > 0) segments_from_here(head);
+        // Of both results, as they lie where the first line begins.
+        const T* const second = result_at(1, o);
+        const bool alike = second == nullptr || head_of_line(second) == head;
+        if (head > 0) segments_from_here(head < rest ? head : rest);
         const auto repeat = [&](auto rows) {
             const std::int64_t times = rest / (rows * group);
             f(rows, halves.wide.part(first, group), o, times, std::true_type{});
             pass(times * rows * group);
         };
-        const T* const second = result_at(1, o);
-        const bool alike = second == nullptr || head_of_line(second) == head;
         if (alike && group % lanes<A> == 0) {
             if (group >= wide) repeat(most_rows);
             repeat(One{});
         }
-        // Groups that are no whole packs: as many packs as there are coefficients for.
+        // What is left of them, and groups that are no whole packs: as many packs as there are
+        // coefficients for.
         while (alike && group > lanes<A> && rest >= lanes<A>) {
             const std::int64_t most = group + run - first;
             const std::int64_t count = (rest < most ? rest : most) / lanes<A> * lanes<A>;

@@ -54,7 +54,9 @@ struct ColumnsSums {
     static FASTNORM_FLAT void gradient_sums(const KernelArgs& args, const Tile& tile, double* sum_g,
                                             double* sum_gx) {
         Sums sums;
-        const bool together = Layout::lie_side_by_side(args, {&args.dy, &args.x, &args.residual});
+        const Operand none;
+        const Operand& residual = kind == ActivationKind::identity ? none : args.residual;
+        const bool together = Layout::lie_side_by_side(args, {&args.dy, &args.x, &residual});
         const Halves halves(args, tile, together);
         add_gradients(args, tile, halves, sums);
         add_exactly(args, tile, halves, sums);

@@ -15,7 +15,11 @@
 
 // A function into which all is inlined that it calls, lambdas too: what they add to stays in
 // registers.
+#if defined(__SANITIZE_ADDRESS__)  // instrumented, it would take minutes to compile
+#define FASTNORM_FLAT
+#else
 #define FASTNORM_FLAT __attribute__((flatten))
+#endif
 
 namespace fastnorm::FASTNORM_ISA {
 
@@ -132,8 +136,9 @@ struct Ahead {
 };
 
 // A run's row of the mask from some element of it on, one bit an element. Packs may start anywhere
-// in a byte; a partial pack ends a row and is stored after those before it. Where short rows are
-// taken several at a time as one (columns), a pack may have bits of many of them.
+// in a byte; a partial pack is stored after what comes before it in a row, and before what comes
+// after it. Where short rows are taken several at a time as one (columns), a pack may have bits of
+// many of them.
 struct MaskRow {
     unsigned char* bytes = nullptr;  // null: no mask
     int shift = 0;                   // the element's bit in the first byte
