@@ -107,6 +107,6 @@ inline constexpr std::int64_t columns_tile_lanes = 1024;
 // statistic, and merged in double, in order. The numbers bound the rounding error; they are part
 // of what makes a result's bits, and so the same on every machine.
 inline constexpr std::int64_t rows_block = 4096;
-inline constexpr std::int64_t columns_block = 128;
+inline constexpr std::int64_t columns_block = 64;
 
 }  // namespace fastnorm

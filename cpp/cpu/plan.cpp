@@ -17,7 +17,7 @@ constexpr std::int64_t rows_chunk = 4 * rows_block;
 constexpr std::int64_t least_chunk_elements = 65536;
 constexpr std::int64_t most_chunk_elements = 262144;
 constexpr std::int64_t many_chunks = 64;
-constexpr std::int64_t columns_chunk_rows = 2 * columns_block;
+constexpr std::int64_t columns_chunk_rows = 4 * columns_block;
 // But they are cut in fours, many of them in sixteens, for as many threads, down to about so many
 // rows: each batch index for itself, so that its results do not depend on those beside it.
 constexpr std::int64_t least_chunk_rows = 32;
