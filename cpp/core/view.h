@@ -44,7 +44,8 @@ struct View {
         if (traversal != Traversal::columns || run() > 128) return 1;
         const std::int64_t rows = 256 / run();
         if (outer < 64 * rows) return 1;
-        const std::int64_t whole_packs = 32 / std::gcd(run(), std::int64_t{32});
+        constexpr std::int64_t pack = 32;  // lanes; in double two packs
+        const std::int64_t whole_packs = pack / std::gcd(run(), pack);
         return rows < whole_packs ? rows : rows / whole_packs * whole_packs;
     }
     // Whether rows that are taken together end within a byte of the mask, but are so short that one
