@@ -48,6 +48,11 @@ struct View {
         const std::int64_t whole_packs = pack / std::gcd(run(), pack);
         return rows < whole_packs ? rows : rows / whole_packs * whole_packs;
     }
+    // Whether a row under the rows traversal is a few vectors, whatever their width, and no more
+    // than a word of the mask: where such rows lie side by side maps take them as one.
+    bool has_short_rows() const {
+        return traversal == Traversal::rows && inner >= 32 && inner <= 64;
+    }
     // Whether rows that are taken together end within a byte of the mask, but are so short that one
     // by one they would take longer than their bits do.
     bool mask_is_ragged() const { return run() % 8 != 0 && run() < 32 && rows_together() > 1; }

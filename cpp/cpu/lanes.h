@@ -117,9 +117,16 @@ struct Ahead {
     // For vector v of it alone: a map of one tensor has no time to lose between two lines.
     template <class A, class T>
     FASTNORM_FN void fetch(const T* p, int v) const {
-        constexpr int bytes = Vec<A>::width * static_cast<int>(sizeof(T));
-        if (distance == 0 || v * bytes % 64 != 0) return;
-        __builtin_prefetch(reinterpret_cast<const char*>(p) + distance + v * bytes, 0, 2);
+        fetch_line(p + v * Vec<A>::width, v * Vec<A>::width);
+    }
+    // Or for the vector at p, which is i elements behind the start of a line, or so.
+    template <class T>
+    FASTNORM_FN void fetch_line(const T* p, std::int64_t i) const {
+        if (begins_line<T>(i)) __builtin_prefetch(at(p), 0, 2);
+    }
+    template <class T>
+    FASTNORM_FN void fetch_line_to_write(const T* p, std::int64_t i) const {
+        if (begins_line<T>(i)) __builtin_prefetch(at(p), 1, 3);
     }
     template <class A, class T>
     FASTNORM_FN void fetch_to_write(const T* p) const {
@@ -127,11 +134,19 @@ struct Ahead {
     }
 
   private:
+    template <class T>
+    FASTNORM_FN const char* at(const T* p) const {
+        return reinterpret_cast<const char*>(p) + distance;
+    }
+    template <class T>
+    FASTNORM_FN bool begins_line(std::int64_t i) const {
+        return distance != 0 && i * static_cast<std::int64_t>(sizeof(T)) % 64 == 0;
+    }
     template <class A, class T, class F>
     FASTNORM_FN void each_line(const T* p, F&& f) const {
         if (distance == 0) return;
-        const char* const at = reinterpret_cast<const char*>(p) + distance;
-        for (int line = 0; line < lanes<A> * static_cast<int>(sizeof(T)); line += 64) f(at + line);
+        for (int line = 0; line < lanes<A> * static_cast<int>(sizeof(T)); line += 64)
+            f(at(p) + line);
     }
 };
 
@@ -164,9 +179,7 @@ struct MaskRow {
             return static_cast<unsigned>((std::uint64_t{p[sizeof(low)]} << Valid::value | low) >>
                                          shift);
         } else {
-            std::uint64_t found = 0;
-            std::memcpy(&found, p, bytes_of(valid + shift));
-            return static_cast<unsigned>(found >> shift);
+            return static_cast<unsigned>(load_bits(p, valid + shift) >> shift);
         }
     }
     template <class Valid>
@@ -183,8 +196,8 @@ struct MaskRow {
             const unsigned rest = several ? p[sizeof(low)] & ~((1u << shift) - 1u) : 0;
             p[sizeof(low)] = static_cast<unsigned char>(rest | (all >> Valid::value));
         } else {
-            const std::uint64_t all = std::uint64_t{bits & ((1u << valid) - 1u)} << shift | before;
-            std::memcpy(p, &all, bytes_of(valid + shift));
+            const std::uint64_t own = bits & ((1u << valid) - 1u);
+            store_bits(p, valid + shift, own << shift | before);
         }
     }
 
@@ -194,6 +207,16 @@ struct MaskRow {
     using Word = std::conditional_t<Valid::value == 32, std::uint32_t, std::uint16_t>;
 
     static FASTNORM_FN std::int64_t bytes_of(std::int64_t bits) { return (bits + 7) / 8; }
+
+    // Whole bytes of up to 64 bits, one by one: of a size that is not constant memcpy is a call.
+    static FASTNORM_FN std::uint64_t load_bits(const unsigned char* p, int count) {
+        std::uint64_t bits = 0;
+        for (int b = 0; 8 * b < count; ++b) bits |= std::uint64_t{p[b]} << (8 * b);
+        return bits;
+    }
+    static FASTNORM_FN void store_bits(unsigned char* p, int count, std::uint64_t bits) {
+        for (int b = 0; 8 * b < count; ++b) p[b] = static_cast<unsigned char>(bits >> (8 * b));
+    }
 
     // Calls f(byte, shift, done, count) for what each row has of the pack at i: count of its bits,
     // after done others, from that bit of that byte on.
@@ -211,8 +234,7 @@ struct MaskRow {
     __attribute__((noinline)) unsigned load_from_rows(std::int64_t i, int valid) const {
         std::uint64_t bits = 0;
         for_rows(i, valid, [&](const unsigned char* p, int from, int done, int count) {
-            std::uint64_t found = 0;
-            for (int b = 0; 8 * b < from + count; ++b) found |= std::uint64_t{p[b]} << (8 * b);
+            const std::uint64_t found = load_bits(p, from + count);
             bits |= (found >> from & ((std::uint64_t{1} << count) - 1)) << done;
         });
         return static_cast<unsigned>(bits);
@@ -220,9 +242,7 @@ struct MaskRow {
     __attribute__((noinline)) void store_to_rows(std::int64_t i, unsigned bits, int valid) const {
         for_rows(i, valid, [&](unsigned char* p, int to, int done, int count) {
             const std::uint64_t own = bits >> done & ((std::uint64_t{1} << count) - 1);
-            const std::uint64_t all = own << to | (p[0] & ((1u << to) - 1u));
-            for (int b = 0; 8 * b < to + count; ++b)
-                p[b] = static_cast<unsigned char>(all >> (8 * b));
+            store_bits(p, to + count, own << to | (p[0] & ((1u << to) - 1u)));
         });
     }
 };

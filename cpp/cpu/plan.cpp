@@ -182,7 +182,7 @@ Schedule schedule_reduction(const View& view, std::int64_t element_bytes, int tw
     const bool meet = !rows && plan.stat_tiles > 1;
     schedule.shared = schedule.threads > 1 && (!balanced || meet || unit_bytes > caches().l2);
     schedule.interleaved = can_interleave && !schedule.shared && schedule.stream &&
-                           plan.units() > schedule.threads &&
+                           plan.units() > schedule.threads && !view.has_short_rows() &&
                            (twice > 1 || view.inner * element_bytes >= least_interleaved_bytes);
     // Under columns units that are shared are taken together.
     const std::int64_t together = schedule.shared && !rows ? plan.stat_tiles : 1;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cpu/rows_sums.h"
+#include "cpu/short_rows.h"
 #include "cpu/stream.h"
 
 namespace fastnorm::FASTNORM_ISA {
@@ -23,6 +24,9 @@ struct Rows {
     }
 
     static void normalize(const KernelArgs& args, const Tile& tile) {
+        if (are_short_rows<T>(args.view, tile, {&args.x, &args.residual, &args.y})) {
+            return ShortRows<T, kind>::normalize(args, tile);
+        }
         normalize_with(args, tile, MapOnly());
     }
 
@@ -42,6 +46,10 @@ struct Rows {
     }
 
     static void gradient(const KernelArgs& args, const Tile& tile) {
+        if (are_short_rows<T>(args.view, tile,
+                              {&args.x, &args.dy, &args.residual, &args.dx, &args.dresidual})) {
+            return ShortRows<T, kind>::gradient(args, tile);
+        }
         gradient_with(args, tile, MapOnly());
     }
 
@@ -58,13 +66,10 @@ struct Rows {
     template <class Reduction>
     static FASTNORM_FN void normalize_with(const KernelArgs& args, const Tile& tile,
                                            Reduction reduction) {
-        Sink<T> sink(args.stream);
         const View& view = args.view;
+        Sink<T> sink(args.stream);
         for_rows(tile, [&](std::int64_t o, std::int64_t s) {
             const NormalizeMap<V> map = normalize_map<A>(args, tile.batch * view.stat + s);
-            const std::int64_t run = run_index(view, tile.batch, o, s);
-            const T* x = run_of<T>(view, args.x, tile.batch, o, s);
-            const T* residual = run_of<T>(view, args.residual, tile.batch, o, s);
             T* y = run_of<T>(view, args.y, tile.batch, o, s);
             if (s == tile.stat0) expect_next_rows(args, args.y, tile, o, sink);
             reduction.begin_row();
@@ -72,12 +77,8 @@ struct Rows {
                 args.stream, y, nullptr, tile.inner0, tile.inner1,
                 [&](std::int64_t i, std::int64_t count, bool direct) {
                     reduction.advance_to(o, s, i + count);
-                    const Forward<T, kind> forward{x + i,
-                                                   residual == nullptr ? nullptr : residual + i,
-                                                   mask_at(args, run, i),
-                                                   activation_params<A>(args),
-                                                   args.stream,
-                                                   Reduction::fetch_x};
+                    Forward<T, kind> forward = forward_at<T, kind>(args, tile.batch, o, s, i);
+                    forward.fetch_x = Reduction::fetch_x;
                     forward.write(sink.open(y + i, direct), count, direct,
                                   [&](auto...) -> const auto& { return map; });
                     sink.close(count, direct);
@@ -88,17 +89,13 @@ struct Rows {
     template <class Reduction>
     static FASTNORM_FN void gradient_with(const KernelArgs& args, const Tile& tile,
                                           Reduction reduction) {
+        const View& view = args.view;
         Sink<T> dx_sink(args.stream);
         Sink<T> dresidual_sink(args.stream && args.dresidual);
-        const View& view = args.view;
         for_rows(tile, [&](std::int64_t o, std::int64_t s) {
             const std::int64_t index = tile.batch * view.stat + s;
             const NormalizeMap<V> map = normalize_map<A>(args, index);
-            const GradientMap<V> gradient_map{
-                V(coefficient<A>(args, Coefficient::grad_a)[index]),
-                V(coefficient<A>(args, Coefficient::grad_b)[index]),
-                V(coefficient<A>(args, Coefficient::grad_c)[index]),
-                V(coefficient<A>(args, Coefficient::grad_scale)[index])};
+            const GradientMap<V> dx_map = gradient_map<A>(args, index);
             T* dx = run_of<T>(view, args.dx, tile.batch, o, s);
             T* dresidual = run_of<T>(view, args.dresidual, tile.batch, o, s);
             if (s == tile.stat0) expect_next_rows(args, args.dx, tile, o, dx_sink);
@@ -113,7 +110,7 @@ struct Rows {
                             dresidual == nullptr ? nullptr
                                                  : dresidual_sink.open(dresidual + i, direct),
                             count, direct, args.frozen, [&](auto...) -> const auto& { return map; },
-                            [&](auto...) -> const auto& { return gradient_map; });
+                            [&](auto...) -> const auto& { return dx_map; });
                     dx_sink.close(count, direct);
                     if (dresidual != nullptr) dresidual_sink.close(count, direct);
                 });

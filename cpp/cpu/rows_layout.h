@@ -25,6 +25,25 @@ FASTNORM_FN NormalizeMap<Vec<A>> normalize_map(const KernelArgs& args, std::int6
             V(coefficient<A>(args, Coefficient::bias)[index])};
 }
 
+template <class A>
+FASTNORM_FN GradientMap<Vec<A>> gradient_map(const KernelArgs& args, std::int64_t index) {
+    using V = Vec<A>;
+    return {V(coefficient<A>(args, Coefficient::grad_a)[index]),
+            V(coefficient<A>(args, Coefficient::grad_b)[index]),
+            V(coefficient<A>(args, Coefficient::grad_c)[index]),
+            V(coefficient<A>(args, Coefficient::grad_scale)[index])};
+}
+
+template <class T, ActivationKind kind>
+FASTNORM_FN Forward<T, kind> forward_at(const KernelArgs& args, std::int64_t batch, std::int64_t o,
+                                        std::int64_t s, std::int64_t i) {
+    const View& view = args.view;
+    const T* residual = run_of<T>(view, args.residual, batch, o, s);
+    return {run_of<T>(view, args.x, batch, o, s) + i, residual == nullptr ? nullptr : residual + i,
+            mask_at(args, run_index(view, batch, o, s), i),
+            activation_params<accumulator_t<T>>(args), args.stream};
+}
+
 template <class T, ActivationKind kind>
 FASTNORM_FN Backward<T, kind> backward_at(const KernelArgs& args, std::int64_t batch,
                                           std::int64_t o, std::int64_t s, std::int64_t i) {

@@ -40,6 +40,13 @@ struct Forward {
         mask.advance(count);
     }
 
+    // The activation's input, of vector v of the pack at i.
+    template <class Valid>
+    FASTNORM_FN V z(std::int64_t i, int v, Valid valid, const NormalizeMap<V>& map) const {
+        const V affine = map.affine(map.centred(load<A>(x + i, v, valid)));
+        return residual == nullptr ? affine : affine + load<A>(residual + i, v, valid);
+    }
+
     // direct: past the cache from registers; a constant where the loop is to know it.
     template <class Direct, class MapAt, class Rows = One>
     FASTNORM_FN void write(T* y, std::int64_t count, Direct direct, MapAt&& map_at, Rows rows = {},
@@ -58,14 +65,13 @@ struct Forward {
                 std::int64_t at = i;
                 for (int r = 0; r < rows; ++r, at += pitch) {
                     ahead_x.fetch<A>(x + at, v);
-                    V z = map.affine(map.centred(load<A>(x + at, v, valid)));
-                    if (residual != nullptr) z = z + load<A>(residual + at, v, valid);
+                    const V of = z(at, v, valid, map);
                     if constexpr (Act<kind>::piecewise) {
                         if (mask) {
-                            pack_bits[r] |= bits(Act<kind>::is_unit(z, params)) << (v * V::width);
+                            pack_bits[r] |= bits(Act<kind>::is_unit(of, params)) << (v * V::width);
                         }
                     }
-                    store<A>(y + at, v, Act<kind>::value(z, params), valid, direct);
+                    store<A>(y + at, v, Act<kind>::value(of, params), valid, direct);
                 }
             });
             if constexpr (Act<kind>::piecewise) {
@@ -82,6 +88,10 @@ struct Forward {
 template <class V>
 struct Gradient {
     V g, centred;
+
+    FASTNORM_FN V dx(const GradientMap<V>& map, bool frozen) const {
+        return frozen ? map.of_frozen(g) : map(g, centred);
+    }
 };
 
 template <class T, ActivationKind kind>
@@ -104,6 +114,19 @@ struct Backward {
         mask.advance(count);
     }
 
+    // Of vector v of the pack at i; unit_bits are the mask's, where there is one.
+    template <class Valid>
+    FASTNORM_FN Gradient<V> vector(std::int64_t i, int v, Valid valid, const NormalizeMap<V>& map,
+                                   unsigned unit_bits) const {
+        Gradient<V> result;
+        result.centred = map.centred(load<A>(x + i, v, valid));
+        result.g = load<A>(dy + i, v, valid);
+        if constexpr (kind != ActivationKind::identity) {
+            result.g = gated(result, map, i, v, valid, unit_bits);
+        }
+        return result;
+    }
+
     // Calls use(i, v, valid, gradient) for each vector of the pack at i of the row that begins at
     // element row.
     template <class Valid, class MapAt, class Use>
@@ -115,7 +138,7 @@ struct Backward {
         const unsigned pack_bits = saved_bits(at, valid);
         for_vectors<A>([&](auto v) {
             const NormalizeMap<V>& map = map_at(i, v, valid);
-            use(i, v, valid, vector(at, v, valid, map, pack_bits));
+            use(i, v, valid, vector(at, v, valid, map, pack_bits >> (v * V::width)));
         });
     }
 
@@ -145,10 +168,9 @@ struct Backward {
                 const GradientMap<V>& gradient_map = gradient_map_at(i, v, valid);
                 std::int64_t at = i;
                 for (int r = 0; r < rows; ++r, at += pitch) {
-                    const Gradient<V> of = vector(at, v, valid, map, pack_bits[r]);
-                    const V result =
-                        frozen ? gradient_map.of_frozen(of.g) : gradient_map(of.g, of.centred);
-                    store<A>(dx + at, v, result, valid, direct);
+                    const Gradient<V> of =
+                        vector(at, v, valid, map, pack_bits[r] >> (v * V::width));
+                    store<A>(dx + at, v, of.dx(gradient_map, frozen), valid, direct);
                     if (dresidual != nullptr) store<A>(dresidual + at, v, of.g, valid, direct);
                 }
             });
@@ -163,18 +185,6 @@ struct Backward {
             if (mask) return mask.load(i, valid);
         }
         return 0;
-    }
-
-    template <class Valid>
-    FASTNORM_FN Gradient<V> vector(std::int64_t i, int v, Valid valid, const NormalizeMap<V>& map,
-                                   unsigned pack_bits) const {
-        Gradient<V> result;
-        result.centred = map.centred(load<A>(x + i, v, valid));
-        result.g = load<A>(dy + i, v, valid);
-        if constexpr (kind != ActivationKind::identity) {
-            result.g = gated(result, map, i, v, valid, pack_bits >> (v * V::width));
-        }
-        return result;
     }
 
     template <class Valid>
