@@ -28,7 +28,6 @@ SHAPES = {
     "odd_rows": (3, 75, 5003),  # two blocks a row, neither of whole lines
     "long_rows": (1, 66, 20_011),  # several chunks a row
 }
-BACKWARD_SHAPES = {**SHAPES, "small_planes": (31, 483, 7, 10)}  # the last group has three
 
 
 @pytest.fixture(params=map(np.dtype, DTYPES), ids=str)
@@ -117,10 +116,10 @@ def test_forward(name: str, activation: str | None, dtype: np.dtype[Any]) -> Non
 
 
 @pytest.mark.parametrize("activation", [None, "relu"])
-@pytest.mark.parametrize("name", BACKWARD_SHAPES)
+@pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_backward(name: str, activation: str | None, dtype: np.dtype[Any]) -> None:
-    shape = BACKWARD_SHAPES[name]
+    shape = SHAPES[name]
     x, residual = ugly(shape, dtype, 3), ugly(shape, dtype, 4)
     dy = residual[:, ::-1].copy()
     weight, bias = np.random.default_rng(5).standard_normal((2, shape[1]))

@@ -201,13 +201,6 @@ struct MaskRow {
         }
     }
 
-  private:
-    // The bits of a full pack.
-    template <class Valid>
-    using Word = std::conditional_t<Valid::value == 32, std::uint32_t, std::uint16_t>;
-
-    static FASTNORM_FN std::int64_t bytes_of(std::int64_t bits) { return (bits + 7) / 8; }
-
     // Whole bytes of up to 64 bits, one by one: of a size that is not constant memcpy is a call.
     static FASTNORM_FN std::uint64_t load_bits(const unsigned char* p, int count) {
         std::uint64_t bits = 0;
@@ -217,6 +210,13 @@ struct MaskRow {
     static FASTNORM_FN void store_bits(unsigned char* p, int count, std::uint64_t bits) {
         for (int b = 0; 8 * b < count; ++b) p[b] = static_cast<unsigned char>(bits >> (8 * b));
     }
+
+  private:
+    // The bits of a full pack.
+    template <class Valid>
+    using Word = std::conditional_t<Valid::value == 32, std::uint32_t, std::uint16_t>;
+
+    static FASTNORM_FN std::int64_t bytes_of(std::int64_t bits) { return (bits + 7) / 8; }
 
     // Calls f(byte, shift, done, count) for what each row has of the pack at i: count of its bits,
     // after done others, from that bit of that byte on.

@@ -36,7 +36,7 @@ constexpr std::int64_t elements_for_threads = 32768;
 // Results of a call that touches more bytes will hardly be in a cache near to who needs them, and
 // stores that first read each line cost as much as the rest of the call.
 constexpr std::int64_t most_cached_bytes = 1 << 22;
-// Shorter rows of one tensor are summed and mapped in less time one after the other.
+// Shorter rows are summed and mapped in less time one after the other.
 constexpr std::int64_t least_interleaved_bytes = 1024;
 
 void cut_inner(Plan& plan, std::int64_t most) {
@@ -182,8 +182,8 @@ Schedule schedule_reduction(const View& view, std::int64_t element_bytes, int tw
     const bool meet = !rows && plan.stat_tiles > 1;
     schedule.shared = schedule.threads > 1 && (!balanced || meet || unit_bytes > caches().l2);
     schedule.interleaved = can_interleave && !schedule.shared && schedule.stream &&
-                           plan.units() > schedule.threads && !view.has_short_rows() &&
-                           (twice > 1 || view.inner * element_bytes >= least_interleaved_bytes);
+                           plan.units() > schedule.threads &&
+                           view.inner * element_bytes >= least_interleaved_bytes;
     // Under columns units that are shared are taken together.
     const std::int64_t together = schedule.shared && !rows ? plan.stat_tiles : 1;
     if (schedule.shared && view.elements() < elements_for_threads) {

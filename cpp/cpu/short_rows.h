@@ -13,7 +13,8 @@ namespace fastnorm::FASTNORM_ISA {
 
 namespace {
 
-// Whether a tile has several short rows, side by side in each of the operands.
+// Whether a tile has several short rows, side by side in each of the operands. (They are whole: so
+// short a row is not cut.)
 template <class T>
 FASTNORM_FN bool are_short_rows(const View& view, const Tile& tile,
                                 std::initializer_list<const Operand*> operands) {
@@ -26,67 +27,97 @@ FASTNORM_FN bool are_short_rows(const View& view, const Tile& tile,
 }
 
 // The first bits of a word, fewer than all.
-FASTNORM_FN unsigned first_bits(std::int64_t count) { return (1u << count) - 1u; }
+FASTNORM_FN unsigned first_bits(int count) { return (1u << count) - 1u; }
 
 // A vector in the walk along short rows.
 struct ShortRowsAt {
     std::int64_t i;     // its first element in the walk
-    std::int64_t past;  // elements of the row before it
-    std::int64_t left;  // and from it on; 0 where it begins with the next row
+    std::int64_t left;  // elements of the row at hand from there on; it may be none
     int count;          // elements of the vector
 
     FASTNORM_FN bool crosses() const { return count > left; }
-    // Of the bits of a vector that crosses, those in the row at hand.
-    FASTNORM_FN unsigned own_bits() const { return first_bits(left); }
+    // How many of them are in the row at hand; the others are in the next one.
+    FASTNORM_FN int own() const { return crosses() ? static_cast<int>(left) : count; }
 };
 
-// The rows of a mask, a word each, in the order of the walk.
-class ShortMask {
+// Writes the mask in the order of the walk; each row begins with a byte.
+class ShortRowsMaskWriter {
   public:
     // row: the first one, or null.
-    FASTNORM_FN ShortMask(unsigned char* row, std::int64_t length)
-        : row_(row), last_(static_cast<int>((length + 7) / 8) - 4) {}
+    FASTNORM_FN ShortRowsMaskWriter(unsigned char* row, std::int64_t length)
+        : next_(row), row_(row), row_bytes_((length + 7) / 8) {}
 
     explicit FASTNORM_FN operator bool() const { return row_ != nullptr; }
 
-    // Forward: the bits of a vector; end_row() follows the last one.
+    // The bits of a vector. end_row() follows the last one.
     FASTNORM_FN void put(const ShortRowsAt& at, unsigned bits) {
-        bits &= first_bits(at.count);
-        if (!at.crosses()) {
-            word_ |= std::uint64_t{bits} << at.past;
-            return;
-        }
-        if (at.left > 0) word_ |= std::uint64_t{bits & at.own_bits()} << at.past;
+        const int own = at.own();
+        append(bits & first_bits(own), own);
+        if (!at.crosses()) return;
         end_row();
-        word_ = bits >> at.left;
+        append((bits & first_bits(at.count)) >> own, at.count - own);
     }
     FASTNORM_FN void end_row() {
-        const auto low = static_cast<std::uint32_t>(word_);
-        const auto high = static_cast<std::uint32_t>(word_ >> (8 * last_));
-        std::memcpy(row_, &low, sizeof(low));
-        std::memcpy(row_ + last_, &high, sizeof(high));
-        row_ += last_ + 4;
-    }
-
-    // Backward: begin_row() comes before the first vector.
-    FASTNORM_FN void begin_row() {
-        std::uint32_t low, high;
-        std::memcpy(&low, row_, sizeof(low));
-        std::memcpy(&high, row_ + last_, sizeof(high));
-        word_ = std::uint64_t{high} << (8 * last_) | low;
-        row_ += last_ + 4;
-    }
-    FASTNORM_FN unsigned take(const ShortRowsAt& at) {
-        const unsigned own = at.left > 0 ? static_cast<unsigned>(word_ >> at.past) : 0u;
-        if (!at.crosses()) return own;
-        begin_row();
-        return (own & at.own_bits()) | static_cast<unsigned>(word_ << at.left);
+        MaskRow::store_bits(next_, held_, word_);
+        next_ = row_ += row_bytes_;
+        word_ = 0;
+        held_ = 0;
     }
 
   private:
+    // Half of a word at a time.
+    FASTNORM_FN void append(unsigned bits, int count) {
+        word_ |= std::uint64_t{bits} << held_;
+        held_ += count;
+        if (held_ < 32) return;
+        const auto low = static_cast<std::uint32_t>(word_);
+        std::memcpy(next_, &low, sizeof(low));
+        next_ += sizeof(low);
+        word_ >>= 32;
+        held_ -= 32;
+    }
+
+    unsigned char* next_;  // where the bits go that are held
     unsigned char* row_;
-    int last_;  // where the last four bytes of a row begin: they may overlap the first four
+    std::int64_t row_bytes_;
     std::uint64_t word_ = 0;
+    int held_ = 0;  // bits of it
+};
+
+class ShortRowsMaskReader {
+  public:
+    // row: the first one of so many, or null.
+    FASTNORM_FN ShortRowsMaskReader(const unsigned char* row, std::int64_t length,
+                                    std::int64_t rows)
+        : row_(row), length_(length), row_bytes_((length + 7) / 8) {
+        if (row != nullptr) last_word_ = row + rows * row_bytes_ - sizeof(std::uint64_t);
+    }
+
+    explicit FASTNORM_FN operator bool() const { return row_ != nullptr; }
+
+    // The bits of a vector.
+    FASTNORM_FN unsigned take(const ShortRowsAt& at) {
+        const int own = at.own();
+        const unsigned bits = load(length_ - at.left) & first_bits(own);
+        if (!at.crosses()) return bits;
+        row_ += row_bytes_;
+        return bits | (load(0) & first_bits(at.count - own)) << own;
+    }
+
+  private:
+    // From element i of the row on; two rows or more are a word or more.
+    FASTNORM_FN unsigned load(std::int64_t i) const {
+        const unsigned char* const byte = row_ + i / 8;
+        const unsigned char* const from = byte < last_word_ ? byte : last_word_;
+        std::uint64_t word;
+        std::memcpy(&word, from, sizeof(word));
+        return static_cast<unsigned>(word >> (8 * (byte - from) + i % 8));
+    }
+
+    const unsigned char* row_;
+    const unsigned char* last_word_ = nullptr;
+    std::int64_t length_;
+    std::int64_t row_bytes_;
 };
 
 // What the vectors of a row have in common.
@@ -137,9 +168,9 @@ FASTNORM_FN void for_short_rows(const KernelArgs& args, const Tile& tile, const 
                      open(from, direct);
                      const auto each = [&](std::int64_t k, int width, auto valid) {
                          const std::int64_t i = from + k;
-                         const ShortRowsAt at{i, i - (end - length), end - i, width};
+                         const ShortRowsAt at{i, end - i, width};
                          if (at.crosses()) {
-                             maps.mix(V::mask(at.own_bits()), Maps(args, base + s + 1));
+                             maps.mix(V::mask(first_bits(at.own())), Maps(args, base + s + 1));
                          }
                          vector(at, k, valid, direct, maps);
                          if (at.crosses()) {
@@ -171,7 +202,7 @@ struct ShortRows {
             const Forward<T, kind> forward =
                 forward_at<T, kind>(args, tile.batch, o, tile.stat0, 0);
             T* const y = run_of<T>(args.view, args.y, tile.batch, o, tile.stat0);
-            ShortMask mask(forward.mask.bytes, args.view.inner);
+            ShortRowsMaskWriter mask(forward.mask.bytes, args.view.inner);
             T* to = nullptr;
             for_short_rows<ForwardMaps<A>>(
                 args, tile, y, static_cast<const T*>(nullptr),
@@ -200,8 +231,7 @@ struct ShortRows {
                 backward_at<T, kind>(args, tile.batch, o, tile.stat0, 0);
             T* const dx = run_of<T>(args.view, args.dx, tile.batch, o, tile.stat0);
             T* const dresidual = run_of<T>(args.view, args.dresidual, tile.batch, o, tile.stat0);
-            ShortMask mask(backward.mask.bytes, args.view.inner);
-            if (mask) mask.begin_row();
+            ShortRowsMaskReader mask(backward.mask.bytes, args.view.inner, tile.stat1 - tile.stat0);
             T *to = nullptr, *to_residual = nullptr;
             for_short_rows<BackwardMaps<A>>(
                 args, tile, dx, dresidual,
