@@ -166,6 +166,8 @@ def main(
 ) -> None:
     """Measure, show a table and write JSON; Ctrl-C keeps what was measured."""
     console = Console()
+    if not console.is_terminal:  # a file has room for the whole table
+        console.width = max(console.width, 180)
     threads = threads or fn.get_num_threads()
     cold_bytes = cold or min(last_level_cache() + (64 << 20), 640 << 20)
     path = out or Path("build/bench") / f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S}.json"

@@ -98,14 +98,17 @@ struct ColumnsSums {
                 backward.ahead_dy = Layout::ahead_of(args, args.dy, halves, at, rows, o);
                 backward.ahead_x = Layout::ahead_of(args, args.x, halves, at, rows, o);
                 for (; times > 0; --times, backward.advance(rows * pitch)) {
-                    for_packs<A>(at.count, [&](std::int64_t i, auto valid) {
-                        sums.packs[i / lanes<A>].add([&](auto&& add) {
-                            unrolled<rows>([&](auto r) {
-                                backward.pack(
-                                    r * pitch, i, valid, maps,
-                                    [&](std::int64_t, auto v, auto, const Gradient<V>& of) {
-                                        add(v, valid, of.g, of.centred);
-                                    });
+                    for_packs<A>(at.count, [&](std::int64_t i, auto valid) FASTNORM_INLINED {
+                        sums.packs[i / lanes<A>].add([&](auto&& add) FASTNORM_INLINED {
+                            unrolled<rows>([&](auto r) FASTNORM_INLINED {
+                                const std::int64_t k = r * pitch + i;
+                                const unsigned bits = backward.begin_pack(k, valid);
+                                for_vectors<A>([&](auto v) FASTNORM_INLINED {
+                                    const NormalizeMap<V>& map = maps(i, v, valid);
+                                    const Gradient<V> of =
+                                        backward.vector(k, v, valid, map, bits >> (v * V::width));
+                                    add(v, valid, of.g, of.centred);
+                                });
                             });
                         });
                     });

@@ -21,6 +21,9 @@
 #define FASTNORM_FLAT __attribute__((flatten))
 #endif
 
+// A lambda that flatten passes over.
+#define FASTNORM_INLINED __attribute__((always_inline))
+
 namespace fastnorm::FASTNORM_ISA {
 
 namespace {

@@ -127,25 +127,24 @@ struct Backward {
         return result;
     }
 
-    // Calls use(i, v, valid, gradient) for each vector of the pack at i of the row that begins at
-    // element row.
-    template <class Valid, class MapAt, class Use>
-    FASTNORM_FN void pack(std::int64_t row, std::int64_t i, Valid valid, MapAt&& map_at,
-                          Use&& use) const {
-        const std::int64_t at = row + i;
-        ahead_dy.fetch<A>(dy + at);
-        ahead_x.fetch<A>(x + at);
-        const unsigned pack_bits = saved_bits(at, valid);
-        for_vectors<A>([&](auto v) {
-            const NormalizeMap<V>& map = map_at(i, v, valid);
-            use(i, v, valid, vector(at, v, valid, map, pack_bits >> (v * V::width)));
-        });
+    // Before the vectors of the pack at i: fetches what comes later, and gives the mask's bits.
+    template <class Valid>
+    FASTNORM_FN unsigned begin_pack(std::int64_t i, Valid valid) const {
+        ahead_dy.fetch<A>(dy + i);
+        ahead_x.fetch<A>(x + i);
+        return saved_bits(i, valid);
     }
 
-    // The same for each pack of the span.
+    // Calls use(i, v, valid, gradient) for each vector of the span.
     template <class MapAt, class Use>
     FASTNORM_FN void each(std::int64_t count, MapAt&& map_at, Use&& use) const {
-        for_packs<A>(count, [&](std::int64_t i, auto valid) { pack(0, i, valid, map_at, use); });
+        for_packs<A>(count, [&](std::int64_t i, auto valid) {
+            const unsigned pack_bits = begin_pack(i, valid);
+            for_vectors<A>([&](auto v) {
+                const NormalizeMap<V>& map = map_at(i, v, valid);
+                use(i, v, valid, vector(i, v, valid, map, pack_bits >> (v * V::width)));
+            });
+        });
     }
 
     // dx from the two maps, and dresidual = g unless it is null.
