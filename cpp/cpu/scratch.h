@@ -14,6 +14,8 @@ namespace fastnorm {
 
 // Two partial results per (chunk, statistic), and the coefficients.
 struct Scratch {
+    static constexpr std::int64_t line = 16;  // a cache line of floats
+
     double* first;
     double* second;
     char* coefficients;
@@ -21,7 +23,7 @@ struct Scratch {
 
     Scratch(const Execution& execution, const Problem& problem, const Schedule& schedule,
             int coefficients_count) {
-        coefficients_stride = schedule.plan.view.coefficients();
+        coefficients_stride = stride_of(schedule.plan.view);
         const std::int64_t partials = partial_results(schedule);
         auto* memory = static_cast<char*>(execution.workspace.reserve(
             execution.workspace.context,
@@ -35,12 +37,18 @@ struct Scratch {
                               int coefficients_count) {
         const std::int64_t scalar = problem.dtype == DType::float64 ? 8 : 4;
         return 2 * partial_results(schedule) * 8 +
-               coefficients_count * schedule.plan.view.coefficients() * scalar;
+               coefficients_count * stride_of(schedule.plan.view) * scalar;
     }
 
     void attach(KernelArgs& args) const {
         args.coefficients = coefficients;
         args.coefficients_stride = coefficients_stride;
+    }
+
+    // From one coefficient's array to the next: lines of their own, and never a multiple of 4 KiB,
+    // at which lines displace each other in L1.
+    static std::int64_t stride_of(const View& view) {
+        return (divide_up(view.coefficients(), line) + 1) * line;
     }
 
     // Of each of the two, in whole cache lines.
