@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 from math import exp, log
+from os import environ
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -166,7 +167,7 @@ def main(
 ) -> None:
     """Measure, show a table and write JSON; Ctrl-C keeps what was measured."""
     console = Console()
-    if not console.is_terminal:  # a file has room for the whole table
+    if not console.is_terminal and "COLUMNS" not in environ:  # a file has room for the whole table
         console.width = max(console.width, 180)
     threads = threads or fn.get_num_threads()
     cold_bytes = cold or min(last_level_cache() + (64 << 20), 640 << 20)

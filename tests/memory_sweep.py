@@ -207,7 +207,8 @@ def sweep(cases: Iterable[Case], placer: Placer) -> int:
 
 # More than 16 MiB go through each call, input and output together: past the cache.
 LARGE = (
-    Case("rows", (9, 256, 32, 32)),
+    Case("rows", (9, 256, 33, 33)),
+    Case("rows side by side", (9, 256, 32, 32)),
     Case("odd planes", (193, 251, 7, 7)),
     Case("nhwc", (9, 1024, 257), -1),
 )

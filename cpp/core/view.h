@@ -48,11 +48,6 @@ struct View {
         const std::int64_t whole_packs = pack / std::gcd(run(), pack);
         return rows < whole_packs ? rows : rows / whole_packs * whole_packs;
     }
-    // Whether rows under the rows traversal are so short that maps take those side by side as one;
-    // they are longer than any vector.
-    bool has_short_rows() const {
-        return traversal == Traversal::rows && inner >= 32 && inner <= 1024;
-    }
     // Whether rows that are taken together end within a byte of the mask, but are so short that one
     // by one they would take longer than their bits do.
     bool mask_is_ragged() const { return run() % 8 != 0 && run() < 32 && rows_together() > 1; }

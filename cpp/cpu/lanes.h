@@ -17,12 +17,12 @@
 // registers.
 #if defined(__SANITIZE_ADDRESS__)  // instrumented, it would take minutes to compile
 #define FASTNORM_FLAT
+#define FASTNORM_INLINED
 #else
 #define FASTNORM_FLAT __attribute__((flatten))
-#endif
-
-// A lambda that flatten passes over.
+// For lambdas that GCC leaves as calls nevertheless, as it does where they are large.
 #define FASTNORM_INLINED __attribute__((always_inline))
+#endif
 
 namespace fastnorm::FASTNORM_ISA {
 
@@ -122,7 +122,7 @@ struct Ahead {
     FASTNORM_FN void fetch(const T* p, int v) const {
         fetch_line(p + v * Vec<A>::width, v * Vec<A>::width);
     }
-    // Or for the vector at p, which is i elements behind the start of a line, or so.
+    // For the vector at p, i elements behind one that begins a line or stands for one that does.
     template <class T>
     FASTNORM_FN void fetch_line(const T* p, std::int64_t i) const {
         if (begins_line<T>(i)) __builtin_prefetch(at(p), 0, 2);

@@ -46,8 +46,11 @@ struct Rows {
     }
 
     static void gradient(const KernelArgs& args, const Tile& tile) {
+        const Operand none;
+        const bool recomputed = kind != ActivationKind::identity && args.mask == nullptr;
+        const Operand& residual = recomputed ? args.residual : none;
         if (are_short_rows<T>(args.view, tile,
-                              {&args.x, &args.dy, &args.residual, &args.dx, &args.dresidual})) {
+                              {&args.x, &args.dy, &residual, &args.dx, &args.dresidual})) {
             return ShortRows<T, kind>::gradient(args, tile);
         }
         gradient_with(args, tile, MapOnly());
@@ -70,6 +73,9 @@ struct Rows {
         Sink<T> sink(args.stream);
         for_rows(tile, [&](std::int64_t o, std::int64_t s) {
             const NormalizeMap<V> map = normalize_map<A>(args, tile.batch * view.stat + s);
+            const std::int64_t run = run_index(view, tile.batch, o, s);
+            const T* x = run_of<T>(view, args.x, tile.batch, o, s);
+            const T* residual = run_of<T>(view, args.residual, tile.batch, o, s);
             T* y = run_of<T>(view, args.y, tile.batch, o, s);
             if (s == tile.stat0) expect_next_rows(args, args.y, tile, o, sink);
             reduction.begin_row();
@@ -77,8 +83,12 @@ struct Rows {
                 args.stream, y, nullptr, tile.inner0, tile.inner1,
                 [&](std::int64_t i, std::int64_t count, bool direct) {
                     reduction.advance_to(o, s, i + count);
-                    Forward<T, kind> forward = forward_at<T, kind>(args, tile.batch, o, s, i);
-                    forward.fetch_x = Reduction::fetch_x;
+                    const Forward<T, kind> forward{x + i,
+                                                   residual == nullptr ? nullptr : residual + i,
+                                                   mask_at(args, run, i),
+                                                   activation_params<A>(args),
+                                                   args.stream,
+                                                   Reduction::fetch_x};
                     forward.write(sink.open(y + i, direct), count, direct,
                                   [&](auto...) -> const auto& { return map; });
                     sink.close(count, direct);

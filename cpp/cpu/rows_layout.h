@@ -35,16 +35,6 @@ FASTNORM_FN GradientMap<Vec<A>> gradient_map(const KernelArgs& args, std::int64_
 }
 
 template <class T, ActivationKind kind>
-FASTNORM_FN Forward<T, kind> forward_at(const KernelArgs& args, std::int64_t batch, std::int64_t o,
-                                        std::int64_t s, std::int64_t i) {
-    const View& view = args.view;
-    const T* residual = run_of<T>(view, args.residual, batch, o, s);
-    return {run_of<T>(view, args.x, batch, o, s) + i, residual == nullptr ? nullptr : residual + i,
-            mask_at(args, run_index(view, batch, o, s), i),
-            activation_params<accumulator_t<T>>(args), args.stream};
-}
-
-template <class T, ActivationKind kind>
 FASTNORM_FN Backward<T, kind> backward_at(const KernelArgs& args, std::int64_t batch,
                                           std::int64_t o, std::int64_t s, std::int64_t i) {
     const View& view = args.view;

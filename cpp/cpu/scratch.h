@@ -45,10 +45,10 @@ struct Scratch {
         args.coefficients_stride = coefficients_stride;
     }
 
-    // From one coefficient's array to the next: lines of their own, and never a multiple of 4 KiB,
-    // at which lines displace each other in L1.
+    // From one coefficient's array to the next: an odd number of lines, for lines that lie a
+    // multiple of 4 KiB apart displace each other in L1.
     static std::int64_t stride_of(const View& view) {
-        return (divide_up(view.coefficients(), line) + 1) * line;
+        return (divide_up(view.coefficients(), line) | 1) * line;
     }
 
     // Of each of the two, in whole cache lines.

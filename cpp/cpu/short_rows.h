@@ -4,7 +4,10 @@
 // selects its coefficients from theirs. Compiled once per instruction set.
 #pragma once
 
+#include <cstdint>
+#include <cstring>
 #include <initializer_list>
+#include <type_traits>
 
 #include "cpu/rows_layout.h"
 #include "cpu/stream.h"
@@ -13,12 +16,18 @@ namespace fastnorm::FASTNORM_ISA {
 
 namespace {
 
-// Whether a tile has several short rows, side by side in each of the operands. (They are whole: so
-// short a row is not cut.)
+// A row is longer than any vector, so that none has elements of three. From the upper length on the
+// packs of whole rows are faster than vector after vector: measured.
+constexpr std::int64_t shortest_short_row = 32;
+constexpr std::int64_t longest_short_row = 1024;
+static_assert(Vec<float>::width <= shortest_short_row);
+
+// Whether a tile has several short rows, whole ones, side by side in each of the operands.
 template <class T>
 FASTNORM_FN bool are_short_rows(const View& view, const Tile& tile,
                                 std::initializer_list<const Operand*> operands) {
-    if (!view.has_short_rows() || tile.stat1 - tile.stat0 == 1) return false;
+    if (view.inner < shortest_short_row || view.inner > longest_short_row) return false;
+    if (tile.stat1 - tile.stat0 == 1 || tile.inner1 - tile.inner0 != view.inner) return false;
     for (const Operand* operand : operands) {
         const bool dense = operand->stat_stride == view.inner * std::int64_t{sizeof(T)};
         if (*operand && !dense) return false;
@@ -29,9 +38,9 @@ FASTNORM_FN bool are_short_rows(const View& view, const Tile& tile,
 // The first bits of a word, fewer than all.
 FASTNORM_FN unsigned first_bits(int count) { return (1u << count) - 1u; }
 
-// A vector in the walk along short rows.
-struct ShortRowsAt {
-    std::int64_t i;     // its first element in the walk
+// Where a vector begins, as elements of the walk, and which of its elements are in which row.
+struct VectorAt {
+    std::int64_t i;
     std::int64_t left;  // elements of the row at hand from there on; it may be none
     int count;          // elements of the vector
 
@@ -43,14 +52,14 @@ struct ShortRowsAt {
 // Writes the mask in the order of the walk; each row begins with a byte.
 class ShortRowsMaskWriter {
   public:
-    // row: the first one, or null.
-    FASTNORM_FN ShortRowsMaskWriter(unsigned char* row, std::int64_t length)
-        : next_(row), row_(row), row_bytes_((length + 7) / 8) {}
+    // row: the walk's first one, or null.
+    FASTNORM_FN ShortRowsMaskWriter(unsigned char* row, const View& view)
+        : next_(row), row_(row), row_bytes_(view.mask_row_bytes()) {}
 
     explicit FASTNORM_FN operator bool() const { return row_ != nullptr; }
 
-    // The bits of a vector. end_row() follows the last one.
-    FASTNORM_FN void put(const ShortRowsAt& at, unsigned bits) {
+    // end_row() has to follow the last vector.
+    FASTNORM_FN void put(const VectorAt& at, unsigned bits) {
         const int own = at.own();
         append(bits & first_bits(own), own);
         if (!at.crosses()) return;
@@ -65,7 +74,6 @@ class ShortRowsMaskWriter {
     }
 
   private:
-    // Half of a word at a time.
     FASTNORM_FN void append(unsigned bits, int count) {
         word_ |= std::uint64_t{bits} << held_;
         held_ += count;
@@ -86,17 +94,15 @@ class ShortRowsMaskWriter {
 
 class ShortRowsMaskReader {
   public:
-    // row: the first one of so many, or null.
-    FASTNORM_FN ShortRowsMaskReader(const unsigned char* row, std::int64_t length,
-                                    std::int64_t rows)
-        : row_(row), length_(length), row_bytes_((length + 7) / 8) {
+    // row: the first one of a walk along so many rows, or null.
+    FASTNORM_FN ShortRowsMaskReader(const unsigned char* row, std::int64_t rows, const View& view)
+        : row_(row), length_(view.inner), row_bytes_(view.mask_row_bytes()) {
         if (row != nullptr) last_word_ = row + rows * row_bytes_ - sizeof(std::uint64_t);
     }
 
     explicit FASTNORM_FN operator bool() const { return row_ != nullptr; }
 
-    // The bits of a vector.
-    FASTNORM_FN unsigned take(const ShortRowsAt& at) {
+    FASTNORM_FN unsigned take(const VectorAt& at) {
         const int own = at.own();
         const unsigned bits = load(length_ - at.left) & first_bits(own);
         if (!at.crosses()) return bits;
@@ -105,7 +111,7 @@ class ShortRowsMaskReader {
     }
 
   private:
-    // From element i of the row on; two rows or more are a word or more.
+    // From element i of the row on. No byte behind the last row is read: two rows have a word.
     FASTNORM_FN unsigned load(std::int64_t i) const {
         const unsigned char* const byte = row_ + i / 8;
         const unsigned char* const from = byte < last_word_ ? byte : last_word_;
@@ -120,7 +126,6 @@ class ShortRowsMaskReader {
     std::int64_t row_bytes_;
 };
 
-// What the vectors of a row have in common.
 template <class A>
 struct ForwardMaps {
     using V = Vec<A>;
@@ -129,7 +134,7 @@ struct ForwardMaps {
     FASTNORM_FN ForwardMaps(const KernelArgs& args, std::int64_t index)
         : z(normalize_map<A>(args, index)) {}
 
-    // Of another row from the lanes on that are not in own.
+    // Lanes that are not in own take next's.
     FASTNORM_FN void mix(typename V::Mask own, const ForwardMaps& next) {
         z = {select(own, z.prescale, next.z.prescale), select(own, z.mean_hi, next.z.mean_hi),
              select(own, z.mean_lo, next.z.mean_lo), select(own, z.scale, next.z.scale),
@@ -168,7 +173,7 @@ FASTNORM_FN void for_short_rows(const KernelArgs& args, const Tile& tile, const 
                      open(from, direct);
                      const auto each = [&](std::int64_t k, int width, auto valid) {
                          const std::int64_t i = from + k;
-                         const ShortRowsAt at{i, end - i, width};
+                         const VectorAt at{i, end - i, width};
                          if (at.crosses()) {
                              maps.mix(V::mask(first_bits(at.own())), Maps(args, base + s + 1));
                          }
@@ -199,15 +204,21 @@ struct ShortRows {
         const Ahead ahead_x = ahead_of_rows<T>(1, 0);
         const Ahead ahead_y = ahead_of_results(args.stream);
         for (std::int64_t o = tile.outer0; o < tile.outer1; ++o) {
-            const Forward<T, kind> forward =
-                forward_at<T, kind>(args, tile.batch, o, tile.stat0, 0);
-            T* const y = run_of<T>(args.view, args.y, tile.batch, o, tile.stat0);
-            ShortRowsMaskWriter mask(forward.mask.bytes, args.view.inner);
+            const View& view = args.view;
+            const auto run = [&](const Operand& operand) {
+                return run_of<T>(view, operand, tile.batch, o, tile.stat0);
+            };
+            const Forward<T, kind> forward{
+                run(args.x), run(args.residual),
+                mask_at(args, run_index(view, tile.batch, o, tile.stat0), 0),
+                activation_params<A>(args), args.stream};
+            T* const y = run(args.y);
+            ShortRowsMaskWriter mask(forward.mask.bytes, view);
             T* to = nullptr;
             for_short_rows<ForwardMaps<A>>(
                 args, tile, y, static_cast<const T*>(nullptr),
                 [&](std::int64_t i, bool direct) { to = sink.open(y + i, direct); },
-                [&](const ShortRowsAt& at, std::int64_t k, auto valid, bool direct,
+                [&](const VectorAt& at, std::int64_t k, auto valid, bool direct,
                     const ForwardMaps<A>& maps) {
                     ahead_x.fetch_line(forward.x + at.i, k);
                     ahead_y.fetch_line_to_write(to + k, k);
@@ -231,7 +242,7 @@ struct ShortRows {
                 backward_at<T, kind>(args, tile.batch, o, tile.stat0, 0);
             T* const dx = run_of<T>(args.view, args.dx, tile.batch, o, tile.stat0);
             T* const dresidual = run_of<T>(args.view, args.dresidual, tile.batch, o, tile.stat0);
-            ShortRowsMaskReader mask(backward.mask.bytes, args.view.inner, tile.stat1 - tile.stat0);
+            ShortRowsMaskReader mask(backward.mask.bytes, tile.stat1 - tile.stat0, args.view);
             T *to = nullptr, *to_residual = nullptr;
             for_short_rows<BackwardMaps<A>>(
                 args, tile, dx, dresidual,
@@ -241,11 +252,14 @@ struct ShortRows {
                         to_residual = dresidual_sink.open(dresidual + i, direct);
                     }
                 },
-                [&](const ShortRowsAt& at, std::int64_t k, auto valid, bool direct,
+                [&](const VectorAt& at, std::int64_t k, auto valid, bool direct,
                     const BackwardMaps<A>& maps) {
                     ahead.fetch_line_to_write(to + k, k);
-                    const auto of =
-                        backward.vector(at.i, 0, valid, maps.z, mask ? mask.take(at) : 0);
+                    unsigned unit_bits = 0;
+                    if constexpr (Act<kind>::piecewise) {
+                        if (mask) unit_bits = mask.take(at);
+                    }
+                    const auto of = backward.vector(at.i, 0, valid, maps.z, unit_bits);
                     store<A>(to + k, 0, of.dx(maps.dx, args.frozen), valid, direct);
                     if (dresidual == nullptr) return;
                     ahead.fetch_line_to_write(to_residual + k, k);

@@ -65,13 +65,14 @@ struct Forward {
                 std::int64_t at = i;
                 for (int r = 0; r < rows; ++r, at += pitch) {
                     ahead_x.fetch<A>(x + at, v);
-                    const V of = z(at, v, valid, map);
+                    const V input = z(at, v, valid, map);
                     if constexpr (Act<kind>::piecewise) {
                         if (mask) {
-                            pack_bits[r] |= bits(Act<kind>::is_unit(of, params)) << (v * V::width);
+                            pack_bits[r] |= bits(Act<kind>::is_unit(input, params))
+                                            << (v * V::width);
                         }
                     }
-                    store<A>(y + at, v, Act<kind>::value(of, params), valid, direct);
+                    store<A>(y + at, v, Act<kind>::value(input, params), valid, direct);
                 }
             });
             if constexpr (Act<kind>::piecewise) {

@@ -278,6 +278,57 @@ void test_in_place_and_threads() {
     }
 }
 
+// Planes of 7x7, streamed: dx and dresidual begin at the same or another place in a line, and the
+// mask ends where its memory does.
+void test_two_results_and_a_mask() {
+    constexpr std::int64_t samples = 300;
+    constexpr std::int64_t channels = 71;
+    constexpr std::int64_t size = samples * channels * 49;
+    constexpr std::int64_t margin = 48;
+    std::vector<float> x(size), dy(size), y(size), ones(channels, 1.0f);
+    for (std::int64_t i = 0; i < size; ++i) {
+        x[static_cast<std::size_t>(i)] = static_cast<float>(sample(i));
+        dy[static_cast<std::size_t>(i)] = static_cast<float>(sample(3 * i + 1));
+    }
+    const auto tensor = [&](float* p) { return TensorView(p, {samples, channels, 7, 7}); };
+    const TensorView vector(ones.data(), {channels});
+
+    const std::int64_t mask_bytes = fastnorm::batch_norm_mask_bytes(tensor(x.data()));
+    std::vector<std::uint8_t> mask(static_cast<std::size_t>(mask_bytes + 2 * margin), 0x5a);
+    const TensorView in_mask(mask.data() + margin, {mask_bytes});
+    fastnorm::BatchNormTrainOptions train;
+    train.activation = Activation::relu();
+    fastnorm::batch_norm_train(tensor(x.data()), {}, {}, tensor(y.data()), {}, {}, in_mask, train);
+    for (std::int64_t i = 0; i < margin; ++i) {
+        expect(mask[static_cast<std::size_t>(i)] == 0x5a, "the mask: written before");
+        expect(mask[mask.size() - 1 - static_cast<std::size_t>(i)] == 0x5a, "the mask: behind");
+    }
+
+    fastnorm::BatchNormBackwardOptions backward;
+    backward.training = false;
+    backward.activation = Activation::relu();
+    backward.mask = in_mask;
+    for (const std::int64_t dx_at : {0, 1, 5, 15}) {
+        for (const std::int64_t dresidual_at : {0, 5, 15}) {
+            std::vector<float> dx(size + margin, 7.0f), dresidual(size + margin, 7.0f);
+            fastnorm::BatchNormGradients gradients;
+            gradients.out = tensor(dx.data() + dx_at);
+            gradients.dresidual = tensor(dresidual.data() + dresidual_at);
+            fastnorm::batch_norm_backward(tensor(dy.data()), tensor(x.data()), vector, vector, {},
+                                          {}, gradients, backward);
+            std::vector<float> expected(size + margin, 7.0f), expected_dx = expected;
+            for (std::int64_t i = 0; i < size; ++i) {
+                const auto k = static_cast<std::size_t>(i);
+                const float g = y[k] > 0 ? dy[k] : 0.0f;
+                expected[static_cast<std::size_t>(i + dresidual_at)] = g;
+                expected_dx[static_cast<std::size_t>(i + dx_at)] = g;  // weight * rstd is 1
+            }
+            expect(dresidual == expected, "planes of 7x7: dresidual");
+            expect(dx == expected_dx, "planes of 7x7: dx");
+        }
+    }
+}
+
 // What a call would do, and that it does not.
 void test_explanation() {
     std::vector<float> x(64 * 512, 1.0f), out(x.size(), 7.0f), mean(512, 0.0f), var(512, 1.0f);
@@ -308,6 +359,7 @@ int main() {
         run_all<Half>();
         run_all<BFloat16>();
         test_in_place_and_threads();
+        test_two_results_and_a_mask();
         test_explanation();
     }
     return test_result();
