@@ -278,6 +278,13 @@ OWN_ELEMENTS = "an array whose elements have memory of their own"
 MESSAGES: list[tuple[str, str, Any, type[Exception], str]] = [
     # what an array is
     (TRAIN, "x", [[1.0]], TypeError, "x is of type list, expected a NumPy array"),
+    (
+        TRAIN,
+        "x",
+        np.ma.ones(SHAPE, np.float32),
+        TypeError,
+        "x is of type MaskedArray, expected a NumPy array",
+    ),
     (INFERENCE, "mean", None, TypeError, "mean is of type NoneType, expected a NumPy array"),
     *(
         (op, name, np.ones(4, dtype), TypeError, f"{name} has dtype {dtype}, expected {expected}")

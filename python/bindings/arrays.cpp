@@ -133,7 +133,9 @@ bool flag_of(const char* op, const char* argument, py::handle value) {
 
 TensorView view_of(const char* op, const char* argument, py::handle object) {
     TensorView view;
-    if (!py::isinstance<py::array>(object)) {
+    // Of a masked array not all elements count.
+    const bool plain = Py_TYPE(object.ptr()) == py::detail::npy_api::get().PyArray_Type_;
+    if (!py::isinstance<py::array>(object) || (!plain && py::hasattr(object, "filled"))) {
         wrong_type(op, argument, object, "a NumPy array");
     }
     const auto array = py::reinterpret_borrow<py::array>(object);
