@@ -70,14 +70,14 @@ struct Scratch {
         while (count > 0) {  // a batch index after the other
             const std::int64_t batch = from / view.stat, stat = from % view.stat;
             const std::int64_t here = std::min(count, view.stat - stat);
-            A* const first = to + batch * view.run() * rows + stat * view.inner;
-            A* end = first;
+            A* const begin = to + batch * view.run() * rows + stat * view.inner;
+            A* end = begin;
             if (view.inner == 1) {
                 end = std::copy_n(values, here, end);
             } else {
                 for (int i = 0; i < here; ++i) end = std::fill_n(end, view.inner, values[i]);
             }
-            for (std::int64_t r = 1; r < rows; ++r) std::copy(first, end, first + r * view.run());
+            for (std::int64_t r = 1; r < rows; ++r) std::copy(begin, end, begin + r * view.run());
             from += here;
             values += here;
             count -= here;

@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "cpu/scratch.h"
 #include "expect.h"
 
 namespace {
@@ -41,7 +42,8 @@ void test_interleaving() {
     expect(interleaved(256, 56, 1, 2), "a large tensor is not interleaved");
     expect(!interleaved(4, 56, 1, 2), "what is not streamed is interleaved");
     expect(!interleaved(2048, 7, 1, 2), "short rows of one tensor are interleaved");
-    expect(interleaved(2048, 7, 2, 2), "short rows of two tensors are not interleaved");
+    expect(!interleaved(2048, 7, 2, 2), "short rows of two tensors are interleaved");
+    expect(interleaved(256, 56, 2, 2), "two large tensors are not interleaved");
     expect(!interleaved(1, 512, 1, 1), "a single unit is interleaved");
     expect(!fastnorm::schedule_reduction(planes(8, 256, 56 * 56), 4, 1, 2, 2, false).interleaved,
            "interleaved without kernels for it");
@@ -69,9 +71,25 @@ void test_chunks_of_columns(std::int64_t outer, std::int64_t stat) {
     }
 }
 
+// The arrays of a call's coefficients, up to nine, of floats or doubles.
+void test_coefficients_do_not_displace_each_other() {
+    for (std::int64_t stat = 1; stat <= 5000; ++stat) {
+        const fastnorm::View view = planes(2, stat, 49);
+        const std::int64_t stride = fastnorm::Scratch::stride_of(view);
+        expect(stride >= view.coefficients(), std::to_string(stat) + " statistics: no room");
+        for (const std::int64_t size : {4, 8}) {
+            for (std::int64_t apart = 1; apart < 9; ++apart) {
+                expect(apart * stride * size % 4096 != 0,
+                       std::to_string(stat) + " statistics: arrays a multiple of 4 KiB apart");
+            }
+        }
+    }
+}
+
 }  // namespace
 
 int main() {
+    test_coefficients_do_not_displace_each_other();
     for (const std::int64_t stat : {1, 3, 8, 24, 64, 256, 1000, 1024, 2048, 5000}) {
         for (std::int64_t outer = 2; outer < 2000; outer += 1 + outer / 16) {
             test_chunks_of_columns(outer, stat);
