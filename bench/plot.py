@@ -55,7 +55,19 @@ def bandwidth(measurements: list[Measurement], about: dict[str, Any], to: Path) 
         axes.set(title=op, xscale="log", xlabel="bytes of x")
     all_axes[0].set_ylabel("fewest bytes / time, GB/s")
     all_axes[0].set_ylim(bottom=0)
-    all_axes[-1].legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    # Not every library has every op.
+    entries = {
+        label: handle
+        for axes in all_axes
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    all_axes[-1].legend(
+        list(entries.values()),
+        list(entries),
+        fontsize="x-small",
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+    )
     _save(figure, to)
 
 
