@@ -58,6 +58,16 @@ class TestWarning:
         bn = fn.BatchNorm(3).eval()
         bn.load_state_dict(state)
         assert not self.calls(bn)
+        # Nor do statistics of 0 and 1 say anything, without one.
+        state = fn.BatchNorm(3).state_dict()
+        fresh = fn.BatchNorm(3).eval()
+        fresh.load_state_dict({k: v for k, v in state.items() if k != "num_batches_tracked"})
+        assert not self.calls(fresh)
+
+    def test_loaded_statistics_that_were_never_updated_warn(self) -> None:
+        bn = fn.BatchNorm(3).eval()
+        bn.load_state_dict(fn.BatchNorm(3).state_dict())
+        assert len(self.calls(bn)) == 1
 
     def test_each_layer_warns(self) -> None:
         assert len(self.calls(fn.BatchNorm(3).eval())) == 1

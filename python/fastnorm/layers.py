@@ -336,6 +336,8 @@ class BatchNorm:
         for name, array in arrays.items():
             array[...] = converted[name]
         self.num_batches_tracked = count
+        if "num_batches_tracked" not in state:
+            self._may_warn = False  # nothing says that these statistics were never updated
 
     def _arrays(self) -> dict[str, Array]:
         named = {
