@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pytest
 
 import fastnorm as fn
+from checks import assert_same_numbers
 
 Array = npt.NDArray[Any]
 
@@ -79,14 +80,11 @@ def parts(channels: int) -> list[slice]:
     return [slice(c, min(c + FEW, channels)) for c in range(0, channels, FEW)]
 
 
-def same(result: Array | None, expected: Array | None, part: slice) -> bool:
-    """Bit for bit; of the many NaN there are any is as good."""
+def assert_part(result: Array | None, expected: Array | None, part: slice, what: str = "") -> None:
+    """These channels of a result are as expected."""
     assert result is not None
-    assert expected is not None
-    found = np.ascontiguousarray(result[:, part] if result.ndim > 1 else result[part])
-    unsigned = np.dtype(f"u{found.dtype.itemsize}")
-    equal = found.view(unsigned) == expected.view(unsigned)
-    return bool((equal | (np.isnan(found) & np.isnan(expected))).all())
+    channels = result[:, part] if result.ndim > 1 else result[part]
+    assert_same_numbers(channels, expected, f"{what} {part}")
 
 
 @pytest.mark.parametrize("activation", [None, "relu"])
@@ -101,18 +99,18 @@ def test_forward(name: str, activation: str | None, dtype: np.dtype[Any]) -> Non
     added = fn.batch_norm_train(x, weight, bias, residual=residual, activation=activation)
     for out in (x.copy(), beside(x)):  # in place, wherever it lies
         fn.batch_norm_train(out, weight, bias, activation=activation, out=out)
-        assert same(plain.y, out, slice(None))
+        assert_part(plain.y, out, slice(None))
     for part in parts(shape[1]):
         few, few_added = x[:, part].copy(), residual[:, part].copy()
         told = fn.explain(fn.batch_norm_train, few, residual=few_added, activation=activation)
         assert not told.interleaved
         alone = fn.batch_norm_train(few, weight[part], bias[part], activation=activation)
         for field in ("y", "mean", "rstd"):
-            assert same(getattr(plain, field), getattr(alone, field), part), (field, part)
+            assert_part(getattr(plain, field), getattr(alone, field), part, field)
         alone = fn.batch_norm_train(
             few, weight[part], bias[part], residual=few_added, activation=activation
         )
-        assert same(added.y, alone.y, part), part
+        assert_part(added.y, alone.y, part)
 
 
 @pytest.mark.parametrize("activation", [None, "relu"])
@@ -132,7 +130,7 @@ def test_backward(name: str, activation: str | None, dtype: np.dtype[Any]) -> No
     masked = fn.batch_norm_backward(*arguments, mask=fwd.mask, residual=True, **options)
     for dx in (dy.copy(), beside(dy)):
         fn.batch_norm_backward(dx, *arguments[1:], **options, out=dx)
-        assert same(plain.dx, dx, slice(None))
+        assert_part(plain.dx, dx, slice(None))
     for part in parts(shape[1]):
         few = (dy[:, part].copy(), x[:, part].copy(), *(a[part] for a in arguments[2:]))
         few_added = residual[:, part].copy()
@@ -140,9 +138,9 @@ def test_backward(name: str, activation: str | None, dtype: np.dtype[Any]) -> No
         assert not told.interleaved
         alone = fn.batch_norm_backward(*few, **options)
         for field in ("dx", "dweight", "dbias"):
-            assert same(getattr(plain, field), getattr(alone, field), part), (field, part)
+            assert_part(getattr(plain, field), getattr(alone, field), part, field)
         alone = fn.batch_norm_backward(*few, residual=few_added, **options)
         for field in ("dx", "dresidual", "dweight", "dbias"):
             expected = getattr(alone, field)
-            assert same(getattr(added, field), expected, part), (field, part)
-            assert same(getattr(masked, field), expected, part), (field, part)
+            assert_part(getattr(added, field), expected, part, field)
+            assert_part(getattr(masked, field), expected, part, field)

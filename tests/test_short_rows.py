@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pytest
 
 import fastnorm as fn
+from checks import assert_same_numbers
 
 Array = npt.NDArray[Any]
 
@@ -80,19 +81,9 @@ def untouched_around(x: Array) -> bool:
     return bool((room[:start] == 7).all() and (room[start + x.size :] == 7).all())
 
 
-def same(found: Array | None, expected: Array | None) -> bool:
-    """Bit for bit; of the many NaN there are any is as good."""
-    if found is None or expected is None:
-        return found is expected
-    a, b = np.ascontiguousarray(found), np.ascontiguousarray(expected)
-    unsigned = np.dtype(f"u{a.itemsize}")
-    equal = a.view(unsigned) == b.view(unsigned)
-    return bool((equal if a.dtype == np.uint8 else equal | (np.isnan(a) & np.isnan(b))).all())
-
-
 def all_same(found: Any, expected: Any, op: str) -> None:
     for field in FIELDS[op]:
-        assert same(getattr(found, field), getattr(expected, field)), field
+        assert_same_numbers(getattr(found, field), getattr(expected, field), field)
 
 
 def taken_as_one(function: Any, *arguments: Any, **options: Any) -> bool:
@@ -131,7 +122,7 @@ def test_training(
         assert taken_as_one(fn.batch_norm_backward, dx, *backward, out=dx, **forward)
         grads = fn.batch_norm_backward(dx, *backward, out=dx, **forward)
         all_same(grads, expected_grads, "backward")
-        assert same(grads.dresidual, expected_grads.dresidual)
+        assert_same_numbers(grads.dresidual, expected_grads.dresidual)
         assert untouched_around(dx)
         dx = at_offset(dy, offset + 3)
         all_same(fn.batch_norm_backward(dy, *backward, out=dx, **options), alone, "backward")
@@ -144,7 +135,7 @@ def test_training(
             grads = fn.batch_norm_backward(dx, *backward, out=dx, **masked)
             all_same(grads, expected_grads, "backward")
             if with_residual:
-                assert same(grads.dresidual, expected_grads.dresidual)
+                assert_same_numbers(grads.dresidual, expected_grads.dresidual)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -163,7 +154,7 @@ def test_inference(length: int, stream: bool, isa: str, dtype: np.dtype[Any]) ->
         for offset in (0, 1, 5, 64 // dtype.itemsize - 1):
             y = at_offset(x, offset)
             fn.batch_norm(x, *arguments, out=y, **options)
-            assert same(y, expected)
+            assert_same_numbers(y, expected)
             assert untouched_around(y)
 
 
@@ -181,7 +172,7 @@ def test_masks_on_every_instruction_set(length: int, isa: str, dtype: np.dtype[A
         grads = fn.batch_norm_backward(dy, x, fwd.mean, fwd.rstd, **how)
         lain_apart = fn.batch_norm_backward(apart(dy), apart(x), fwd.mean, fwd.rstd, **how)
         all_same(grads, lain_apart, "backward")
-        assert same(grads.dresidual, lain_apart.dresidual)
+        assert_same_numbers(grads.dresidual, lain_apart.dresidual)
 
 
 def test_short_rows_are_not_interleaved() -> None:
