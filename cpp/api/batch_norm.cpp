@@ -1,35 +1,28 @@
 // The C++ entry points of batch normalization: check, bind the tensors to a view, hand over to the
-// driver. This is where an op ends and the kernels' view of it begins.
+// backend. This is where an op ends and the kernels' view of it begins.
 #include <cstring>
 #include <limits>
 
+#include "api/backend.h"
 #include "api/staging.h"
 #include "api/validate.h"
 #include "core/activations.h"
 #include "core/dtypes.h"
-#include "cpu/dispatch.h"
-#include "cpu/driver.h"
 
 namespace fastnorm {
 
 namespace {
-
-Execution default_execution() {
-    return {active_kernels(), openmp_parallel_for(default_threads()), thread_workspace()};
-}
 
 PerStatistic per_statistic(const TensorView& v) {
     return v.given() ? PerStatistic{static_cast<char*>(v.data), v.dtype, v.strides[0]}
                      : PerStatistic{};
 }
 
-void fill(const TensorView& v, std::int64_t count, double value) {
-    for (std::int64_t i = 0; i < count; ++i) per_statistic(v).store(i, 1, &value);
-}
-
-unsigned char* rows_of(const TensorView& mask) {
-    return mask.given() ? static_cast<unsigned char*>(mask.data) + Staging::signature_bytes
-                        : nullptr;
+// Where the backend's kernels look for the mask's bits.
+unsigned char* bits_of(const Backend& backend, const TensorView& mask) {
+    if (!mask.given()) return nullptr;
+    return static_cast<unsigned char*>(mask.data) +
+           (backend.kernels_sign() ? 0 : Staging::signature_bytes);
 }
 
 std::uint64_t signature_of(const TensorView& mask) {
@@ -38,8 +31,10 @@ std::uint64_t signature_of(const TensorView& mask) {
     return signature;
 }
 
-void sign(const TensorView& mask, std::uint64_t signature) {
-    if (mask.given()) std::memcpy(mask.data, &signature, sizeof(signature));
+void sign(const Backend& backend, const TensorView& mask, std::uint64_t signature) {
+    if (mask.given() && !backend.kernels_sign()) {
+        std::memcpy(mask.data, &signature, sizeof(signature));
+    }
 }
 
 // Empties the explanation, if there is one; whether the op is only to be explained.
@@ -57,8 +52,8 @@ Problem problem_of(const TensorView& x, const Options& options, const TensorView
     problem.explanation = options.explanation;
     problem.dtype = x.dtype;
     problem.activation = activation.kind;
-    problem.args.alpha = activation.alpha;
-    problem.args.beta = activation.beta;
+    problem.tensors.alpha = activation.alpha;
+    problem.tensors.beta = activation.beta;
     problem.weight = per_statistic(weight);
     problem.bias = per_statistic(bias);
     return problem;
@@ -72,7 +67,9 @@ DType batch_norm_statistics_dtype(DType x) {
 
 std::int64_t batch_norm_mask_bytes(const TensorView& x, int channel_axis) {
     Validation check("batch_norm_mask_bytes");
-    return Staging(x, check.data(x, channel_axis)).mask_bytes();
+    const int axis = check.data(x, channel_axis);
+    const auto backend = backend_of("batch_norm_mask_bytes", x.device, nullptr);
+    return Staging(*backend, x, axis).mask_bytes();
 }
 
 void batch_norm(const TensorView& x, const TensorView& mean, const TensorView& var,
@@ -99,13 +96,14 @@ void batch_norm(const TensorView& x, const TensorView& mean, const TensorView& v
     begin_explanation(options.explanation);
     if (check.elements() == 0) return;
 
-    Staging staging(x, channel_axis, options.explanation);
+    const auto backend = backend_of("batch_norm", x.device, options.stream);
+    Staging staging(*backend, x, channel_axis, options.explanation);
     Problem problem = problem_of(x, options, weight, bias);
-    KernelArgs& args = problem.args;
-    args.view = staging.bind({{&staging.input("x", x), &args.x},
-                              {&staging.input("residual", options.residual), &args.residual},
-                              {&staging.output("out", out), &args.y}});
-    normalize(default_execution(), problem, per_statistic(mean), per_statistic(var), options.eps);
+    Tensors& tensors = problem.tensors;
+    tensors.view = staging.bind({{&staging.input("x", x), &tensors.x},
+                                 {&staging.input("residual", options.residual), &tensors.residual},
+                                 {&staging.output("out", out), &tensors.y}});
+    backend->normalize(problem, per_statistic(mean), per_statistic(var), options.eps);
     staging.commit();
 }
 
@@ -126,7 +124,8 @@ void batch_norm_train(const TensorView& x, const TensorView& weight, const Tenso
     check.momentum(options.momentum);
     check.activation(options.activation);
     check.more_than_one_value();
-    Staging staging(x, channel_axis, options.explanation);
+    const auto backend = backend_of("batch_norm_train", x.device, options.stream);
+    Staging staging(*backend, x, channel_axis, options.explanation);
     if (mask.given()) check.mask(mask, staging.mask_bytes(), options.activation);
     check.writes("out", out, &x);
     check.writes("running_mean", options.running_mean);
@@ -143,24 +142,26 @@ void batch_norm_train(const TensorView& x, const TensorView& weight, const Tenso
     const bool explained = begin_explanation(options.explanation);
     if (check.elements() == 0) {
         if (explained) return;
-        fill(mean, check.channels(), std::numeric_limits<double>::quiet_NaN());
-        fill(rstd, check.channels(), std::numeric_limits<double>::quiet_NaN());
-        sign(mask, signature);
+        constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+        backend->fill(per_statistic(mean), check.channels(), nan);
+        backend->fill(per_statistic(rstd), check.channels(), nan);
+        sign(*backend, mask, signature);
         return;
     }
 
     Problem problem = problem_of(x, options, weight, bias);
-    KernelArgs& args = problem.args;
-    args.mask = rows_of(mask);
-    args.view = staging.bind({{&staging.input("x", x), &args.x},
-                              {&staging.input("residual", options.residual), &args.residual},
-                              {&staging.output("out", out), &args.y}});
-    normalize_by_own_statistics(
-        default_execution(), problem, options.eps, per_statistic(mean), per_statistic(rstd),
+    Tensors& tensors = problem.tensors;
+    tensors.mask = bits_of(*backend, mask);
+    tensors.mask_signature = signature;
+    tensors.view = staging.bind({{&staging.input("x", x), &tensors.x},
+                                 {&staging.input("residual", options.residual), &tensors.residual},
+                                 {&staging.output("out", out), &tensors.y}});
+    backend->normalize_by_own_statistics(
+        problem, options.eps, per_statistic(mean), per_statistic(rstd),
         {per_statistic(options.running_mean), per_statistic(options.running_var), options.momentum,
          options.unbiased});
     if (explained) return;
-    sign(mask, signature);
+    sign(*backend, mask, signature);
     staging.commit();
 }
 
@@ -181,11 +182,14 @@ void batch_norm_backward(const TensorView& dy, const TensorView& x, const Tensor
     check.per_channel_if_given("dbias", gradients.dbias);
     if (gradients.dresidual.given()) check.like_data("dresidual", gradients.dresidual);
     check.activation(options.activation);
-    Staging staging(x, channel_axis, options.explanation);
+    const auto backend = backend_of("batch_norm_backward", x.device, options.stream);
+    Staging staging(*backend, x, channel_axis, options.explanation);
+    const std::uint64_t signature = staging.mask_signature(options.activation);
     if (options.mask.given()) {
         check.mask(options.mask, staging.mask_bytes(), options.activation);
-        check.mask_signature(signature_of(options.mask),
-                             staging.mask_signature(options.activation));
+        if (!backend->kernels_sign()) {
+            check.mask_signature(signature_of(options.mask), signature);
+        }
     }
     check.writes("out", gradients.out, &dy);
     check.writes("dweight", gradients.dweight);
@@ -203,23 +207,24 @@ void batch_norm_backward(const TensorView& dy, const TensorView& x, const Tensor
     const bool explained = begin_explanation(options.explanation);
     if (check.elements() == 0) {
         if (explained) return;
-        fill(gradients.dweight, check.channels(), 0.0);
-        fill(gradients.dbias, check.channels(), 0.0);
+        backend->fill(per_statistic(gradients.dweight), check.channels(), 0.0);
+        backend->fill(per_statistic(gradients.dbias), check.channels(), 0.0);
         return;
     }
 
     Problem problem = problem_of(x, options, weight, bias);
-    KernelArgs& args = problem.args;
-    args.mask = rows_of(options.mask);
-    args.view =
-        staging.bind({{&staging.input("x", x), &args.x},
-                      {&staging.input("dy", dy), &args.dy},
-                      {&staging.input("residual", options.residual), &args.residual},
-                      {&staging.output("out", gradients.out), &args.dx},
-                      {&staging.output("dresidual", gradients.dresidual), &args.dresidual}});
-    normalize_backward(default_execution(), problem, per_statistic(mean), per_statistic(rstd),
-                       !options.training, per_statistic(gradients.dweight),
-                       per_statistic(gradients.dbias));
+    Tensors& tensors = problem.tensors;
+    tensors.mask = bits_of(*backend, options.mask);
+    tensors.mask_signature = signature;
+    tensors.view =
+        staging.bind({{&staging.input("x", x), &tensors.x},
+                      {&staging.input("dy", dy), &tensors.dy},
+                      {&staging.input("residual", options.residual), &tensors.residual},
+                      {&staging.output("out", gradients.out), &tensors.dx},
+                      {&staging.output("dresidual", gradients.dresidual), &tensors.dresidual}});
+    backend->normalize_backward(problem, per_statistic(mean), per_statistic(rstd),
+                                !options.training, per_statistic(gradients.dweight),
+                                per_statistic(gradients.dbias));
     staging.commit();
 }
 

@@ -1,49 +1,10 @@
 #include "api/staging.h"
 
-#include <cstring>
-
 #include "core/dtypes.h"
 
 namespace fastnorm {
 
 namespace {
-
-template <int size>
-void copy_run(char* to, std::int64_t to_stride, const char* from, std::int64_t from_stride,
-              std::int64_t count) {
-    for (std::int64_t i = 0; i < count; ++i) {
-        std::memcpy(to + i * to_stride, from + i * from_stride, size);
-    }
-}
-
-// Element by element, in the given order of dimensions.
-void copy(const TensorView& to, const TensorView& from, const DimOrder& order) {
-    const int last = order.axis[order.count - 1];
-    std::int64_t index[max_dims] = {};
-    auto* target = static_cast<char*>(to.data);
-    const auto* source = static_cast<const char*>(from.data);
-    for (;;) {
-        const auto run = [&](auto size) {
-            copy_run<size>(target, to.strides[last], source, from.strides[last], to.shape[last]);
-        };
-        switch (size_of(to.dtype)) {
-            case 2: run(std::integral_constant<int, 2>{}); break;
-            case 4: run(std::integral_constant<int, 4>{}); break;
-            default: run(std::integral_constant<int, 8>{}); break;
-        }
-        int i = order.count - 2;
-        for (; i >= 0; --i) {
-            const int axis = order.axis[i];
-            target += to.strides[axis];
-            source += from.strides[axis];
-            if (++index[i] < to.shape[axis]) break;
-            target -= to.strides[axis] * to.shape[axis];
-            source -= from.strides[axis] * to.shape[axis];
-            index[i] = 0;
-        }
-        if (i < 0) return;
-    }
-}
 
 // FNV-1a over the bytes of numbers.
 class Hash {
@@ -65,18 +26,21 @@ class Hash {
 
 }  // namespace
 
-Staging::Staging(const TensorView& x, int channel_axis, Explanation* explanation)
-    : explanation_(explanation),
+Staging::Staging(const Backend& backend, const TensorView& x, int channel_axis,
+                 Explanation* explanation)
+    : backend_(backend),
+      explanation_(explanation),
       order_(order_of_dims(x, channel_axis)),
       view_(batch_norm_view(x, order_)),
       dense_(dense_like(x, order_)) {}
 
 std::int64_t Staging::mask_bytes() const {
-    return signature_bytes + view_.runs() * view_.mask_row_bytes();
+    return signature_bytes + backend_.mask_bytes(view_, dense_.dtype);
 }
 
 std::uint64_t Staging::mask_signature(const Activation& activation) const {
     Hash hash;
+    hash.add(backend_.mask_salt(dense_.dtype));
     hash.add(dense_.ndim);
     for (int i = 0; i < dense_.ndim; ++i) hash.add(dense_.shape[i]);
     hash.add(order_.axis[order_.channel]);
@@ -96,7 +60,7 @@ TensorView& Staging::stand_in(const char* name, const TensorView& tensor,
         made.view.data = tensor.data;
     } else {
         const auto bytes = static_cast<std::size_t>(view_.elements() * size_of(tensor.dtype));
-        made.memory.reset(new char[bytes]);
+        made.memory = backend_.allocate(bytes);
         made.view.data = made.memory.get();
     }
     return made.view;
@@ -105,7 +69,7 @@ TensorView& Staging::stand_in(const char* name, const TensorView& tensor,
 const TensorView& Staging::input(const char* name, const TensorView& tensor) {
     if (!tensor.given() || walkable(tensor, view_, order_)) return tensor;
     const TensorView& dense = stand_in(name, tensor, nullptr);
-    if (explanation_ == nullptr) copy(dense, tensor, order_);
+    if (explanation_ == nullptr) backend_.copy(dense, tensor, order_);
     return dense;
 }
 
@@ -130,7 +94,7 @@ View Staging::bind(std::initializer_list<std::pair<const TensorView*, Operand*>>
 void Staging::commit() const {
     if (explanation_ != nullptr) return;
     for (const auto& made : stand_ins_) {
-        if (made->result != nullptr) copy(*made->result, made->view, order_);
+        if (made->result != nullptr) backend_.copy(*made->result, made->view, order_);
     }
 }
 

@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "api/backend.h"
 #include "core/view.h"
 
 namespace fastnorm {
@@ -14,12 +15,11 @@ namespace fastnorm {
 class Staging {
   public:
     // With an explanation nothing is copied: it is told what would be.
-    Staging(const TensorView& x, int channel_axis, Explanation* explanation = nullptr);
+    Staging(const Backend& backend, const TensorView& x, int channel_axis,
+            Explanation* explanation = nullptr);
 
     const View& view() const { return view_; }
 
-    // A mask is a signature of what its bits depend on, and then the rows: as many as the view has
-    // runs, each padded to whole bytes.
     static constexpr std::int64_t signature_bytes = sizeof(std::uint64_t);
     std::int64_t mask_bytes() const;
     std::uint64_t mask_signature(const Activation& activation) const;
@@ -37,11 +37,12 @@ class Staging {
   private:
     struct StandIn {
         TensorView view;
-        std::unique_ptr<char[]> memory;
+        std::shared_ptr<char> memory;
         const TensorView* result;  // of an output: where it belongs
     };
     TensorView& stand_in(const char* name, const TensorView& tensor, const TensorView* result);
 
+    const Backend& backend_;
     Explanation* explanation_;
     DimOrder order_;
     View view_;

@@ -32,6 +32,10 @@ std::string text(double value) {
 // No machine addresses more, and a few such numbers can be added.
 constexpr std::int64_t most_bytes = std::int64_t{1} << 60;
 
+std::string text(const Device& device) {
+    return device.kind == DeviceKind::cpu ? "the CPU" : "cuda:" + std::to_string(device.index);
+}
+
 std::string dtype_text(DType dtype) {
     const std::string name = name_of(dtype);
     return (dtype >= DType::float32 && dtype < DType::unsupported ? "dtype " : "") + name;
@@ -113,6 +117,23 @@ void Validation::strides(const char* argument, const TensorView& tensor) const {
          ", expected its elements within 2^60 bytes");
 }
 
+void Validation::device(const char* argument, const TensorView& tensor) const {
+    if (tensor.device != x_.device) {
+        fail(std::string(argument) + " is on " + text(tensor.device) + ", expected " +
+             text(x_.device) + " as x is");
+    }
+    const auto size = static_cast<std::uintptr_t>(size_of(tensor.dtype));
+    if (tensor.device.kind == DeviceKind::cpu || bytes_of(tensor).empty()) return;
+    bool aligned = reinterpret_cast<std::uintptr_t>(tensor.data) % size == 0;
+    for (int i = 0; i < tensor.ndim; ++i) {
+        aligned &= tensor.strides[i] % static_cast<std::int64_t>(size) == 0 || tensor.shape[i] == 1;
+    }
+    if (!aligned) {
+        fail(std::string(argument) + " is not aligned to its elements, expected it to be on " +
+             text(tensor.device));
+    }
+}
+
 void Validation::memory(const char* argument, const TensorView& tensor) const {
     if (tensor.data != nullptr || bytes_of(tensor).empty()) return;
     fail(std::string(argument) + " has no memory (null), expected an array of shape " +
@@ -141,6 +162,7 @@ int Validation::data(const TensorView& x, int channel_axis) {
     }
     strides("x", x);
     x_ = x;
+    device("x", x);
     channel_axis_ = channel_axis < 0 ? channel_axis + x.ndim : channel_axis;
     return channel_axis_;
 }
@@ -152,6 +174,7 @@ void Validation::like_data(const char* argument, const TensorView& tensor) const
                           ", expected " + name_of(x_.dtype) + " as x has it");
     }
     shape(argument, tensor, x_.shape, x_.ndim);
+    device(argument, tensor);
 }
 
 void Validation::per_channel(const char* argument, const TensorView& vector) const {
@@ -165,6 +188,7 @@ void Validation::per_channel(const char* argument, const TensorView& vector) con
              ", x has shape " + text(x_.shape, x_.ndim));
     }
     shape(argument, vector, &expected, 1);
+    device(argument, vector);
 }
 
 void Validation::mask(const TensorView& mask, std::int64_t bytes, const Activation& of) const {
@@ -181,6 +205,11 @@ void Validation::mask(const TensorView& mask, std::int64_t bytes, const Activati
         fail("mask has strides, expected a contiguous array as the forward pass made it");
     }
     memory("mask", mask);
+    device("mask", mask);
+    if (mask.device.kind != DeviceKind::cpu &&
+        reinterpret_cast<std::uintptr_t>(mask.data) % 4 != 0) {
+        fail("mask is not aligned to 4 bytes, expected the memory that the forward pass wrote");
+    }
 }
 
 void Validation::mask_signature(std::uint64_t found, std::uint64_t expected) const {

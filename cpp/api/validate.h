@@ -64,6 +64,7 @@ class Validation {
                int ndim) const;
     void strides(const char* argument, const TensorView& tensor) const;
     void memory(const char* argument, const TensorView& tensor) const;
+    void device(const char* argument, const TensorView& tensor) const;
     void remember(const Use& use);
 
     const char* op_;

@@ -113,10 +113,10 @@ inline const char* name_of(DType dtype) {
     }
 }
 
-// Calls f with a value of the storage type: the one place where the host's own scalar loops (the
-// parameters and the statistics, a few per channel) turn a dtype into a type.
+// Calls f with a value of the storage type: the one place where scalar loops (over the parameters
+// and the statistics, a few per channel) turn a dtype into a type.
 template <class F>
-decltype(auto) with_dtype(DType dtype, F&& f) {
+FASTNORM_FN decltype(auto) with_dtype(DType dtype, F&& f) {
     switch (dtype) {
         case DType::float64: return f(double{});
         case DType::float16: return f(Half{});

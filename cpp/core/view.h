@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <numeric>
 
+#include "core/portable.h"
 #include "fastnorm/fastnorm.hpp"
 
 namespace fastnorm {
@@ -70,7 +71,7 @@ struct Operand {
     std::int64_t stat_stride = 0;
     std::int64_t outer_stride[max_outer_dims] = {};
 
-    explicit operator bool() const { return data != nullptr; }
+    FASTNORM_FN explicit operator bool() const { return data != nullptr; }
 };
 
 // The order of a tensor's dimensions in memory, outermost first. Dimensions of extent 1 are left

@@ -32,7 +32,7 @@ struct Kernels {
     void (*fence)();
 
     Kernels(const KernelTable& table, const Problem& problem) {
-        const TraversalKernels& of = *table.of[static_cast<int>(problem.args.view.traversal)];
+        const TraversalKernels& of = *table.of[static_cast<int>(problem.tensors.view.traversal)];
         const int d = static_cast<int>(problem.dtype);
         const int a = static_cast<int>(problem.activation);
         moments = of.moments[d];
@@ -55,7 +55,7 @@ struct Kernels {
 void set_coefficients(const Scratch& scratch, const Problem& problem, CoefficientKernel compute,
                       int first, int last, std::int64_t from, std::int64_t count,
                       const StatBlock& block) {
-    const View& view = problem.args.view;
+    const View& view = problem.tensors.view;
     alignas(64) unsigned char memory[backward_coefficients * stats_block * sizeof(double)];
     compute(block, count, static_cast<double>(view.reduced()), memory);
     const auto set = [&](const auto* values) {
@@ -71,7 +71,7 @@ void set_coefficients(const Scratch& scratch, const Problem& problem, Coefficien
 void set_coefficients_of_z(const Scratch& scratch, const Problem& problem,
                            CoefficientKernel compute, std::int64_t from, std::int64_t count,
                            StatBlock& block) {
-    const View& view = problem.args.view;
+    const View& view = problem.tensors.view;
     problem.weight.load_parameters(view, from, count, block.weight, 1.0);
     problem.bias.load_parameters(view, from, count, block.bias, 0.0);
     set_coefficients(scratch, problem, compute, 0, forward_coefficients, from, count, block);
@@ -81,7 +81,7 @@ void set_coefficients_of_z(const Scratch& scratch, const Problem& problem,
 void set_coefficients_of_dx(const Scratch& scratch, const Problem& problem,
                             CoefficientKernel compute, std::int64_t from, std::int64_t count,
                             StatBlock& block) {
-    problem.weight.load_parameters(problem.args.view, from, count, block.weight, 1.0);
+    problem.weight.load_parameters(problem.tensors.view, from, count, block.weight, 1.0);
     set_coefficients(scratch, problem, compute, forward_coefficients, backward_coefficients, from,
                      count, block);
 }
@@ -245,7 +245,7 @@ Workspace thread_workspace() {
 
 void normalize(const Execution& execution, const Problem& problem, const PerStatistic& mean,
                const PerStatistic& var, double eps) {
-    KernelArgs args = problem.args;
+    KernelArgs args(problem.tensors);
     const Schedule schedule = schedule_map(args.view, size_of(problem.dtype), tensors_of(args),
                                            execution.parallel_for.threads);
     if (explains(execution, problem, schedule, forward_coefficients)) return;
@@ -267,7 +267,7 @@ void normalize(const Execution& execution, const Problem& problem, const PerStat
 void normalize_by_own_statistics(const Execution& execution, const Problem& problem, double eps,
                                  const PerStatistic& mean, const PerStatistic& rstd,
                                  const RunningStatistics& running) {
-    KernelArgs args = problem.args;
+    KernelArgs args(problem.tensors);
     const View& view = args.view;
     const std::int64_t size = size_of(problem.dtype);
     const Kernels kernels(execution.kernels, problem);
@@ -314,7 +314,7 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
 void normalize_backward(const Execution& execution, const Problem& problem,
                         const PerStatistic& mean, const PerStatistic& rstd, bool frozen,
                         const PerStatistic& dweight, const PerStatistic& dbias) {
-    KernelArgs args = problem.args;
+    KernelArgs args(problem.tensors);
     const View& view = args.view;
     const std::int64_t size = size_of(problem.dtype);
     const bool reduces = !frozen || dweight || dbias;

@@ -6,9 +6,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/problem.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
-#include "cpu/per_statistic.h"
 
 namespace fastnorm {
 
@@ -26,24 +26,9 @@ struct Execution {
     Workspace workspace;
 };
 
-// What every op has: the tensors under their view, the parameters, the epilogue.
-struct Problem {
-    KernelArgs args;  // without coefficients and stream, which the driver adds
-    DType dtype = DType::float32;
-    ActivationKind activation = ActivationKind::identity;
-    PerStatistic weight, bias;
-    Explanation* explanation = nullptr;  // if given: it is filled, and nothing is computed
-};
-
 // y from mean and variance that are given.
 void normalize(const Execution& execution, const Problem& problem, const PerStatistic& mean,
                const PerStatistic& var, double eps);
-
-struct RunningStatistics {
-    PerStatistic mean, var;
-    double momentum = 0;
-    bool unbiased = true;
-};
 
 // y, mean and rstd from the statistics of x itself; updates the running ones.
 void normalize_by_own_statistics(const Execution& execution, const Problem& problem, double eps,

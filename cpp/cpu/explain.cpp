@@ -10,16 +10,16 @@ int count_given(std::initializer_list<const Operand*> operands) {
     return count;
 }
 
-int tensors_of(const KernelArgs& args) {
-    return count_given({&args.x, &args.residual, &args.y, &args.dy, &args.dx, &args.dresidual});
+int tensors_of(const Tensors& t) {
+    return count_given({&t.x, &t.residual, &t.y, &t.dy, &t.dx, &t.dresidual});
 }
 
 bool explains(const Execution& execution, const Problem& problem, const Schedule& schedule,
               int coefficients_count) {
     if (problem.explanation == nullptr) return false;
     Explanation& e = *problem.explanation;
-    const KernelArgs& args = problem.args;
-    const View& view = args.view;
+    const Tensors& tensors = problem.tensors;
+    const View& view = tensors.view;
     const Plan& plan = schedule.plan;
     e.isa = execution.kernels.name;
     e.traversal = view.traversal == Traversal::rows ? "rows" : "columns";
@@ -38,8 +38,8 @@ bool explains(const Execution& execution, const Problem& problem, const Schedule
     e.interleaved = schedule.interleaved;
     e.stream = schedule.stream;
     e.reads = schedule.reads;
-    const std::int64_t mask = args.mask == nullptr ? 0 : view.runs() * view.mask_row_bytes();
-    e.least_bytes = tensors_of(args) * view.elements() * size_of(problem.dtype) + mask;
+    const std::int64_t mask = tensors.mask == nullptr ? 0 : view.runs() * view.mask_row_bytes();
+    e.least_bytes = tensors_of(tensors) * view.elements() * size_of(problem.dtype) + mask;
     e.scratch_bytes = Scratch::bytes(problem, schedule, coefficients_count);
     return true;
 }

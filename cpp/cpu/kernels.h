@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "core/activations.h"
-#include "core/view.h"
+#include "core/problem.h"
 
 namespace fastnorm {
 
@@ -35,15 +35,13 @@ enum class Coefficient : int {
 inline constexpr int forward_coefficients = 5;
 inline constexpr int backward_coefficients = 9;
 
-// Everything that the kernels of one call read and write. What an op does not have is empty.
-struct KernelArgs {
-    View view;
-    Operand x, residual, y;     // forward
-    Operand dy, dx, dresidual;  // backward (with x, residual)
-    unsigned char* mask = nullptr;
+// Everything that the kernels of one call read and write.
+struct KernelArgs : Tensors {
+    KernelArgs() = default;
+    explicit KernelArgs(const Tensors& tensors) : Tensors(tensors) {}
+
     const void* coefficients = nullptr;
     std::int64_t coefficients_stride = 0;  // elements from one coefficient's array to the next's
-    double alpha = 0, beta = 0;            // the activation's parameters
     bool stream = false;                   // write past the cache
     bool frozen = false;                   // mean and rstd are constants
 };

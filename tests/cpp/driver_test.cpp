@@ -79,7 +79,7 @@ void test_instance_norm(fastnorm::Traversal traversal, std::int64_t positions) {
     problem.activation = fastnorm::ActivationKind::relu;
     problem.weight = per_statistic(weight);
     problem.bias = per_statistic(bias);
-    fastnorm::View& view = problem.args.view;
+    fastnorm::View& view = problem.tensors.view;
     view.traversal = traversal;
     view.batch = images;
     view.outer = view.outer_extent[0] = rows ? 1 : positions;
@@ -93,10 +93,10 @@ void test_instance_norm(fastnorm::Traversal traversal, std::int64_t positions) {
         operand.outer_stride[0] = rows ? 0 : position_stride * 4;
         return operand;
     };
-    problem.args.x = bind(x);
-    problem.args.y = bind(y);
-    problem.args.dy = bind(dy);
-    problem.args.dx = bind(dx);
+    problem.tensors.x = bind(x);
+    problem.tensors.y = bind(y);
+    problem.tensors.dy = bind(dy);
+    problem.tensors.dx = bind(dx);
 
     Embedder embedder;
     const fastnorm::Execution execution{fastnorm::active_kernels(), embedder.parallel_for(),

@@ -1,4 +1,5 @@
-// fastnorm: normalization kernels for the CPU, called on memory that the caller owns.
+// fastnorm: normalization kernels for the CPU and for CUDA devices, called on memory that the
+// caller owns.
 //
 // Tensors are passed as views (pointer, dtype, shape, strides); nothing is copied unless a layout
 // cannot be walked in place, and every result is written where the caller says.
@@ -20,6 +21,8 @@
 #include <string>
 #include <type_traits>
 #include <vector>
+
+struct CUstream_st;  // what a cudaStream_t points to
 
 namespace fastnorm {
 
@@ -59,6 +62,19 @@ struct Activation {
 // Whether the forward pass can save a mask of it (relu, leaky_relu, clip), for the backward pass.
 bool saves_mask(const Activation& activation);
 
+// Where memory is. The tensors of one call are all in one place, which computes it.
+enum class DeviceKind : int { cpu, cuda };
+struct Device {
+    DeviceKind kind = DeviceKind::cpu;
+    int index = 0;
+
+    static constexpr Device cuda(int index = 0) { return {DeviceKind::cuda, index}; }
+    friend constexpr bool operator==(const Device& a, const Device& b) {
+        return a.kind == b.kind && a.index == b.index;
+    }
+    friend constexpr bool operator!=(const Device& a, const Device& b) { return !(a == b); }
+};
+
 inline constexpr int max_dims = 5;
 
 // A tensor in the caller's memory. Strides are in BYTES, may be negative, and are 0 along a
@@ -70,6 +86,7 @@ struct TensorView {
     std::int64_t shape[max_dims] = {};
     std::int64_t strides[max_dims] = {};
     bool writable = true;
+    Device device{};
 
     TensorView() = default;
 
@@ -95,12 +112,25 @@ struct TensorView {
               extents) {}
 
     bool given() const { return ndim != 0 || data != nullptr; }
+
+    // The same tensor, said to be on a device.
+    TensorView on(Device where) const {
+        TensorView view = *this;
+        view.device = where;
+        return view;
+    }
 };
 
 // A wrong dtype; everything else that is wrong with an argument is a std::invalid_argument.
 class dtype_error : public std::invalid_argument {
   public:
     using std::invalid_argument::invalid_argument;
+};
+
+// What the CUDA runtime says of a launch or of memory, or that there is no device: "op: what".
+class cuda_error : public std::runtime_error {
+  public:
+    using std::runtime_error::runtime_error;
 };
 
 // What a call would do: the decisions that its speed follows from. An op whose options have one
@@ -136,6 +166,11 @@ struct Explanation {
 // out may be exactly x (backward: exactly dy); any other overlap of an output, with an input, with
 // another output or of its own elements, is an error.
 // Sizes are 64-bit; tensors without elements are valid, and need no memory.
+// On a device, all tensors are on the same one, each aligned to its elements; a call puts its work
+// into a stream and returns: it neither waits nor takes memory but from a pool in the stream's
+// order, so that it can be captured in a CUDA graph. Results have the same bits in every run and on
+// every device; they can differ from the CPU's in the last ones. A mask of another call, for whose
+// signature nobody waits, makes all results NaN.
 // Variances are float64: a batch of float64 x with a standard deviation below 1e-154 or beyond
 // 1e154 has one of 0 or infinity.
 // ---------------------------------------------------------------------------------------------
@@ -148,6 +183,7 @@ struct BatchNormOptions {
     Activation activation{};
     TensorView residual{};  // added before the activation
     Explanation* explanation = nullptr;
+    CUstream_st* stream = nullptr;  // of tensors on a device: where the call does its work
 };
 
 // out = activation((x - mean) / sqrt(var + eps) * weight + bias + residual), mean and var given.
@@ -183,6 +219,7 @@ struct BatchNormBackwardOptions {
     // the same activation; without it the activation's input is recomputed.
     TensorView mask{};
     Explanation* explanation = nullptr;
+    CUstream_st* stream = nullptr;
 };
 
 // Every one is written; all but out are optional.

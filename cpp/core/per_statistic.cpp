@@ -1,4 +1,4 @@
-#include "cpu/per_statistic.h"
+#include "core/per_statistic.h"
 
 #include <algorithm>
 #include <cstring>

@@ -1,0 +1,254 @@
+// Backward, as the kernels need it: with g = dy * act'(z), the sums of g and of g * centred(x) over
+// a chunk, the coefficients and dweight, dbias of a statistic, and dx = (a g + b centred(x) + c)
+// scale of a chunk.
+#pragma once
+
+#include "cuda/arguments.h"
+#include "cuda/block.h"
+#include "cuda/epilogue.h"
+#include "cuda/rows.h"
+#include "cuda/statistics.h"
+
+#include "core/maps.h"
+
+namespace fastnorm::cuda {
+
+template <class Element, bool whole_packs, bool smooth_activation>
+struct Backward {
+    using T = Element;
+    using A = accumulator_t<T>;
+    static constexpr bool whole = whole_packs;
+    static constexpr int packs = lane_packs<T>;
+    static constexpr int values = pack_elements<T>;
+    // Packs of each array that a lane has at a time, of two or three arrays: what is far away
+    // should be on its way together. (A smooth activation is much code for each element.)
+    template <class Source>
+    static constexpr int batch_of =
+        !whole || smooth_activation || (Source::cheap && sizeof(T) == 2) ? 1 : 2;
+    enum { x_array, dy_array, residual_array, most_arrays };
+
+    const Arguments& args;
+    bool recomputes_z;
+    bool needs_residual;
+    bool ours;
+
+    FASTNORM_DEVICE Backward(const Block& block, const Arguments& arguments)
+        : args(arguments),
+          recomputes_z(args.mask == nullptr && args.kind != ActivationKind::identity),
+          needs_residual(recomputes_z && static_cast<bool>(args.residual)),
+          ours(mask_is_ours(block, arguments)) {}
+
+    FASTNORM_DEVICE int arrays() const { return needs_residual ? 3 : 2; }
+    FASTNORM_DEVICE const Operand& array(int k) const {
+        return k == x_array ? args.x : k == dy_array ? args.dy : args.residual;
+    }
+
+    FASTNORM_DEVICE void prepare(Coefficients<A>& to, std::int64_t stat) const {
+        set_backward_z(to, args, stat);
+    }
+
+    template <class Source>
+    FASTNORM_DEVICE Partial reduce(const Block& block, const Lane<T, whole>& lane,
+                                   const Coefficients<A>& of, std::int64_t stat, std::int64_t chunk,
+                                   const Source& source) const {
+        Partial result{};
+        with_activation<smooth_activation>(args.kind, [&](auto activation) {
+            bool exact = false;
+#pragma unroll 1
+            do {
+                result = sums<decltype(activation)>(block, lane, of, stat, chunk, source, exact);
+                // Sums that left float's range, or that have an infinity or NaN: once more in
+                // double.
+                if (sizeof(A) == sizeof(double) || exact) break;
+                exact = !is_finite(result.first) || !is_finite(result.second);
+            } while (exact);
+        });
+        return result;
+    }
+
+    template <class PartialOf>
+    FASTNORM_DEVICE Partial merge(const Block& block, PartialOf&& partial) const {
+        return merged_sums(block, args.rows.chunks, partial);
+    }
+
+    FASTNORM_DEVICE Partial finish(const Partial& sums, std::int64_t stat, bool store) const {
+        if (store) {
+            const double rstd = args.rstd_or_var.get(stat);
+            args.dbias.set(stat, sums.first);
+            args.dweight.set(
+                stat, sums.second * (rstd / backward_prescale<A>(args.mean.get(stat), rstd)));
+        }
+        return sums;
+    }
+
+    FASTNORM_DEVICE void set(Coefficients<A>& to, std::int64_t stat, const Partial& sums) const {
+        set_backward_dx(to, args, stat, sums);
+    }
+    // Of frozen statistics, where no sum is wanted.
+    FASTNORM_DEVICE void set_given(Coefficients<A>& to, std::int64_t stat) const {
+        set_backward_z(to, args, stat);
+        set_backward_dx(to, args, stat, {0, 0});
+    }
+
+    template <class Source>
+    FASTNORM_DEVICE void map(const Block& block, const Lane<T, whole>& lane,
+                             const Coefficients<A>& of, std::int64_t stat, std::int64_t chunk,
+                             const Source& source) const {
+        with_activation<smooth_activation>(args.kind, [&](auto activation) {
+            map_as<decltype(activation)>(block, lane, of, stat, chunk, source);
+        });
+    }
+
+  private:
+    FASTNORM_DEVICE static NormalizeMap<A> normalize_map(const Coefficients<A>& of) {
+        return {of.z.prescale, of.z.mean_hi, of.z.mean_lo, of.z.scale, of.z.bias};
+    }
+
+    // The bits of the lane's elements, and the slope where they are 0.
+    template <class Activation>
+    struct Gate {
+        ActParams<A> params;
+        std::uint32_t bits = 0;
+        A slope = A(0);
+    };
+    template <class Activation>
+    FASTNORM_DEVICE Gate<Activation> gate_of(const Block& block, std::int64_t stat,
+                                             std::int64_t chunk) const {
+        Gate<Activation> gate{params_of<A>(args)};
+        if constexpr (Activation::piecewise) {
+            gate.slope = Activation::slope_else(gate.params);
+            if (args.mask != nullptr && ours) {
+                gate.bits = block.load_element(mask_word(args, stat, chunk, block.lane()));
+            } else if (args.mask != nullptr) {
+                gate.slope = std::numeric_limits<A>::quiet_NaN();
+            }
+        }
+        return gate;
+    }
+
+    // g of one element. A slope of zero gives zero, also for an infinite dy.
+    template <class Activation>
+    FASTNORM_DEVICE A gradient(const Gate<Activation>& gate, const NormalizeMap<A>& map, A dy,
+                               A centred, A residual, int bit) const {
+        if constexpr (is_identity<Activation>) {
+            return dy;
+        } else {
+            if constexpr (Activation::piecewise) {
+                bool unit = (gate.bits >> bit & 1) != 0;
+                if (recomputes_z) {
+                    A z = map.affine(centred);
+                    if (needs_residual) z = z + residual;
+                    unit = Activation::is_unit(z, gate.params);
+                }
+                return unit ? dy : gate.slope == A(0) ? A(0) : dy * gate.slope;
+            } else {
+                A z = map.affine(centred);
+                if (needs_residual) z = z + residual;
+                return dy * Activation::slope(z, gate.params);
+            }
+        }
+    }
+
+    // The packs of a batch, of all arrays.
+    template <int batch>
+    struct Packs {
+        Pack<T> x[batch], dy[batch], residual[batch];
+    };
+    template <int batch, class Source>
+    FASTNORM_DEVICE void load(Packs<batch>& packs, int b, const Source& source, int i,
+                              const Position& at, int elements) const {
+        packs.x[b] = source.pack(args.x, x_array, i, at, elements);
+        packs.dy[b] = source.pack(args.dy, dy_array, i, at, elements);
+        packs.residual[b] = needs_residual
+                                ? source.pack(args.residual, residual_array, i, at, elements)
+                                : Pack<T>{};
+    }
+
+    // Of one pack: centred(x) and g.
+    template <class Activation, int batch>
+    FASTNORM_DEVICE void gradients(const Gate<Activation>& gate, const NormalizeMap<A>& map,
+                                   const Packs<batch>& packs, int b, int i, A (&centred)[values],
+                                   A (&g)[values]) const {
+#pragma unroll
+        for (int e = 0; e < values; ++e) {
+            centred[e] = map.centred(widen(packs.x[b].element[e]));
+            g[e] = gradient(gate, map, widen(packs.dy[b].element[e]), centred[e],
+                            widen(packs.residual[b].element[e]), i * values + e);
+        }
+    }
+
+    template <class Activation, class Source>
+    FASTNORM_DEVICE Partial sums(const Block& block, const Lane<T, whole>& lane,
+                                 const Coefficients<A>& of, std::int64_t stat, std::int64_t chunk,
+                                 const Source& source, bool exact) const {
+        const NormalizeMap<A> map = normalize_map(of);
+        const Gate<Activation> gate = gate_of<Activation>(block, stat, chunk);
+        A first[values] = {}, second[values] = {};
+        double exact_first = 0, exact_second = 0;
+        constexpr int batch = batch_of<Source>;
+        Packs<batch> packs;
+        lane.template in_batches<batch>(
+            [&](int b, int i, const Position& at, int elements) {
+                load(packs, b, source, i, at, elements);
+            },
+            [&](int b, int i, const Position&, int elements) {
+                A centred[values], g[values];
+                gradients(gate, map, packs, b, i, centred, g);
+                if (exact) {
+                    const double prescale = static_cast<double>(map.prescale);
+                    const double mean =
+                        (static_cast<double>(map.mean_hi) + static_cast<double>(map.mean_lo)) /
+                        prescale;
+#pragma unroll
+                    for (int e = 0; e < values; ++e) {
+                        if (e >= elements) continue;
+                        // Prescaled at the end: infinite only where the product is.
+                        const double d = static_cast<double>(widen(packs.x[b].element[e])) - mean;
+                        exact_first += static_cast<double>(g[e]);
+                        exact_second += static_cast<double>(g[e]) * d * prescale;
+                    }
+                    return;
+                }
+#pragma unroll
+                for (int e = 0; e < values; ++e) {
+                    const A own = e < elements ? g[e] : A(0);
+                    first[e] += own;
+                    second[e] = fma(own, e < elements ? centred[e] : A(0), second[e]);
+                }
+            });
+        if (exact) return {sum_of_warp(block, exact_first), sum_of_warp(block, exact_second)};
+        return {static_cast<double>(sum_of_warp(block, sum_of(first))),
+                static_cast<double>(sum_of_warp(block, sum_of(second)))};
+    }
+
+    template <class Activation, class Source>
+    FASTNORM_DEVICE void map_as(const Block& block, const Lane<T, whole>& lane,
+                                const Coefficients<A>& of, std::int64_t stat, std::int64_t chunk,
+                                const Source& source) const {
+        const NormalizeMap<A> map = normalize_map(of);
+        const GradientMap<A> gradient_map{of.grad_a, of.grad_b, of.grad_c, of.grad_scale};
+        const Gate<Activation> gate = gate_of<Activation>(block, stat, chunk);
+        constexpr int batch = batch_of<Source>;
+        Packs<batch> packs;
+        lane.template in_batches<batch>(
+            [&](int b, int i, const Position& at, int elements) {
+                load(packs, b, source, i, at, elements);
+            },
+            [&](int b, int i, const Position& at, int elements) {
+                A centred[values], g[values];
+                gradients(gate, map, packs, b, i, centred, g);
+                Pack<T> dx, dresidual;
+#pragma unroll
+                for (int e = 0; e < values; ++e) {
+                    narrow(
+                        args.frozen ? gradient_map.of_frozen(g[e]) : gradient_map(g[e], centred[e]),
+                        dx.element[e]);
+                    narrow(g[e], dresidual.element[e]);
+                }
+                lane.store(block, args.dx, at, elements, dx);
+                if (args.dresidual) lane.store(block, args.dresidual, at, elements, dresidual);
+            });
+    }
+};
+
+}  // namespace fastnorm::cuda

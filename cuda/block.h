@@ -1,0 +1,57 @@
+// What a kernel may ask of the machine: thread ids, barriers, exchanges between lanes, shared
+// memory, clusters, 16-byte accesses. Kernels reach the hardware through a Block alone, and there
+// are two of them: that of the device, and one that runs each thread of a block as a fibre on the
+// CPU, with which the tests run these very sources where there is no GPU.
+//
+//   thread() threads() lane() warp() warps()   within the block
+//   index() blocks()                           of the grid
+//   rank() team()                              of the cluster: 0 and 1 where there is none
+//   sync() sync_warp()                         barriers; every thread takes part
+//   exchange(value, mask)                      the value of lane ^ mask; the whole warp takes part
+//   first(value)                               that of lane 0
+//   shared()                                   the block's memory, uninitialized, 16-byte aligned
+//   arrive_at_cluster() wait_for_cluster()     the two halves of a barrier of the cluster
+//   of_peer(p, rank)                           where a cluster's block has what lies at p here
+//   load(p) store(p, pack)                     16 aligned bytes of global memory
+//   load_element(p) store_element(p, value)    one element of it
+//   copy(to, from) wait_for_copies()           16 bytes, global to shared, behind the thread's
+//                                              back: visible to it after the wait
+//   publish(p, value) fresh(p)                 values for other blocks, past the caches of a
+//                                              multiprocessor
+//   add(counter, n)                            atomically, after what this thread has written; the
+//                                              old value. What others wrote before adding is
+//                                              visible after it
+//   wait_until(counter, n)                     until the counter is n or more
+//
+// and, from the CPU, launch(op, kernel, shape, stream), where kernel(block) is what each thread
+// does and op names the caller in errors.
+#pragma once
+
+#include <cstdint>
+
+#include "core/dtypes.h"
+#include "cuda/machine.h"
+
+namespace fastnorm::cuda {
+
+// 16 bytes of elements.
+template <class T>
+inline constexpr int pack_elements = 16 / static_cast<int>(sizeof(T));
+
+template <class T>
+struct alignas(16) Pack {
+    T element[pack_elements<T>];
+};
+
+// Whether what is accessed will be needed again soon, from the L2 cache.
+enum class Reuse { none, soon };
+
+inline constexpr int warp_size = 32;
+
+}  // namespace fastnorm::cuda
+
+#ifdef FASTNORM_BLOCK_HEADER
+#include FASTNORM_BLOCK_HEADER
+#else
+#include "cuda/block_device.h"
+#endif

@@ -1,0 +1,195 @@
+#include "cuda/driver.h"
+
+#include <initializer_list>
+
+#include "core/activations.h"
+#include "core/dtypes.h"
+#include "cuda/plan.h"
+#include "cuda/table.h"
+
+namespace fastnorm::cuda {
+
+namespace {
+
+const KernelTable& table_of(DType dtype) {
+    switch (dtype) {
+        case DType::float64: return table_float64;
+        case DType::float16: return table_float16;
+        case DType::bfloat16: return table_bfloat16;
+        default: return table_float32;
+    }
+}
+
+Rows rows_of(const View& view, DType dtype) {
+    const std::int64_t pack = 16 / size_of(dtype);
+    const std::int64_t packs_of_chunk = warp_size * lane_elements / pack;
+    Rows rows;
+    rows.inner = view.inner;
+    rows.runs = view.outer;
+    rows.elements = view.reduced();
+    rows.packs = (view.inner + pack - 1) / pack;
+    rows.chunks = (rows.runs * rows.packs + packs_of_chunk - 1) / packs_of_chunk;
+    rows.stat = view.stat;
+    rows.stats = view.stats();
+    rows.run_step = warp_size / rows.packs;
+    rows.pack_step = warp_size % rows.packs;
+    rows.outer_dims = view.outer_dims;
+    for (int d = 0; d < view.outer_dims; ++d) rows.outer_extent[d] = view.outer_extent[d];
+    return rows;
+}
+
+// Whether every pack of every run is 16 aligned bytes.
+bool packs_are_whole(const View& view, DType dtype,
+                     std::initializer_list<const Operand*> operands) {
+    constexpr std::int64_t bytes = 16;
+    if (view.outer_dims != 1 || view.inner * size_of(dtype) % bytes != 0) return false;
+    for (const Operand* operand : operands) {
+        if (!*operand) continue;
+        if (reinterpret_cast<std::uintptr_t>(operand->data) % bytes != 0) return false;
+        if (operand->stat_stride % bytes != 0 && view.stat > 1) return false;
+        if (operand->batch_stride % bytes != 0 && view.batch > 1) return false;
+        if (operand->outer_stride[0] % bytes != 0 && view.outer > 1) return false;
+    }
+    return true;
+}
+
+// One call under way.
+class Call {
+  public:
+    Call(const Execution& execution, const Problem& problem, Direction direction)
+        : execution_(execution),
+          on_device_(execution.op, execution.device),
+          table_(table_of(problem.dtype)),
+          direction_(static_cast<int>(direction)) {
+        const Tensors& t = problem.tensors;
+        args.rows = rows_of(t.view, problem.dtype);
+        args.x = t.x;
+        args.residual = t.residual;
+        args.y = t.y;
+        args.dy = t.dy;
+        args.dx = t.dx;
+        args.dresidual = t.dresidual;
+        args.mask = reinterpret_cast<std::uint32_t*>(t.mask);
+        args.signature = t.mask_signature;
+        args.kind = problem.activation;
+        args.alpha = t.alpha;
+        args.beta = t.beta;
+        args.weight = problem.weight;
+        args.bias = problem.bias;
+        whole_ = packs_are_whole(t.view, problem.dtype,
+                                 {&t.x, &t.residual, &t.y, &t.dy, &t.dx, &t.dresidual});
+        const ActivationInfo& info = kActivations[static_cast<int>(problem.activation)];
+        smooth_ = !info.piecewise && info.kind != ActivationKind::identity;
+    }
+
+    Arguments args;
+
+    void map() const {
+        const Plan plan = plan_pass(args.rows, table_, on_device_.limits());
+        table_.map[direction_][whole_][smooth_](execution_.op, args, plan.share, plan.shape,
+                                                execution_.stream);
+    }
+
+    // arrays: the tensors that are read both before the statistics are known and after.
+    void reduce_and_map(int arrays) {
+        const Plan plan = plan_reduction(args.rows, table_, arrays, whole_, on_device_.limits());
+        if (plan.tier == Tier::block || plan.tier == Tier::cluster) {
+            on_chip(plan);
+            return;
+        }
+        // Where blocks meet: counters first, which have to be 0.
+        const bool group = plan.tier == Tier::group;
+        const std::int64_t counters = group ? plan.shape.blocks / plan.share.team : args.rows.stats;
+        const std::int64_t counter_bytes = (counters * 4 + 15) / 16 * 16;
+        const auto partial = static_cast<std::int64_t>(sizeof(Partial));
+        const Memory memory(static_cast<std::size_t>(
+                                counter_bytes + partial * (plan.share.tasks + args.rows.stats)),
+                            execution_.stream);
+        memory.clear(0, static_cast<std::size_t>(counter_bytes));
+        args.counters = reinterpret_cast<std::uint32_t*>(memory.data());
+        args.partials = reinterpret_cast<Partial*>(memory.data() + counter_bytes);
+        if (group) {
+            on_chip(plan);
+            return;
+        }
+        args.totals = args.partials + plan.share.tasks;
+        // The map goes backwards and finds what was read last in the cache, if that was to stay.
+        const std::int64_t bytes_of_task = arrays * table_.slot_bytes;
+        const std::int64_t kept = on_device_.limits().cache / 2 / bytes_of_task;
+        table_.reduce[direction_][whole_][smooth_](execution_.op, args, plan.share,
+                                                   plan.share.tasks - kept, plan.shape,
+                                                   execution_.stream);
+        map();
+    }
+
+  private:
+    void on_chip(const Plan& plan) const {
+        table_.on_chip[direction_][smooth_](execution_.op, args, plan.share,
+                                            plan.tier == Tier::group, plan.shape,
+                                            execution_.stream);
+    }
+
+    const Execution& execution_;
+    OnDevice on_device_;
+    const KernelTable& table_;
+    int direction_;
+    bool whole_ = false, smooth_ = false;
+};
+
+}  // namespace
+
+void normalize(const Execution& execution, const Problem& problem, const PerStatistic& mean,
+               const PerStatistic& var, double eps) {
+    Call call(execution, problem, Direction::forward);
+    call.args.mean = mean;
+    call.args.rstd_or_var = var;
+    call.args.eps = eps;
+    call.map();
+}
+
+void normalize_by_own_statistics(const Execution& execution, const Problem& problem, double eps,
+                                 const PerStatistic& mean, const PerStatistic& rstd,
+                                 const RunningStatistics& running) {
+    Call call(execution, problem, Direction::forward);
+    Arguments& args = call.args;
+    args.mean = mean;
+    args.rstd_or_var = rstd;
+    args.eps = eps;
+    args.running_mean = running.mean;
+    args.running_var = running.var;
+    args.momentum = running.momentum;
+    args.unbiased = running.unbiased;
+    call.reduce_and_map(1);
+}
+
+void normalize_backward(const Execution& execution, const Problem& problem,
+                        const PerStatistic& mean, const PerStatistic& rstd, bool frozen,
+                        const PerStatistic& dweight, const PerStatistic& dbias) {
+    Call call(execution, problem, Direction::backward);
+    Arguments& args = call.args;
+    args.mean = mean;
+    args.rstd_or_var = rstd;
+    args.dweight = dweight;
+    args.dbias = dbias;
+    args.frozen = frozen;
+    if (frozen && !dweight && !dbias) {
+        call.map();
+        return;
+    }
+    const bool recomputes = args.mask == nullptr && args.kind != ActivationKind::identity;
+    call.reduce_and_map(recomputes && args.residual ? 3 : 2);
+}
+
+std::int64_t mask_bytes(const View& view, DType dtype) {
+    if (view.elements() == 0) return 0;
+    const Rows rows = rows_of(view, dtype);
+    return rows.stats * rows.chunks * warp_size * 4;
+}
+
+std::shared_ptr<char> allocate(const Execution& execution, std::size_t bytes) {
+    const OnDevice on_device(execution.op, execution.device);
+    const auto memory = std::make_shared<Memory>(bytes, execution.stream);
+    return {memory, memory->data()};
+}
+
+}  // namespace fastnorm::cuda

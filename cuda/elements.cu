@@ -1,0 +1,50 @@
+#include "cuda/elements.h"
+
+#include <algorithm>
+
+#include "cuda/driver.h"
+
+namespace fastnorm::cuda {
+
+namespace {
+
+Shape shape_for(std::int64_t count) {
+    constexpr std::int64_t most_blocks = 4096;
+    Shape shape;
+    shape.threads = 256;
+    shape.blocks = std::min((count + shape.threads - 1) / shape.threads, most_blocks);
+    return shape;
+}
+
+template <class Unsigned>
+void copy_as(const Execution& execution, const TensorView& to, const TensorView& from) {
+    Copy<Unsigned> kernel{
+        static_cast<char*>(to.data), static_cast<const char*>(from.data), 1, to.ndim, {}, {}, {}};
+    for (int d = 0; d < to.ndim; ++d) {
+        kernel.elements *= to.shape[d];
+        kernel.extent[d] = to.shape[d];
+        kernel.to_stride[d] = to.strides[d];
+        kernel.from_stride[d] = from.strides[d];
+    }
+    if (kernel.elements == 0) return;
+    launch(execution.op, kernel, shape_for(kernel.elements), execution.stream);
+}
+
+}  // namespace
+
+void copy_elements(const Execution& execution, const TensorView& to, const TensorView& from) {
+    const OnDevice on_device(execution.op, execution.device);
+    switch (size_of(to.dtype)) {
+        case 2: return copy_as<std::uint16_t>(execution, to, from);
+        case 4: return copy_as<std::uint32_t>(execution, to, from);
+        default: return copy_as<std::uint64_t>(execution, to, from);
+    }
+}
+
+void fill(const Execution& execution, const PerStatistic& to, std::int64_t count, double value) {
+    if (!to || count == 0) return;
+    const OnDevice on_device(execution.op, execution.device);
+    launch(execution.op, Fill{to, count, value}, shape_for(count), execution.stream);
+}
+
+}  // namespace fastnorm::cuda

@@ -1,0 +1,130 @@
+#include "cuda/plan.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace fastnorm::cuda {
+
+namespace {
+
+// The numbers of the policy. On a machine: none of them has been measured on one yet.
+constexpr int most_warps_on_chip = 16;
+constexpr int most_warps_of_pass = 8;
+constexpr std::int64_t most_tasks_of_pass = 32;  // of a block
+constexpr std::int64_t enough_tasks = 16;        // of a block that has several statistics
+constexpr std::int64_t waves_of_pass = 8;        // blocks for each place on the machine, if there
+                                                 // are tasks enough
+constexpr double alone = 1.25;                   // a block that has a multiprocessor to itself:
+                                                 // nothing loads while it reduces
+constexpr double of_doubling_a_team = 1.02;      // what it costs to meet
+
+std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+int threads_for(std::int64_t tasks, int most_warps) {
+    // As many rounds as the most warps need, and no more warps than those rounds need.
+    const std::int64_t rounds = divide_up(tasks, most_warps);
+    return static_cast<int>(divide_up(tasks, rounds)) * warp_size;
+}
+
+struct Costs {
+    const KernelTable& table;
+    int arrays;
+
+    std::int64_t bytes(std::int64_t stats, std::int64_t tasks) const {
+        return stats * table.bytes_of_stat +
+               tasks * (static_cast<std::int64_t>(sizeof(Partial)) + arrays * table.slot_bytes);
+    }
+    std::int64_t most_tasks(std::int64_t bytes_of_block) const {
+        return (bytes_of_block - table.bytes_of_stat) / (bytes(0, 1));
+    }
+};
+
+// How long it takes, in tasks of a multiprocessor that has work all the time: all blocks take
+// their turns on the places that there are.
+double time_of(const Costs& costs, const Rows& rows, int team, const Limits& limits) {
+    const std::int64_t tasks = divide_up(rows.chunks, team);
+    const std::int64_t bytes = costs.bytes(1, tasks) + limits.shared_reserved;
+    const std::int64_t places = std::min<std::int64_t>(
+        limits.shared_of_multiprocessor / bytes, 2048 / threads_for(tasks, most_warps_on_chip));
+    const std::int64_t waves = divide_up(rows.stats * team, limits.multiprocessors * places);
+    double time = static_cast<double>(waves * places * tasks);
+    if (places == 1) time *= alone;
+    for (int t = team; t > 1; t /= 2) time *= of_doubling_a_team;
+    return time;
+}
+
+Plan on_chip(const Costs& costs, const Rows& rows, const Limits& limits) {
+    Plan plan;
+    plan.tier = Tier::two_passes;
+    const std::int64_t most_tasks = costs.most_tasks(limits.shared_of_block);
+    if (most_tasks < 1) return plan;
+    double best = std::numeric_limits<double>::infinity();
+    int team = 0;
+    for (int candidate = 1; candidate <= limits.cluster && candidate <= rows.chunks;
+         candidate *= 2) {
+        if (divide_up(rows.chunks, candidate) > most_tasks) continue;
+        const double time = time_of(costs, rows, candidate, limits);
+        if (time >= best) continue;
+        best = time;
+        team = candidate;
+    }
+    Share& share = plan.share;
+    share.tasks = rows.stats * rows.chunks;
+    if (team == 1) {
+        plan.tier = Tier::block;
+        // Several statistics to a block, as long as every multiprocessor has blocks.
+        const std::int64_t fit = limits.shared_of_block / costs.bytes(1, rows.chunks);
+        const std::int64_t enough = std::max<std::int64_t>(enough_tasks / rows.chunks, 1);
+        const std::int64_t stats = std::clamp<std::int64_t>(
+            rows.stats / (4 * limits.multiprocessors), 1, std::min(fit, enough));
+        share.tasks_of_block = stats * rows.chunks;
+        plan.shape.blocks = divide_up(share.tasks, share.tasks_of_block);
+        plan.shape.shared_bytes = costs.bytes(stats, share.tasks_of_block);
+    } else if (team > 1) {
+        plan.tier = Tier::cluster;
+        share.team = plan.shape.cluster = team;
+        share.tasks_of_block = divide_up(rows.chunks, team);
+        plan.shape.blocks = rows.stats * team;
+        plan.shape.shared_bytes = costs.bytes(1, share.tasks_of_block);
+    } else {
+        // A multiprocessor a block; as many groups as there is room for.
+        const std::int64_t blocks = divide_up(rows.chunks, most_tasks);
+        if (blocks > limits.multiprocessors) return plan;
+        const std::int64_t groups =
+            std::min<std::int64_t>(limits.multiprocessors / blocks, rows.stats);
+        share.team = static_cast<int>(limits.multiprocessors / groups);
+        share.tasks_of_block = divide_up(rows.chunks, share.team);
+        plan.tier = Tier::group;
+        plan.shape.blocks = groups * share.team;
+        plan.shape.resident = true;
+        plan.shape.shared_bytes = costs.bytes(1, share.tasks_of_block);
+    }
+    plan.shape.threads = threads_for(share.tasks_of_block, most_warps_on_chip);
+    return plan;
+}
+
+}  // namespace
+
+Plan plan_reduction(const Rows& rows, const KernelTable& table, int arrays, bool whole,
+                    const Limits& limits) {
+    if (whole) {
+        const Plan plan = on_chip({table, arrays}, rows, limits);
+        if (plan.tier != Tier::two_passes) return plan;
+    }
+    return plan_pass(rows, table, limits);
+}
+
+Plan plan_pass(const Rows& rows, const KernelTable& table, const Limits& limits) {
+    Plan plan;
+    plan.tier = Tier::two_passes;
+    Share& share = plan.share;
+    share.tasks = rows.stats * rows.chunks;
+    const std::int64_t places = std::int64_t{limits.multiprocessors} * waves_of_pass;
+    share.tasks_of_block = std::clamp<std::int64_t>(share.tasks / places, 1, most_tasks_of_pass);
+    plan.shape.threads = threads_for(share.tasks_of_block, most_warps_of_pass);
+    plan.shape.blocks = divide_up(share.tasks, share.tasks_of_block);
+    plan.shape.shared_bytes = share.tasks_of_block * table.bytes_of_coefficients;
+    return plan;
+}
+
+}  // namespace fastnorm::cuda

@@ -1,0 +1,165 @@
+// The rows traversal: a statistic's elements are runs of `inner` contiguous elements, taken in
+// packs of 16 bytes. A chunk is 32 packs' worth of lanes times as many packs as make 32 elements a
+// lane: what one warp reduces at a time. Chunks follow from the shape alone, and so do the bits of
+// their sums, whatever block works on them and however it reaches the memory.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/arguments.h"
+#include "cuda/block.h"
+
+namespace fastnorm::cuda {
+
+// Where a lane's packs lie, the i-th 32 packs behind the one before.
+struct Position {
+    std::int64_t run, pack;
+
+    FASTNORM_DEVICE static Position of(const Rows& rows, std::int64_t chunk, int packs, int lane) {
+        const std::int64_t first = chunk * (packs * warp_size) + lane;
+        const std::int64_t run = first / rows.packs;
+        return {run, first - run * rows.packs};
+    }
+    FASTNORM_DEVICE void advance(const Rows& rows) {
+        run += rows.run_step;
+        pack += rows.pack_step;
+        if (pack >= rows.packs) {
+            pack -= rows.packs;
+            ++run;
+        }
+    }
+};
+
+// Bytes from the start of an operand to a run of a statistic. nested: outer may be several
+// dimensions.
+template <bool nested>
+FASTNORM_DEVICE std::int64_t offset_of(const Rows& rows, const Operand& operand, std::int64_t stat,
+                                       std::int64_t run) {
+    std::int64_t offset = 0;
+    if (rows.stats != rows.stat) {
+        offset = stat / rows.stat * operand.batch_stride;
+        stat %= rows.stat;
+    }
+    offset += stat * operand.stat_stride;
+    if constexpr (nested) {
+#pragma unroll 1
+        for (int d = rows.outer_dims - 1; d > 0; --d) {
+            offset += (run % rows.outer_extent[d]) * operand.outer_stride[d];
+            run /= rows.outer_extent[d];
+        }
+    }
+    return offset + run * operand.outer_stride[0];
+}
+
+// How many of a statistic's elements lie before a pack.
+template <class T, bool whole>
+FASTNORM_DEVICE std::int64_t elements_before(const Rows& rows, std::int64_t pack) {
+    std::int64_t elements = pack * pack_elements<T>;
+    if constexpr (!whole) {
+        const std::int64_t run = pack / rows.packs;
+        const std::int64_t rest = (pack - run * rows.packs) * pack_elements<T>;
+        elements = run * rows.inner + (rest < rows.inner ? rest : rows.inner);
+    }
+    return elements < rows.elements ? elements : rows.elements;
+}
+
+template <class T, bool whole>
+FASTNORM_DEVICE double elements_of_chunk(const Rows& rows, std::int64_t chunk) {
+    constexpr int packs = lane_packs<T> * warp_size;
+    return static_cast<double>(elements_before<T, whole>(rows, (chunk + 1) * packs) -
+                               elements_before<T, whole>(rows, chunk * packs));
+}
+
+// The share of one lane in a chunk. whole: every pack is whole and aligned, so that it is one
+// access, and outer is one dimension; otherwise each element is an access.
+template <class T, bool whole>
+class Lane {
+  public:
+    static constexpr int packs = lane_packs<T>;
+
+    FASTNORM_DEVICE Lane(const Block& block, const Rows& rows, std::int64_t stat,
+                         std::int64_t chunk)
+        : rows_(rows), stat_(stat), first_(Position::of(rows, chunk, packs, block.lane())) {}
+
+    // Calls f(i, position, how many elements of the pack there are) for each pack.
+    template <class F>
+    FASTNORM_DEVICE void each(F&& f) const {
+        Position at = first_;
+#pragma unroll
+        for (int i = 0; i < packs; ++i) {
+            f(i, at, elements(at));
+            at.advance(rows_);
+        }
+    }
+
+    // Calls load(b, i, position, elements) for packs i on which b counts from 0 to batch, then
+    // use() with the same, and so on to the last pack: those of a batch are on their way together.
+    template <int batch, class Load, class Use>
+    FASTNORM_DEVICE void in_batches(Load&& load, Use&& use) const {
+        static_assert(packs % batch == 0);
+        Position at = first_;
+#pragma unroll 1
+        for (int from = 0; from < packs; from += batch) {
+            Position again = at;
+#pragma unroll
+            for (int b = 0; b < batch; ++b) {
+                load(b, from + b, at, elements(at));
+                at.advance(rows_);
+            }
+#pragma unroll
+            for (int b = 0; b < batch; ++b) {
+                use(b, from + b, again, elements(again));
+                again.advance(rows_);
+            }
+        }
+    }
+
+    FASTNORM_DEVICE char* address(const Operand& operand, const Position& at) const {
+        return operand.data + offset_of<!whole>(rows_, operand, stat_, at.run) + at.pack * 16;
+    }
+
+    FASTNORM_DEVICE Pack<T> load(const Block& block, const Operand& operand, const Position& at,
+                                 int elements, Reuse reuse) const {
+        Pack<T> pack{};
+        if (elements == 0) return pack;
+        const char* const p = address(operand, at);
+        if constexpr (whole) {
+            pack = block.template load<T>(p, reuse);
+        } else {
+#pragma unroll
+            for (int e = 0; e < pack_elements<T>; ++e) {
+                if (e < elements) {
+                    pack.element[e] = block.load_element(reinterpret_cast<const T*>(p) + e);
+                }
+            }
+        }
+        return pack;
+    }
+
+    FASTNORM_DEVICE void store(const Block& block, const Operand& operand, const Position& at,
+                               int elements, const Pack<T>& pack) const {
+        if (elements == 0) return;
+        char* const p = address(operand, at);
+        if constexpr (whole) {
+            block.store(p, pack);
+        } else {
+#pragma unroll
+            for (int e = 0; e < pack_elements<T>; ++e) {
+                if (e < elements) block.store_element(reinterpret_cast<T*>(p) + e, pack.element[e]);
+            }
+        }
+    }
+
+  private:
+    FASTNORM_DEVICE int elements(const Position& at) const {
+        if (at.run >= rows_.runs) return 0;
+        const std::int64_t rest = rows_.inner - at.pack * pack_elements<T>;
+        return whole || rest > pack_elements<T> ? pack_elements<T> : static_cast<int>(rest);
+    }
+
+    const Rows& rows_;
+    std::int64_t stat_;
+    Position first_;
+};
+
+}  // namespace fastnorm::cuda

@@ -1,0 +1,229 @@
+// The machine over the CUDA runtime, which is linked statically and finds the driver when it is
+// first called: without one there are no devices, and nothing else fails.
+#include "cuda/runtime.h"
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <array>
+#include <mutex>
+#include <set>
+
+#include "fastnorm/fastnorm.hpp"
+
+namespace fastnorm::cuda {
+
+namespace {
+
+[[noreturn]] void fail(const std::string& what, cudaError_t error) {
+    cudaGetLastError();  // not again by the next call
+    throw cuda_error(what + ": " + cudaGetErrorString(error) + " (" + cudaGetErrorName(error) +
+                     ")");
+}
+
+void check(cudaError_t error, const char* what) {
+    if (error != cudaSuccess) fail(what, error);
+}
+
+cudaStream_t as_stream(Stream stream) { return static_cast<cudaStream_t>(stream); }
+
+constexpr int most_devices = 64;
+
+// A kernel with nothing in it, to ask what a launch of its shape may have.
+__global__ void probe() {}
+
+int largest_cluster(const cudaDeviceProp& properties) {
+    if (properties.major < 9) return 1;
+    constexpr int portable = 8, most = 16;
+    const auto shared = static_cast<int>(properties.sharedMemPerBlockOptin);
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {most, 1, 1};
+    cudaLaunchConfig_t config{};
+    config.gridDim = most;
+    config.blockDim = 512;
+    config.dynamicSmemBytes = static_cast<std::size_t>(shared);
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    int clusters = 0;
+    const bool fits =
+        cudaFuncSetAttribute(probe, cudaFuncAttributeMaxDynamicSharedMemorySize, shared) ==
+            cudaSuccess &&
+        cudaFuncSetAttribute(probe, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) ==
+            cudaSuccess &&
+        cudaOccupancyMaxActiveClusters(&clusters, probe, &config) == cudaSuccess && clusters > 0;
+    cudaGetLastError();
+    return fits ? most : portable;
+}
+
+// What is found out once of each device.
+struct DeviceState {
+    std::once_flag once;
+    Limits limits;
+    cudaMemPool_t pool = nullptr;
+
+    void find(int device) {
+        cudaDeviceProp properties{};
+        check(cudaGetDeviceProperties(&properties, device), "cuda: properties of the device");
+        limits.multiprocessors = properties.multiProcessorCount;
+        limits.shared_of_block = static_cast<std::int64_t>(properties.sharedMemPerBlockOptin);
+        limits.shared_of_multiprocessor =
+            static_cast<std::int64_t>(properties.sharedMemPerMultiprocessor);
+        limits.shared_reserved = static_cast<std::int64_t>(properties.reservedSharedMemPerBlock);
+        limits.cluster = largest_cluster(properties);
+        limits.cache = properties.l2CacheSize;
+
+        cudaMemPoolProps pool_properties{};
+        pool_properties.allocType = cudaMemAllocationTypePinned;
+        pool_properties.location = {cudaMemLocationTypeDevice, device};
+        check(cudaMemPoolCreate(&pool, &pool_properties), "cuda: a memory pool");
+        // What is given back stays in the pool: to take it from the system again would wait.
+        std::uint64_t kept = ~std::uint64_t{0};
+        check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &kept),
+              "cuda: a memory pool");
+    }
+};
+
+// Of the current device.
+DeviceState& state_of(int device) {
+    static std::array<DeviceState, most_devices> states;
+    DeviceState& state = states.at(static_cast<std::size_t>(device));
+    std::call_once(state.once, [&] { state.find(device); });
+    return state;
+}
+
+int current_device() {
+    int device = 0;
+    check(cudaGetDevice(&device), "cuda: the current device");
+    return device;
+}
+
+// More shared memory than the default, and clusters of more than 8 blocks, have to be allowed, once
+// for each kernel on each device.
+void allow(const void* function, std::int64_t shared_bytes) {
+    static std::mutex mutex;
+    static std::set<std::pair<int, const void*>> allowed;
+    const int device = current_device();
+    const std::lock_guard lock(mutex);
+    if (!allowed.insert({device, function}).second) return;
+    const Limits& limits = state_of(device).limits;
+    check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(std::max(limits.shared_of_block, shared_bytes))),
+          "cuda: shared memory of a kernel");
+    if (limits.cluster > 8) {
+        check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+              "cuda: clusters of a kernel");
+    }
+}
+
+}  // namespace
+
+int device_count() {
+    int count = 0;
+    if (cudaGetDeviceCount(&count) != cudaSuccess) {
+        cudaGetLastError();
+        return 0;
+    }
+    return std::min(count, most_devices);
+}
+
+std::string why_unavailable() {
+    int count = 0;
+    const cudaError_t error = cudaGetDeviceCount(&count);
+    if (error == cudaSuccess) return count > 0 ? "" : "there is no CUDA device";
+    cudaGetLastError();
+    return std::string("there is no CUDA device: ") + cudaGetErrorString(error);
+}
+
+int device_of(const void* pointer) {
+    cudaPointerAttributes attributes{};
+    check(cudaPointerGetAttributes(&attributes, pointer), "cuda: the device of an array");
+    return attributes.device;
+}
+
+void order(Stream stream, Stream after) {
+    cudaEvent_t event = nullptr;
+    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cuda: order of streams");
+    const cudaError_t recorded = cudaEventRecord(event, as_stream(after));
+    const cudaError_t waits =
+        recorded == cudaSuccess ? cudaStreamWaitEvent(as_stream(stream), event, 0) : recorded;
+    cudaEventDestroy(event);  // it goes when it is no longer waited for
+    check(waits, "cuda: order of streams");
+}
+
+void upload(void* to, const void* from, std::size_t bytes, Stream stream) {
+    if (bytes == 0) return;
+    check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, as_stream(stream)),
+          "cuda: a copy to the device");
+    check(cudaStreamSynchronize(as_stream(stream)), "cuda: a copy to the device");
+}
+
+void download(void* to, const void* from, std::size_t bytes, Stream stream) {
+    if (bytes == 0) return;
+    check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, as_stream(stream)),
+          "cuda: a copy from the device");
+    check(cudaStreamSynchronize(as_stream(stream)), "cuda: a copy from the device");
+}
+
+OnDevice::OnDevice(const char* op, int device) : device_(device), previous_(device) {
+    const int count = device_count();
+    if (count == 0) throw cuda_error(std::string(op) + ": " + why_unavailable());
+    if (device < 0 || device >= count) {
+        throw cuda_error(std::string(op) + ": there is no device " + std::to_string(device) +
+                         ", expected 0 to " + std::to_string(count - 1));
+    }
+    previous_ = current_device();
+    if (previous_ != device) check(cudaSetDevice(device), "cuda: the current device");
+}
+
+OnDevice::~OnDevice() {
+    if (previous_ != device_) cudaSetDevice(previous_);
+}
+
+const Limits& OnDevice::limits() const { return state_of(device_).limits; }
+
+Memory::Memory(std::size_t bytes, Stream stream) : stream_(stream) {
+    void* data = nullptr;
+    const cudaError_t error =
+        cudaMallocFromPoolAsync(&data, bytes, state_of(current_device()).pool, as_stream(stream));
+    if (error != cudaSuccess) fail("cuda: " + std::to_string(bytes) + " bytes of memory", error);
+    data_ = static_cast<char*>(data);
+}
+
+Memory::~Memory() { cudaFreeAsync(data_, as_stream(stream_)); }
+
+void Memory::clear(std::size_t offset, std::size_t bytes) const {
+    check(cudaMemsetAsync(data_ + offset, 0, bytes, as_stream(stream_)), "cuda: memory of zeros");
+}
+
+void launch_kernel(const char* op, const void* function, void** arguments, const Shape& shape,
+                   Stream stream) {
+    constexpr std::int64_t default_shared_bytes = 48 << 10;
+    if (shape.shared_bytes > default_shared_bytes || shape.cluster > 8) {
+        allow(function, shape.shared_bytes);
+    }
+    cudaLaunchAttribute attributes[2] = {};
+    cudaLaunchConfig_t config{};
+    config.gridDim = static_cast<unsigned>(shape.blocks);
+    config.blockDim = static_cast<unsigned>(shape.threads);
+    config.dynamicSmemBytes = static_cast<std::size_t>(shape.shared_bytes);
+    config.stream = as_stream(stream);
+    config.attrs = attributes;
+    if (shape.cluster > 1) {
+        attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+        attributes[config.numAttrs++].val.clusterDim = {static_cast<unsigned>(shape.cluster), 1, 1};
+    }
+    if (shape.resident) {
+        attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
+        attributes[config.numAttrs++].val.cooperative = 1;
+    }
+    const cudaError_t error = cudaLaunchKernelExC(&config, function, arguments);
+    if (error == cudaSuccess) return;
+    fail(std::string(op) + ": launch of " + std::to_string(shape.blocks) + " blocks of " +
+             std::to_string(shape.threads) + " threads, clusters of " +
+             std::to_string(shape.cluster) + ", " + std::to_string(shape.shared_bytes) +
+             " bytes of shared memory",
+         error);
+}
+
+}  // namespace fastnorm::cuda
