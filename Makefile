@@ -12,11 +12,13 @@ export PATH := $(BIN):$(PATH)
 RELEASE := build/release
 ASAN := build/asan
 ASAN_SITE := $(ASAN)/site
+HOST := build/cuda-on-host
+HOST_SITE := $(HOST)/site
 
 CXX_TESTS := $(shell find tests/cpp tests/consumer -type f)
 SOURCES := CMakeLists.txt pyproject.toml $(CXX_TESTS) \
-    $(shell find cpp python -type f -not -path '*/__pycache__/*')
-CXX_FILES := $(filter %.h %.hpp %.c %.cpp,$(SOURCES))
+    $(shell find cpp cuda python tests/cuda -type f -not -path '*/__pycache__/*')
+CXX_FILES := $(filter %.h %.hpp %.c %.cpp %.cu,$(SOURCES))
 
 # pip builds in a folder of its own that stays, with the tools of .venv, so that a second build
 # compiles only what changed. $(1): the folder, $(2): CMake's definitions, $(3): what to install.
@@ -24,9 +26,10 @@ pip_install = SKBUILD_BUILD_DIR=$(1) SKBUILD_CMAKE_DEFINE="$(2)" \
     $(BIN)/python -m pip install --quiet --no-build-isolation $(3)
 RELEASE_DEFINES := FASTNORM_BUILD_TESTS=ON;FASTNORM_TEST_ISAS=ON
 # One instruction set beside the baseline: instrumented code is slow to compile.
-ASAN_DEFINES := FASTNORM_BUILD_TESTS=ON;FASTNORM_SANITIZE=address,undefined;FASTNORM_ISA_LIST=avx2
+ASAN_DEFINES := FASTNORM_BUILD_TESTS=ON;FASTNORM_SANITIZE=address,undefined;FASTNORM_ISA_LIST=avx2;FASTNORM_CUDA=OFF
+HOST_DEFINES := FASTNORM_CUDA=HOST;FASTNORM_ISA_LIST=baseline
 
-.PHONY: help demo test bench bench-cpp test-cpp test-asan lint format clean
+.PHONY: help demo test bench bench-cpp test-cpp test-asan test-cuda lint format clean
 .DELETE_ON_ERROR:
 
 help: ## list the tasks
@@ -63,6 +66,10 @@ test-asan: $(VENV)/.test $(ASAN)/.built ## memory tests under AddressSanitizer a
 	$(BIN)/ctest --test-dir $(ASAN) --output-on-failure
 	$(IN_ASAN) $(BIN)/python -c 'import sys, fastnorm._core as c; sys.exit("$(ASAN)" not in c.__file__)'
 	$(IN_ASAN) $(BIN)/python -m pytest $(ASAN_TESTS) $(ARGS)
+
+test-cuda: $(VENV)/.test $(HOST)/.built ## the CUDA kernels, run on the CPU: no GPU is needed
+	PYTHONPATH=$(HOST_SITE) $(BIN)/python -c 'import sys, fastnorm._core as c; sys.exit("$(HOST)" not in c.__file__)'
+	PYTHONPATH=$(HOST_SITE) $(BIN)/python -m pytest $(wildcard tests/test_cuda*.py) $(ARGS)
 
 lint: $(VENV)/.lint ## ruff, mypy, the check of the stub, clang-format
 	$(BIN)/ruff check .
@@ -102,6 +109,10 @@ $(VENV)/.lint: EXTRAS := demo,test,lint
 $(VENV)/.demo $(VENV)/.test $(VENV)/.bench $(VENV)/.lint: $(VENV)/.tools $(SOURCES)
 	@echo "Installing and building; the first time this takes four to six minutes on two cores."
 	$(call pip_install,$(RELEASE),$(RELEASE_DEFINES),".[$(EXTRAS)]")
+	@touch $@
+
+$(HOST)/.built: $(VENV)/.tools $(SOURCES)
+	$(call pip_install,$(HOST),$(HOST_DEFINES),--no-deps --upgrade --target $(HOST_SITE) .)
 	@touch $@
 
 $(ASAN)/.built: $(VENV)/.tools $(SOURCES)

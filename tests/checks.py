@@ -89,12 +89,12 @@ def forward_options(case: Case, data: Data) -> dict[str, Any]:
     }
 
 
-def check_inference(case: Case, data: Data) -> None:
+def check_inference(case: Case, data: Data, ops: Any = fn) -> None:
     """batch_norm against the reference."""
     before = snapshot(data)
     arguments = (data.x, data.mean, data.var, data.weight, data.bias)
     options = forward_options(case, data)
-    y = fn.batch_norm(*arguments, **options)
+    y = ops.batch_norm(*arguments, **options)
     expected = reference.batch_norm(*arguments, **options)
     assert_like(y, data.x)
     assert_unmodified(data, before)
@@ -104,7 +104,7 @@ def check_inference(case: Case, data: Data) -> None:
 
 
 def check_train(
-    case: Case, data: Data, *, momentum: float = 0.1, unbiased: bool = True
+    case: Case, data: Data, *, momentum: float = 0.1, unbiased: bool = True, ops: Any = fn
 ) -> fn.BatchNormForward:
     """batch_norm_train against the reference: y, statistics, running statistics and mask."""
     before = snapshot(data)
@@ -120,7 +120,7 @@ def check_train(
         running_var=running_var,
         **options,
     )
-    fwd = fn.batch_norm_train(
+    fwd = ops.batch_norm_train(
         data.x,
         data.weight,
         data.bias,
@@ -159,11 +159,13 @@ def check_train(
     return fwd
 
 
-def check_backward(case: Case, data: Data, *, training: bool) -> fn.BatchNormGradients:
+def check_backward(
+    case: Case, data: Data, *, training: bool, ops: Any = fn
+) -> fn.BatchNormGradients:
     """batch_norm_backward against the reference, with the mask and without; the gradients."""
     mask = None
     if training:
-        fwd = fn.batch_norm_train(data.x, data.weight, data.bias, **forward_options(case, data))
+        fwd = ops.batch_norm_train(data.x, data.weight, data.bias, **forward_options(case, data))
         mean, rstd, mask = fwd.mean, fwd.rstd, fwd.mask
     else:
         mean = data.mean
@@ -190,7 +192,7 @@ def check_backward(case: Case, data: Data, *, training: bool) -> fn.BatchNormGra
     before = snapshot(data)
     arguments = (dy, data.x, mean, rstd, data.weight, data.bias)
     expected = reference.batch_norm_backward(*arguments, residual=data.residual, **options)
-    grads = fn.batch_norm_backward(*arguments, residual=data.residual, **options)
+    grads = ops.batch_norm_backward(*arguments, residual=data.residual, **options)
     assert_unmodified(data, before)
 
     given = data.weight if data.weight is not None else data.bias
@@ -224,20 +226,20 @@ def check_backward(case: Case, data: Data, *, training: bool) -> fn.BatchNormGra
         # The mask holds the very comparison that backward repeats: not a bit may differ. With it,
         # the residual's values are not needed, nor is the bias.
         had_residual = None if data.residual is None else True
-        with_mask = fn.batch_norm_backward(*arguments, residual=had_residual, mask=mask, **options)
+        with_mask = ops.batch_norm_backward(*arguments, residual=had_residual, mask=mask, **options)
         for name in ("dx", "dweight", "dbias", "dresidual"):
             assert_same_bits(getattr(with_mask, name), getattr(grads, name), name)
     elif data.residual is not None and case.activation is None:
-        without_values = fn.batch_norm_backward(*arguments, residual=True, **options)
+        without_values = ops.batch_norm_backward(*arguments, residual=True, **options)
         for name in ("dx", "dweight", "dbias", "dresidual"):
             assert_same_bits(getattr(without_values, name), getattr(grads, name), name)
     return grads
 
 
-def check_all(case: Case, dtype: str) -> None:
-    """Every op on one case."""
-    check_inference(case, make(case, dtype))
+def check_all(case: Case, dtype: str, ops: Any = fn) -> None:
+    """Every op on one case; ops: what has them."""
+    check_inference(case, make(case, dtype), ops)
     if case.values_per_channel > 1:
-        check_train(case, make(case, dtype))
-        check_backward(case, make(case, dtype), training=True)
-    check_backward(case, make(case, dtype), training=False)
+        check_train(case, make(case, dtype), ops=ops)
+        check_backward(case, make(case, dtype), training=True, ops=ops)
+    check_backward(case, make(case, dtype), training=False, ops=ops)

@@ -275,17 +275,19 @@ def test_backward_needs_the_residual_or_the_mask(activation: str) -> None:
 FLOATS = "float32, float64, float16 or bfloat16"
 OWN_ELEMENTS = "an array whose elements have memory of their own"
 # Every rule once: the op, an argument, its wrong value, the error, and all of what it says.
+EXPECTED_ARRAY = "expected a NumPy array, or one on a CUDA device"
+
 MESSAGES: list[tuple[str, str, Any, type[Exception], str]] = [
     # what an array is
-    (TRAIN, "x", [[1.0]], TypeError, "x is of type list, expected a NumPy array"),
+    (TRAIN, "x", [[1.0]], TypeError, f"x is of type list, {EXPECTED_ARRAY}"),
     (
         TRAIN,
         "x",
         np.ma.ones(SHAPE, np.float32),
         TypeError,
-        "x is of type MaskedArray, expected a NumPy array",
+        f"x is of type MaskedArray, {EXPECTED_ARRAY}",
     ),
-    (INFERENCE, "mean", None, TypeError, "mean is of type NoneType, expected a NumPy array"),
+    (INFERENCE, "mean", None, TypeError, f"mean is of type NoneType, {EXPECTED_ARRAY}"),
     *(
         (op, name, np.ones(4, dtype), TypeError, f"{name} has dtype {dtype}, expected {expected}")
         for op, name, dtype, expected in [

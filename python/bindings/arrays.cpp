@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "buffers.h"
+#include "core/dtypes.h"
+#include "device_arrays.h"
 
 namespace fastnorm::python {
 
@@ -34,16 +36,6 @@ DType dtype_of(const py::dtype& dtype) {
         return DType::bfloat16;
     }
     return DType::unsupported;
-}
-
-py::dtype numpy_dtype(DType dtype) {
-    switch (dtype) {
-        case DType::float32: return py::dtype(npy_api::NPY_FLOAT_);
-        case DType::float64: return py::dtype(npy_api::NPY_DOUBLE_);
-        case DType::float16: return py::dtype(23);
-        case DType::bfloat16: return py::dtype(bfloat16_number);
-        default: return py::dtype(npy_api::NPY_UBYTE_);
-    }
 }
 
 [[noreturn]] void wrong_type(const char* op, const char* argument, const std::string& what) {
@@ -93,10 +85,90 @@ py::array uninitialized(const py::dtype& dtype, std::vector<py::ssize_t> shape,
     return py::array(dtype, std::move(shape), std::move(strides), data, owner);
 }
 
+// A new dense array with the order of dimensions that given strides have; C order where an array is
+// broadcast.
+py::array empty_like(const py::dtype& dtype, std::vector<py::ssize_t> shape,
+                     const std::int64_t* like_strides) {
+    const std::size_t dimensions = shape.size();
+    std::vector<std::size_t> order(dimensions);
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    const auto stride_of = [&](std::size_t axis) { return std::abs(like_strides[axis]); };
+    const bool broadcast = std::any_of(order.begin(), order.end(), [&](std::size_t axis) {
+        return stride_of(axis) == 0 && shape[axis] > 1;
+    });
+    if (!broadcast) {  // strides of 0 say nothing about an order
+        std::stable_sort(order.begin(), order.end(),
+                         [&](std::size_t a, std::size_t b) { return stride_of(a) > stride_of(b); });
+    }
+    std::vector<py::ssize_t> strides(dimensions);
+    py::ssize_t stride = dtype.itemsize();
+    for (std::size_t i = dimensions; i-- > 0;) {
+        strides[order[i]] = stride;
+        stride *= std::max<py::ssize_t>(shape[order[i]], 1);
+    }
+    return uninitialized(dtype, std::move(shape), std::move(strides));
+}
+
 }  // namespace
 
-TensorView optional_view_of(const char* op, const char* argument, py::handle array) {
-    return array.is_none() ? TensorView{} : view_of(op, argument, array);
+Arrays::Arrays(const char* op, py::handle x, py::handle stream) : op_(op), array_(x) {
+    if (!stream.is_none()) stream_ = stream_of(op, stream);
+    x_ = view("x", x);
+    if (!stream.is_none() && x_.device.kind == DeviceKind::cpu) {
+        throw py::value_error(std::string(op) +
+                              ": stream is given, expected None for arrays on the CPU");
+    }
+}
+
+TensorView Arrays::view(const char* argument, py::handle array) {
+    if (!py::isinstance<py::array>(array) && is_on_device(array)) {
+        Imported imported = import_array(op_, argument, array, stream_);
+        owners_.push_back(std::move(imported.owner));
+        return imported.view;
+    }
+    return view_of(op_, argument, array);
+}
+
+TensorView Arrays::optional(const char* argument, py::handle array) {
+    return array.is_none() ? TensorView{} : view(argument, array);
+}
+
+py::object Arrays::empty_like_x() const {
+    if (x_.device.kind == DeviceKind::cpu) {
+        return fastnorm::python::empty_like(py::reinterpret_borrow<py::array>(array_));
+    }
+    return py::cast(DeviceArray(x_, stream_));
+}
+
+py::object Arrays::empty(DType dtype, std::int64_t size) const {
+    if (x_.device.kind == DeviceKind::cpu) return fastnorm::python::empty(dtype, size);
+    TensorView view;
+    view.dtype = dtype;
+    view.ndim = 1;
+    view.shape[0] = size;
+    view.strides[0] = size_of(dtype);
+    return py::cast(DeviceArray(view.on(x_.device), stream_));
+}
+
+py::object Arrays::handed_over(py::object array) const {
+    if (!py::isinstance<DeviceArray>(array) || py::isinstance<DeviceArray>(array_)) return array;
+    return py::module_::import("fastnorm.cuda").attr("hand_over")(array_, array);
+}
+
+py::dtype numpy_dtype(DType dtype) {
+    switch (dtype) {
+        case DType::float32: return py::dtype(npy_api::NPY_FLOAT_);
+        case DType::float64: return py::dtype(npy_api::NPY_DOUBLE_);
+        case DType::float16: return py::dtype(23);
+        case DType::bfloat16:
+            // Of an array of another library nothing has told NumPy's number yet.
+            if (bfloat16_number < 0) {
+                bfloat16_number =
+                    py::dtype::from_args(py::module_::import("ml_dtypes").attr("bfloat16")).num();
+            }
+            return py::dtype(bfloat16_number);
+        default: return py::dtype(npy_api::NPY_UBYTE_);
+    }
 }
 
 double number_of(const char* op, const char* argument, py::handle value) {
@@ -136,7 +208,7 @@ TensorView view_of(const char* op, const char* argument, py::handle object) {
     // Of a masked array not all elements count.
     const bool plain = Py_TYPE(object.ptr()) == py::detail::npy_api::get().PyArray_Type_;
     if (!py::isinstance<py::array>(object) || (!plain && py::hasattr(object, "filled"))) {
-        wrong_type(op, argument, object, "a NumPy array");
+        wrong_type(op, argument, object, "a NumPy array, or one on a CUDA device");
     }
     const auto array = py::reinterpret_borrow<py::array>(object);
     const py::dtype dtype = array.dtype();
@@ -164,27 +236,13 @@ TensorView view_of(const char* op, const char* argument, py::handle object) {
 }
 
 py::array empty_like(const py::array& x) {
-    const auto dimensions = static_cast<std::size_t>(x.ndim());
-    std::vector<std::size_t> order(dimensions);
-    std::iota(order.begin(), order.end(), std::size_t{0});
-    const auto stride_of = [&](std::size_t axis) {
-        return std::abs(x.strides(static_cast<py::ssize_t>(axis)));
-    };
-    const bool broadcast = std::any_of(order.begin(), order.end(), [&](std::size_t axis) {
-        return stride_of(axis) == 0 && x.shape(static_cast<py::ssize_t>(axis)) > 1;
-    });
-    if (!broadcast) {  // strides of 0 say nothing about an order
-        std::stable_sort(order.begin(), order.end(),
-                         [&](std::size_t a, std::size_t b) { return stride_of(a) > stride_of(b); });
-    }
-    std::vector<py::ssize_t> shape(x.shape(), x.shape() + x.ndim());
-    std::vector<py::ssize_t> strides(dimensions);
-    py::ssize_t stride = x.itemsize();
-    for (std::size_t i = dimensions; i-- > 0;) {
-        strides[order[i]] = stride;
-        stride *= std::max<py::ssize_t>(shape[order[i]], 1);
-    }
-    return uninitialized(x.dtype(), std::move(shape), std::move(strides));
+    return empty_like(x.dtype(), std::vector<py::ssize_t>(x.shape(), x.shape() + x.ndim()),
+                      x.strides());
+}
+
+py::array empty_like(const TensorView& view) {
+    return empty_like(numpy_dtype(view.dtype),
+                      std::vector<py::ssize_t>(view.shape, view.shape + view.ndim), view.strides);
 }
 
 py::array empty(DType dtype, std::int64_t size) {

@@ -1,10 +1,13 @@
-// NumPy arrays to tensor views, and new arrays for results. No mathematics and no shape rules: what
-// is wrong with a view, validation says.
+// Arrays to tensor views, and new arrays for results. No mathematics and no shape rules: what is
+// wrong with a view, validation says.
 #pragma once
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <vector>
+
+#include "cuda/machine.h"
 #include "fastnorm/fastnorm.hpp"
 
 namespace fastnorm::python {
@@ -15,8 +18,35 @@ namespace py = pybind11;
 // type list, expected a NumPy array") for anything else, and for elements that no DType stands for.
 TensorView view_of(const char* op, const char* argument, py::handle array);
 
-// The same, and a view that is not given for None.
-TensorView optional_view_of(const char* op, const char* argument, py::handle array);
+// The arrays of one call: views of those that the caller gave, and new ones for results, which are
+// where x is.
+class Arrays {
+  public:
+    // Of an op on x, on the caller's stream where x is on a device. Throws as view() does.
+    Arrays(const char* op, py::handle x, py::handle stream);
+
+    const TensorView& x() const { return x_; }
+    CUstream_st* stream() const { return static_cast<CUstream_st*>(stream_); }
+
+    // The view of a NumPy array or of one on a device; what that needs lives as long as this.
+    TensorView view(const char* argument, py::handle array);
+    // The same, and a view that is not given for None.
+    TensorView optional(const char* argument, py::handle array);
+
+    // New arrays, dense: of x's shape, dtype and order of dimensions, and of one dimension.
+    py::object empty_like_x() const;
+    py::object empty(DType dtype, std::int64_t size) const;
+
+    // A new array as the caller's library has it, where that can take it.
+    py::object handed_over(py::object array) const;
+
+  private:
+    const char* op_;
+    py::handle array_;  // x
+    cuda::Stream stream_ = nullptr;
+    std::vector<py::object> owners_;
+    TensorView x_;
+};
 
 // A number, an integer, a bool. Throw TypeError for anything else, ValueError for a number that
 // their types do not hold; an exception of the value's own (in __float__, __index__) passes.
@@ -28,8 +58,14 @@ bool flag_of(const char* op, const char* argument, py::handle value);
 // A new array of x's shape, dtype and order of dimensions (C order where x is broadcast), dense.
 py::array empty_like(const py::array& x);
 
+// The same for a view's shape, dtype and order.
+py::array empty_like(const TensorView& view);
+
 // A new contiguous array of one dimension.
 py::array empty(DType dtype, std::int64_t size);
+
+// NumPy's dtype of a DType; that of ml_dtypes for bfloat16.
+py::dtype numpy_dtype(DType dtype);
 
 // (name, alpha, beta), as fastnorm.Activation has them, or None.
 Activation activation_of(py::handle activation);

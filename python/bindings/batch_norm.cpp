@@ -1,4 +1,4 @@
-// Batch normalization on NumPy arrays: arguments to views, new arrays for what the caller did not
+// Batch normalization: arguments to views, new arrays for what the caller did not
 // give, the GIL released around the call.
 #include <pybind11/stl.h>
 
@@ -24,10 +24,6 @@ std::optional<Sizes> sizes_for(const TensorView& x, int channel_axis) {
     } catch (const std::invalid_argument&) {
         return std::nullopt;
     }
-}
-
-py::object new_like(const py::object& x) {
-    return empty_like(py::reinterpret_borrow<py::array>(x));
 }
 
 // What the ops of this thread should explain instead of doing, if anything.
@@ -66,69 +62,75 @@ py::dict explain(const py::object& call) {
 py::object inference(const py::object& x, const py::object& mean, const py::object& var,
                      const py::object& weight, const py::object& bias, const py::object& eps,
                      const py::object& channel_axis, const py::object& residual,
-                     const py::object& activation, const py::object& out) {
+                     const py::object& activation, const py::object& out,
+                     const py::object& stream) {
     constexpr const char* op = "batch_norm";
-    const TensorView x_view = view_of(op, "x", x);
-    const TensorView mean_view = view_of(op, "mean", mean);
-    const TensorView var_view = view_of(op, "var", var);
-    const TensorView weight_view = optional_view_of(op, "weight", weight);
-    const TensorView bias_view = optional_view_of(op, "bias", bias);
+    Arrays arrays(op, x, stream);
+    const TensorView& x_view = arrays.x();
+    const TensorView mean_view = arrays.view("mean", mean);
+    const TensorView var_view = arrays.view("var", var);
+    const TensorView weight_view = arrays.optional("weight", weight);
+    const TensorView bias_view = arrays.optional("bias", bias);
     BatchNormOptions options;
     options.eps = number_of(op, "eps", eps);
     options.channel_axis = integer_of(op, "channel_axis", channel_axis);
     options.activation = activation_of(activation);
-    options.residual = optional_view_of(op, "residual", residual);
+    options.residual = arrays.optional("residual", residual);
     options.explanation = explanation;
+    options.stream = arrays.stream();
     const bool makes_y = out.is_none() && sizes_for(x_view, options.channel_axis);
-    const py::object y = makes_y ? new_like(x) : out;
-    const TensorView y_view = optional_view_of(op, "out", y);
+    const py::object y = makes_y ? arrays.empty_like_x() : out;
+    const TensorView y_view = arrays.optional("out", y);
     {
         py::gil_scoped_release release;
         batch_norm(x_view, mean_view, var_view, weight_view, bias_view, y_view, options);
     }
-    return y;
+    return out.is_none() ? arrays.handed_over(y) : y;
 }
 
 py::tuple train(const py::object& x, const py::object& weight, const py::object& bias,
                 const py::object& running_mean, const py::object& running_var,
                 const py::object& momentum, const py::object& unbiased, const py::object& eps,
                 const py::object& channel_axis, const py::object& residual,
-                const py::object& activation, const py::object& out) {
+                const py::object& activation, const py::object& out, const py::object& stream) {
     constexpr const char* op = "batch_norm_train";
-    const TensorView x_view = view_of(op, "x", x);
-    const TensorView weight_view = optional_view_of(op, "weight", weight);
-    const TensorView bias_view = optional_view_of(op, "bias", bias);
+    Arrays arrays(op, x, stream);
+    const TensorView& x_view = arrays.x();
+    const TensorView weight_view = arrays.optional("weight", weight);
+    const TensorView bias_view = arrays.optional("bias", bias);
     BatchNormTrainOptions options;
-    options.running_mean = optional_view_of(op, "running_mean", running_mean);
-    options.running_var = optional_view_of(op, "running_var", running_var);
+    options.running_mean = arrays.optional("running_mean", running_mean);
+    options.running_var = arrays.optional("running_var", running_var);
     options.momentum = number_of(op, "momentum", momentum);
     options.unbiased = flag_of(op, "unbiased", unbiased);
     options.eps = number_of(op, "eps", eps);
     options.channel_axis = integer_of(op, "channel_axis", channel_axis);
-    options.residual = optional_view_of(op, "residual", residual);
+    options.residual = arrays.optional("residual", residual);
     options.activation = activation_of(activation);
     options.explanation = explanation;
+    options.stream = arrays.stream();
     py::object y = out;
     py::object mean = py::none();
     py::object rstd = py::none();
     py::object mask = py::none();
     if (const auto sizes = sizes_for(x_view, options.channel_axis)) {
-        if (out.is_none()) y = new_like(x);
+        if (out.is_none()) y = arrays.empty_like_x();
         const DType dtype = batch_norm_statistics_dtype(x_view.dtype);
-        mean = empty(dtype, sizes->channels);
-        rstd = empty(dtype, sizes->channels);
-        if (saves_mask(options.activation)) mask = empty(DType::uint8, sizes->mask_bytes);
+        mean = arrays.empty(dtype, sizes->channels);
+        rstd = arrays.empty(dtype, sizes->channels);
+        if (saves_mask(options.activation)) mask = arrays.empty(DType::uint8, sizes->mask_bytes);
     }
-    const TensorView y_view = optional_view_of(op, "out", y);
-    const TensorView mean_view = optional_view_of(op, "mean", mean);
-    const TensorView rstd_view = optional_view_of(op, "rstd", rstd);
-    const TensorView mask_view = optional_view_of(op, "mask", mask);
+    const TensorView y_view = arrays.optional("out", y);
+    const TensorView mean_view = arrays.optional("mean", mean);
+    const TensorView rstd_view = arrays.optional("rstd", rstd);
+    const TensorView mask_view = arrays.optional("mask", mask);
     {
         py::gil_scoped_release release;
         batch_norm_train(x_view, weight_view, bias_view, y_view, mean_view, rstd_view, mask_view,
                          options);
     }
-    return py::make_tuple(y, mean, rstd, mask);
+    return py::make_tuple(out.is_none() ? arrays.handed_over(y) : y, arrays.handed_over(mean),
+                          arrays.handed_over(rstd), arrays.handed_over(mask));
 }
 
 // The dtype of a parameter's gradient: the parameter's, or the other one's, or what x suggests.
@@ -142,25 +144,27 @@ py::tuple backward(const py::object& dy, const py::object& x, const py::object& 
                    const py::object& rstd, const py::object& weight, const py::object& bias,
                    const py::object& training, const py::object& channel_axis,
                    const py::object& residual, const py::object& activation, const py::object& mask,
-                   const py::object& out) {
+                   const py::object& out, const py::object& stream) {
     constexpr const char* op = "batch_norm_backward";
-    const TensorView dy_view = view_of(op, "dy", dy);
-    const TensorView x_view = view_of(op, "x", x);
-    const TensorView mean_view = view_of(op, "mean", mean);
-    const TensorView rstd_view = view_of(op, "rstd", rstd);
-    const TensorView weight_view = optional_view_of(op, "weight", weight);
-    const TensorView bias_view = optional_view_of(op, "bias", bias);
+    Arrays arrays(op, x, stream);
+    const TensorView& x_view = arrays.x();
+    const TensorView dy_view = arrays.view("dy", dy);
+    const TensorView mean_view = arrays.view("mean", mean);
+    const TensorView rstd_view = arrays.view("rstd", rstd);
+    const TensorView weight_view = arrays.optional("weight", weight);
+    const TensorView bias_view = arrays.optional("bias", bias);
     BatchNormBackwardOptions options;
     options.training = flag_of(op, "training", training);
     options.channel_axis = integer_of(op, "channel_axis", channel_axis);
     options.activation = activation_of(activation);
-    options.mask = optional_view_of(op, "mask", mask);
+    options.mask = arrays.optional("mask", mask);
     options.explanation = explanation;
+    options.stream = arrays.stream();
 
     // True: the forward had a residual, whose values are not needed here.
     const bool residual_without_values = py::isinstance<py::bool_>(residual);
     const bool had_residual = residual_without_values ? residual.cast<bool>() : !residual.is_none();
-    if (!residual_without_values) options.residual = optional_view_of(op, "residual", residual);
+    if (!residual_without_values) options.residual = arrays.optional("residual", residual);
     const bool recomputes =
         options.activation.kind != ActivationKind::identity && !options.mask.given();
     if (residual_without_values && had_residual && recomputes) {
@@ -174,20 +178,21 @@ py::tuple backward(const py::object& dy, const py::object& x, const py::object& 
     py::object dbias = py::none();
     py::object dresidual = py::none();
     if (const auto sizes = sizes_for(x_view, options.channel_axis)) {
-        if (out.is_none()) dx = new_like(x);
-        dweight = empty(gradient_dtype(weight_view, bias_view, x_view), sizes->channels);
-        dbias = empty(gradient_dtype(bias_view, weight_view, x_view), sizes->channels);
-        if (had_residual) dresidual = new_like(x);
+        if (out.is_none()) dx = arrays.empty_like_x();
+        dweight = arrays.empty(gradient_dtype(weight_view, bias_view, x_view), sizes->channels);
+        dbias = arrays.empty(gradient_dtype(bias_view, weight_view, x_view), sizes->channels);
+        if (had_residual) dresidual = arrays.empty_like_x();
     }
     const BatchNormGradients gradients{
-        optional_view_of(op, "out", dx), optional_view_of(op, "dweight", dweight),
-        optional_view_of(op, "dbias", dbias), optional_view_of(op, "dresidual", dresidual)};
+        arrays.optional("out", dx), arrays.optional("dweight", dweight),
+        arrays.optional("dbias", dbias), arrays.optional("dresidual", dresidual)};
     {
         py::gil_scoped_release release;
         batch_norm_backward(dy_view, x_view, mean_view, rstd_view, weight_view, bias_view,
                             gradients, options);
     }
-    return py::make_tuple(dx, dweight, dbias, dresidual);
+    return py::make_tuple(out.is_none() ? arrays.handed_over(dx) : dx, arrays.handed_over(dweight),
+                          arrays.handed_over(dbias), arrays.handed_over(dresidual));
 }
 
 }  // namespace
@@ -197,13 +202,14 @@ void register_batch_norm(py::module_& module) {
     module.def("explain", &explain, arg("call"));
     module.def("batch_norm", &inference, arg("x"), arg("mean"), arg("var"), arg("weight"),
                arg("bias"), arg("eps"), arg("channel_axis"), arg("residual"), arg("activation"),
-               arg("out"));
+               arg("out"), arg("stream"));
     module.def("batch_norm_train", &train, arg("x"), arg("weight"), arg("bias"),
                arg("running_mean"), arg("running_var"), arg("momentum"), arg("unbiased"),
-               arg("eps"), arg("channel_axis"), arg("residual"), arg("activation"), arg("out"));
+               arg("eps"), arg("channel_axis"), arg("residual"), arg("activation"), arg("out"),
+               arg("stream"));
     module.def("batch_norm_backward", &backward, arg("dy"), arg("x"), arg("mean"), arg("rstd"),
                arg("weight"), arg("bias"), arg("training"), arg("channel_axis"), arg("residual"),
-               arg("activation"), arg("mask"), arg("out"));
+               arg("activation"), arg("mask"), arg("out"), arg("stream"));
 }
 
 }  // namespace fastnorm::python

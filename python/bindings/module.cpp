@@ -13,4 +13,7 @@ PYBIND11_MODULE(_core, module) {
     });
     fastnorm::python::register_batch_norm(module);
     fastnorm::python::register_process(module);
+    pybind11::register_exception<fastnorm::cuda_error>(module, "CudaError", PyExc_RuntimeError)
+        .attr("__module__") = "fastnorm";
+    fastnorm::python::register_device_arrays(module);
 }

@@ -5,7 +5,8 @@ keeps parameters and running statistics. `fastnorm.reference` defines in plain N
 compute.
 """
 
-from fastnorm import _core, reference
+from fastnorm import _core, cuda, reference
+from fastnorm._core import CudaError
 from fastnorm.activation import Activation, clip, leaky_relu
 from fastnorm.explanation import Explanation, explain
 from fastnorm.functional import (
@@ -31,6 +32,7 @@ __all__ = [
     "BatchNorm",
     "BatchNormForward",
     "BatchNormGradients",
+    "CudaError",
     "Explanation",
     "__version__",
     "batch_norm",
@@ -38,6 +40,7 @@ __all__ = [
     "batch_norm_train",
     "clear_buffer_cache",
     "clip",
+    "cuda",
     "explain",
     "get_num_threads",
     "info",

@@ -1,15 +1,17 @@
-"""The ops on NumPy arrays. Each is one call of the compiled core, which checks every argument."""
+"""The ops on NumPy arrays and on arrays on CUDA devices.
+
+Each is one call of the compiled core, which checks every argument and computes where x is.
+"""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
-import numpy.typing as npt
-
-from fastnorm import _core
+from fastnorm import _core, cuda
 from fastnorm.activation import Activation, as_activation
 
-Array = npt.NDArray[Any]
+# NumPy's, or any on a CUDA device with DLPack or __cuda_array_interface__.
+Array: TypeAlias = Any
 
 
 class BatchNormForward(NamedTuple):
@@ -66,6 +68,8 @@ def batch_norm(
     residual: Array | None = None,
     activation: str | Activation | None = None,
     out: Array | None = None,
+    stream: Any = None,
+    device: str | None = None,
 ) -> Array:
     """Batch normalization with given statistics (inference).
 
@@ -73,10 +77,13 @@ def batch_norm(
 
     Parameters
     ----------
-    x : ndarray
-        2 to 5 dimensions; float32, float64, float16 or ml_dtypes.bfloat16. Read in place where
-        the dimensions that lie behind the channels' in memory are dense (and the channels too,
-        where those dimensions have fewer than 32 elements in all); copied first otherwise.
+    x : array
+        2 to 5 dimensions; float32, float64, float16 or bfloat16 (ml_dtypes'). NumPy's, or an array
+        on a CUDA device of any library that has DLPack or ``__cuda_array_interface__``: all arrays
+        of a call are in one place, and results come back there, in x's library if it takes DLPack,
+        else as `fastnorm.cuda.Array`. Read in place where the dimensions that lie behind the
+        channels' in memory are dense (and the channels too, on the CPU, where those dimensions
+        have fewer than 32 elements in all); copied first otherwise.
     mean, var : ndarray of shape (C,)
         Any of the four dtypes.
     weight, bias : ndarray of shape (C,), optional
@@ -94,6 +101,12 @@ def batch_norm(
         or one with parameters: `leaky_relu`, `clip`.
     out : ndarray, optional
         Of x's shape and dtype; written and returned. May be exactly x.
+    stream : int or object with ``__cuda_stream__``, optional
+        For arrays on a device: where the call does its work, and returns without waiting for it;
+        the legacy default stream if not given. With `out` such a call can be part of a CUDA graph.
+        A stream has to live as long as results that were made on it.
+    device : "cuda" or "cuda:<number>", optional
+        For NumPy arrays: copies them to a device, and the results back.
 
     Returns
     -------
@@ -106,13 +119,19 @@ def batch_norm(
         For a wrong shape, a value out of range, an `out` that is read-only or overlaps an input or
         itself.
     TypeError
-        For anything but NumPy arrays of the four dtypes. Nothing has been written in either case.
+        For anything but arrays of the four dtypes. Nothing has been written in either case.
+    CudaError
+        For a device that is not there, and for what the CUDA runtime says.
 
     References
     ----------
     .. [1] S. Ioffe and C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by
        Reducing Internal Covariate Shift", 2015, Algorithm 2, step 11.
     """
+    if device is not None:
+        given = dict(locals())
+        del given["device"]
+        return cuda.through_device("batch_norm", batch_norm, device, given, ("out",))
     return _core.batch_norm(
         x,
         mean,
@@ -124,6 +143,7 @@ def batch_norm(
         residual,
         as_activation(activation, "batch_norm"),
         out,
+        stream,
     )
 
 
@@ -141,6 +161,8 @@ def batch_norm_train(
     residual: Array | None = None,
     activation: str | Activation | None = None,
     out: Array | None = None,
+    stream: Any = None,
+    device: str | None = None,
 ) -> BatchNormForward:
     """Batch normalization with the statistics of the batch (training).
 
@@ -148,7 +170,7 @@ def batch_norm_train(
 
     Parameters
     ----------
-    x, weight, bias, eps, channel_axis, residual, activation, out
+    x, weight, bias, eps, channel_axis, residual, activation, out, stream, device
         As in `batch_norm`. x has more than one value per channel, or no elements at all: then mean
         and rstd are NaN and the running statistics stay as they are.
     running_mean, running_var : ndarray of shape (C,), optional
@@ -174,6 +196,11 @@ def batch_norm_train(
     .. [1] S. Ioffe and C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by
        Reducing Internal Covariate Shift", 2015, Algorithm 1.
     """
+    if device is not None:
+        given = dict(locals())
+        del given["device"]
+        written = ("out", "running_mean", "running_var")
+        return cuda.through_device("batch_norm_train", batch_norm_train, device, given, written)
     return BatchNormForward(
         *_core.batch_norm_train(
             x,
@@ -188,6 +215,7 @@ def batch_norm_train(
             residual,
             as_activation(activation, "batch_norm_train"),
             out,
+            stream,
         )
     )
 
@@ -206,6 +234,8 @@ def batch_norm_backward(
     activation: str | Activation | None = None,
     mask: Array | None = None,
     out: Array | None = None,
+    stream: Any = None,
+    device: str | None = None,
 ) -> BatchNormGradients:
     """The gradients of batch normalization.
 
@@ -229,9 +259,13 @@ def batch_norm_backward(
         mask, or without an activation.
     mask : ndarray of uint8, optional
         The one that the forward pass returned, for an x of the same memory layout (of the same
-        order of dimensions in memory); without it, the activation's input is recomputed.
+        order of dimensions in memory, and on the same kind of device); without it, the activation's
+        input is recomputed. On a device nobody waits to see whose mask it is: results of another
+        one are NaN.
     out : ndarray, optional
         Of x's shape and dtype; receives dx. May be exactly dy.
+    stream, device
+        As in `batch_norm`.
 
     Returns
     -------
@@ -248,6 +282,13 @@ def batch_norm_backward(
     .. [1] S. Ioffe and C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by
        Reducing Internal Covariate Shift", 2015, section 3, the chain rule after Algorithm 1.
     """
+    if device is not None:
+        given = dict(locals())
+        del given["device"]
+        written = ("out",)
+        return cuda.through_device(
+            "batch_norm_backward", batch_norm_backward, device, given, written
+        )
     return BatchNormGradients(
         *_core.batch_norm_backward(
             dy,
@@ -262,5 +303,6 @@ def batch_norm_backward(
             as_activation(activation, "batch_norm_backward"),
             mask,
             out,
+            stream,
         )
     )

@@ -8,17 +8,20 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Mapping
-from math import inf
+from math import inf, prod
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from fastnorm import arguments
+from fastnorm import _core, arguments, cuda
 from fastnorm.activation import Activation, as_activation
-from fastnorm.functional import batch_norm, batch_norm_backward, batch_norm_train
+from fastnorm.functional import Array, batch_norm, batch_norm_backward, batch_norm_train
 
-Array = npt.NDArray[Any]
+
+def _on_cpu(array: Array) -> npt.NDArray[Any]:
+    on_cpu: npt.NDArray[Any] = array.numpy() if isinstance(array, cuda.Array) else array
+    return on_cpu
 
 
 class _Saved(NamedTuple):
@@ -64,13 +67,16 @@ class BatchNorm:
     dtype : dtype
         Of the parameters and the running statistics: float32, float64, float16 or bfloat16. It need
         not be that of x.
+    device : None, "cuda" or "cuda:<number>"
+        Where the parameters are, and the arrays that the layer is called with; None is the CPU.
 
     Attributes
     ----------
-    weight, bias : ndarray of shape (C,), or None
+    weight, bias : array of shape (C,), or None
         Initially ones and zeros.
-    running_mean, running_var : ndarray of shape (C,), or None
-        Initially zeros and ones; the variance is the unbiased one.
+    running_mean, running_var : array of shape (C,), or None
+        Initially zeros and ones; the variance is the unbiased one. On a device, they and the
+        parameters are `fastnorm.cuda.Array`.
     num_batches_tracked : int or None
         The number of batches that the running statistics have seen.
     training : bool
@@ -106,6 +112,7 @@ class BatchNorm:
         channel_axis: int = 1,
         activation: str | Activation | None = None,
         dtype: npt.DTypeLike = "float32",
+        device: str | None = None,
     ) -> None:
         self.channels = arguments.integer("BatchNorm", "channels", channels)
         parameter_dtype = arguments.parameter_dtype("BatchNorm", dtype)
@@ -124,18 +131,22 @@ class BatchNorm:
         self.channel_axis = arguments.integer("BatchNorm", "channel_axis", channel_axis)
         self.activation = as_activation(activation, "BatchNorm")
         self.training = True
+        index = None if device is None else cuda.device_index("BatchNorm", device)
+
+        def placed(values: npt.NDArray[Any]) -> Array:
+            return values if index is None else cuda.asarray(values, device=index)
 
         self.weight: Array | None = None
         self.bias: Array | None = None
         if affine:
-            self.weight = np.ones(self.channels, parameter_dtype)
-            self.bias = np.zeros(self.channels, parameter_dtype)
+            self.weight = placed(np.ones(self.channels, parameter_dtype))
+            self.bias = placed(np.zeros(self.channels, parameter_dtype))
         self.running_mean: Array | None = None
         self.running_var: Array | None = None
         self.num_batches_tracked: int | None = None
         if track_running_stats:
-            self.running_mean = np.zeros(self.channels, parameter_dtype)
-            self.running_var = np.ones(self.channels, parameter_dtype)
+            self.running_mean = placed(np.zeros(self.channels, parameter_dtype))
+            self.running_var = placed(np.ones(self.channels, parameter_dtype))
             self.num_batches_tracked = 0
 
         self.dweight: Array | None = None
@@ -172,7 +183,12 @@ class BatchNorm:
         return self
 
     def __call__(
-        self, x: Array, *, residual: Array | None = None, out: Array | None = None
+        self,
+        x: Array,
+        *,
+        residual: Array | None = None,
+        out: Array | None = None,
+        stream: Any = None,
     ) -> Array:
         """Normalize x.
 
@@ -184,6 +200,8 @@ class BatchNorm:
             Of x's shape and dtype; added before the activation.
         out : ndarray, optional
             Of x's shape and dtype; written and returned. May be x: then there is no backward.
+        stream : int or object with ``__cuda_stream__``, optional
+            As in `batch_norm`.
 
         Returns
         -------
@@ -205,18 +223,18 @@ class BatchNorm:
         mean, var = self.running_mean, self.running_var
         try:
             if self.training or mean is None or var is None:
-                y, saved = self._forward_batch(x, residual, out)
+                y, saved = self._forward_batch(x, residual, out, stream)
             else:
-                y, saved = self._forward_running(x, residual, out, mean, var)
+                y, saved = self._forward_running(x, residual, out, stream, mean, var)
         except ValueError:
             self._check_channels(x)
             raise
-        if saved is not None and out is not None and np.shares_memory(x, out):
+        if saved is not None and out is not None and _core.same_memory(x, out):
             saved = None  # the op has checked that out is x, or apart from it
         self._saved = saved
         return y
 
-    def backward(self, dy: Array, *, out: Array | None = None) -> Array:
+    def backward(self, dy: Array, *, out: Array | None = None, stream: Any = None) -> Array:
         """The gradients of the last call, given that of its output.
 
         Sets dweight and dbias (None without parameters) and dresidual (None without a residual);
@@ -228,6 +246,8 @@ class BatchNorm:
             Of x's shape and dtype.
         out : ndarray, optional
             Of x's shape and dtype; written and returned. May be dy.
+        stream : int or object with ``__cuda_stream__``, optional
+            As in `batch_norm`.
 
         Returns
         -------
@@ -249,7 +269,9 @@ class BatchNorm:
         rstd = saved.rstd_or_var
         if not saved.training:
             with np.errstate(all="ignore"):
-                rstd = 1.0 / np.sqrt(rstd.astype(np.float64) + saved.eps)
+                rstd = 1.0 / np.sqrt(_on_cpu(rstd).astype(np.float64) + saved.eps)
+            if isinstance(saved.rstd_or_var, cuda.Array):
+                rstd = cuda.asarray(rstd, device=saved.rstd_or_var.device)
         grads = batch_norm_backward(
             dy,
             saved.x,
@@ -263,6 +285,7 @@ class BatchNorm:
             activation=self.activation,
             mask=saved.mask,
             out=out,
+            stream=stream,
         )
         self.dweight = grads.dweight if self.affine else None
         self.dbias = grads.dbias if self.affine else None
@@ -278,7 +301,7 @@ class BatchNorm:
             weight, bias (with affine), running_mean, running_var and num_batches_tracked, an int64
             of shape () (with track_running_stats).
         """
-        state = {name: array.copy() for name, array in self._arrays().items()}
+        state = {name: _on_cpu(array.copy()) for name, array in self._arrays().items()}
         if self.num_batches_tracked is not None:
             count = min(self.num_batches_tracked, 2**63 - 1)
             state["num_batches_tracked"] = np.array(count, dtype=np.int64)
@@ -330,11 +353,15 @@ class BatchNorm:
                     f"{op}: num_batches_tracked is {count}, expected a number from 0 to 2**63 - 1"
                 )
         for name, array in arrays.items():  # which may have been replaced
-            arguments.own_array(op, name, array, self.channels)
+            if not isinstance(array, cuda.Array):
+                arguments.own_array(op, name, array, self.channels)
         # A conversion can fail (where its warnings are errors): all of them before the first copy.
         converted = {name: loaded[name].astype(array.dtype) for name, array in arrays.items()}
         for name, array in arrays.items():
-            array[...] = converted[name]
+            if isinstance(array, cuda.Array):
+                array.assign(converted[name])
+            else:
+                array[...] = converted[name]
         self.num_batches_tracked = count
         if "num_batches_tracked" not in state:
             self._may_warn = False  # nothing says that these statistics were never updated
@@ -350,17 +377,18 @@ class BatchNorm:
 
     def _check_channels(self, x: Array) -> None:
         """What the op, which knows no layer, says of a mean or weight of another shape."""
-        if not isinstance(x, np.ndarray) or not -x.ndim <= self.channel_axis < x.ndim:
+        shape = getattr(x, "shape", ())
+        if not -len(shape) <= self.channel_axis < len(shape):
             return  # the op says what is wrong
-        found = x.shape[self.channel_axis]
+        found = shape[self.channel_axis]
         if found != self.channels:
             raise ValueError(
-                f"BatchNorm: x has shape {x.shape}, expected {self.channels} channels on axis "
+                f"BatchNorm: x has shape {tuple(shape)}, expected {self.channels} channels on axis "
                 f"{self.channel_axis}"
             ) from None
 
     def _forward_batch(
-        self, x: Array, residual: Array | None, out: Array | None
+        self, x: Array, residual: Array | None, out: Array | None, stream: Any
     ) -> tuple[Array, _Saved | None]:
         if self.weight is None:  # then the op may have nothing that shows the number of channels
             self._check_channels(x)
@@ -380,9 +408,10 @@ class BatchNorm:
             residual=residual,
             activation=self.activation,
             out=out,
+            stream=stream,
         )
         # An empty batch leaves the running statistics as they are, so it does not count either.
-        if update and self.num_batches_tracked is not None and x.size > 0:
+        if update and self.num_batches_tracked is not None and prod(x.shape) > 0:
             self.num_batches_tracked += 1
         if not self._keeps and not self.training:
             return forward.y, None
@@ -392,7 +421,13 @@ class BatchNorm:
         return forward.y, _Saved(x, forward.mean, forward.rstd, self.eps, forward.mask, keep, True)
 
     def _forward_running(
-        self, x: Array, residual: Array | None, out: Array | None, mean: Array, var: Array
+        self,
+        x: Array,
+        residual: Array | None,
+        out: Array | None,
+        stream: Any,
+        mean: Array,
+        var: Array,
     ) -> tuple[Array, _Saved | None]:
         y = batch_norm(
             x,
@@ -405,6 +440,7 @@ class BatchNorm:
             residual=residual,
             activation=self.activation,
             out=out,
+            stream=stream,
         )
         if self._may_warn and not self.num_batches_tracked:
             self._warn_if_never_updated(mean, var)
@@ -418,7 +454,7 @@ class BatchNorm:
         if self.channels == 0:
             return
         self._may_warn = False
-        if bool(np.any(running_mean != 0)) or bool(np.any(running_var != 1)):
+        if np.any(_on_cpu(running_mean) != 0) or np.any(_on_cpu(running_var) != 1):
             return
         warnings.warn(
             "BatchNorm: inference with running statistics that were never updated: train first, "

@@ -1,0 +1,50 @@
+// Arrays on CUDA devices: those of other libraries as views (DLPack, __cuda_array_interface__), and
+// fastnorm's own, which export both.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <memory>
+#include <vector>
+
+#include "cuda/machine.h"
+#include "fastnorm/fastnorm.hpp"
+
+namespace fastnorm::python {
+
+namespace py = pybind11;
+
+// A view that is valid while `owner` lives.
+struct Imported {
+    TensorView view;
+    py::object owner;
+};
+
+// Whether an object is an array on a CUDA device.
+bool is_on_device(py::handle object);
+
+// The view of one. What its library still does to it happens before what comes into the stream.
+// Throws TypeError ("op: argument ...") for elements that no DType stands for.
+Imported import_array(const char* op, const char* argument, py::handle object, cuda::Stream stream);
+
+// The stream that the caller named: None, an integer, or an object with __cuda_stream__.
+cuda::Stream stream_of(const char* op, py::handle stream);
+
+// fastnorm.cuda.Array: dense memory of its own, from the device's pool.
+class DeviceArray {
+  public:
+    // Of a view's shape, dtype and order of dimensions.
+    DeviceArray(const TensorView& like, cuda::Stream stream);
+
+    const TensorView& view() const { return view_; }
+    cuda::Stream stream() const { return stream_; }
+    std::shared_ptr<char> memory() const { return memory_; }
+    std::int64_t bytes() const;
+
+  private:
+    TensorView view_;  // strides in bytes
+    cuda::Stream stream_;
+    std::shared_ptr<char> memory_;
+};
+
+}  // namespace fastnorm::python

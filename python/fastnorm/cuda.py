@@ -1,0 +1,115 @@
+"""CUDA devices: what there are, and arrays on them.
+
+The ops take arrays of any library that exports DLPack or ``__cuda_array_interface__`` (CuPy,
+PyTorch, JAX, Numba) without a copy. Who has none of them: `asarray` copies a NumPy array to a
+device, `Array.numpy` copies it back.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fastnorm import _core
+from fastnorm._core import Array, CudaError
+
+_Result = TypeVar("_Result")
+
+__all__ = ["Array", "CudaError", "asarray", "device_count", "is_available"]
+
+
+def device_count() -> int:
+    """The number of CUDA devices; 0 without a driver, or in a build without CUDA."""
+    return _core.cuda_device_count()
+
+
+def is_available() -> bool:
+    """Whether there is a device to compute on."""
+    return device_count() > 0
+
+
+def asarray(array: npt.NDArray[Any], *, device: int = 0, stream: Any = None) -> Array:
+    """Copy a NumPy array to a device.
+
+    Parameters
+    ----------
+    array : ndarray
+        Of at most 5 dimensions; float32, float64, float16, ml_dtypes.bfloat16 or uint8.
+    device : int
+        The device's number.
+    stream : int or object with ``__cuda_stream__``, optional
+        Where the copy is made; it has been made on return.
+
+    Returns
+    -------
+    Array
+        Dense, with the dimensions in the same order in memory.
+
+    Raises
+    ------
+    CudaError
+        Where there is no such device, or no memory on it.
+    """
+    return _core.cuda_asarray(array, device, stream)
+
+
+def device_index(op: str, device: object) -> int:
+    """The number of a device that is named "cuda" or "cuda:<number>"."""
+    kind, _, number = device.partition(":") if isinstance(device, str) else ("", "", "")
+    if kind != "cuda" or not (number.isdecimal() or device == "cuda"):
+        raise ValueError(f"{op}: device is {device!r}, expected 'cuda' or 'cuda:<number>'")
+    return int(number or 0)
+
+
+def through_device(
+    op: str,
+    function: Callable[..., _Result],
+    device: object,
+    arguments: dict[str, Any],
+    written: tuple[str, ...],
+) -> _Result:
+    """Call an op on copies of NumPy arrays on a device; what it returns and writes, as NumPy's.
+
+    written names the arguments that the op writes in place.
+    """
+    index = device_index(op, device)
+    if arguments.get("stream") is not None:
+        raise ValueError(f"{op}: stream is given, expected None with device: NumPy's arrays wait")
+    given = {name: a for name, a in arguments.items() if isinstance(a, np.ndarray)}
+    for name in written:
+        if name in given and not given[name].flags.writeable:
+            raise ValueError(f"{op}: {name} is read-only, expected a writable array")
+    # One that is given twice, as x and out, is one on the device too.
+    copies = {id(a): asarray(a, device=index) for a in given.values()}
+    moved = arguments | {name: copies[id(a)] for name, a in given.items()}
+    result = function(**moved)
+    for name in written:
+        if name in given:
+            given[name][...] = moved[name].numpy()
+
+    def back(value: Any) -> Any:
+        for name in written:
+            if name in given and value is moved[name]:
+                return given[name]
+        return value.numpy() if isinstance(value, Array) else value
+
+    found: _Result = type(result)(*map(back, result)) if isinstance(result, tuple) else back(result)
+    return found
+
+
+# How the libraries that do not say so through __array_namespace__ take DLPack.
+_FROM_DLPACK = {"torch": "torch", "cupy": "cupy", "jaxlib": "jax.dlpack", "jax": "jax.dlpack"}
+
+
+def hand_over(x: Any, array: Array) -> Any:
+    """An array in the library that x is of; as it is where that cannot take it."""
+    library = _FROM_DLPACK.get(type(x).__module__.partition(".")[0])
+    if library is not None:
+        return importlib.import_module(library).from_dlpack(array)
+    if hasattr(x, "__array_namespace__"):
+        return x.__array_namespace__().from_dlpack(array)
+    return array
