@@ -25,7 +25,7 @@ struct Backward {
     template <class Source>
     static constexpr int batch_of =
         !whole || smooth_activation || (Source::cheap && sizeof(T) == 2) ? 1 : 2;
-    enum { x_array, dy_array, residual_array, most_arrays };
+    enum { x_array, dy_array, residual_array };
 
     const Arguments& args;
     bool recomputes_z;
@@ -39,6 +39,10 @@ struct Backward {
           ours(mask_is_ours(block, arguments)) {}
 
     FASTNORM_DEVICE int arrays() const { return needs_residual ? 3 : 2; }
+    FASTNORM_DEVICE int arrays_of_map() const { return arrays(); }
+    FASTNORM_DEVICE const Operand& result(int k) const {
+        return k == x_array ? args.dx : args.dresidual;
+    }
     FASTNORM_DEVICE const Operand& array(int k) const {
         return k == x_array ? args.x : k == dy_array ? args.dy : args.residual;
     }
@@ -245,8 +249,10 @@ struct Backward {
                         dx.element[e]);
                     narrow(g[e], dresidual.element[e]);
                 }
-                lane.store(block, args.dx, at, elements, dx);
-                if (args.dresidual) lane.store(block, args.dresidual, at, elements, dresidual);
+                source.put(args.dx, x_array, at, elements, dx);
+                if (args.dresidual) {
+                    source.put(args.dresidual, dy_array, at, elements, dresidual);
+                }
             });
     }
 };

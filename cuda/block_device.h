@@ -179,7 +179,8 @@ template <class Kernel>
 void launch(const char* op, const Kernel& kernel, const Shape& shape, Stream stream) {
     Kernel copy = kernel;
     void* arguments[] = {&copy};
-    launch_kernel(op, reinterpret_cast<const void*>(&run<Kernel>), arguments, shape, stream);
+    launch_kernel(op, Kernel::name, reinterpret_cast<const void*>(&run<Kernel>), arguments, shape,
+                  stream);
 }
 
 }  // namespace fastnorm::cuda

@@ -1,6 +1,7 @@
 #include "cuda/driver.h"
 
 #include <initializer_list>
+#include <numeric>
 
 #include "core/activations.h"
 #include "core/dtypes.h"
@@ -53,6 +54,22 @@ bool packs_are_whole(const View& view, DType dtype,
     return true;
 }
 
+// How many neighbouring statistics make a row of whole packs; 0 where they do not lie so.
+std::int64_t granule_of(const View& view, DType dtype,
+                        std::initializer_list<const Operand*> operands) {
+    constexpr std::int64_t bytes = 16;
+    const std::int64_t run = view.inner * size_of(dtype);
+    const std::int64_t granule = bytes / std::gcd(run, bytes);
+    if (view.outer_dims != 1 || view.batch != 1 || view.stat % granule != 0) return 0;
+    for (const Operand* operand : operands) {
+        if (!*operand) continue;
+        if (reinterpret_cast<std::uintptr_t>(operand->data) % bytes != 0) return 0;
+        if (operand->stat_stride != run) return 0;
+        if (operand->outer_stride[0] % bytes != 0 && view.outer > 1) return 0;
+    }
+    return granule;
+}
+
 // One call under way.
 class Call {
   public:
@@ -76,8 +93,10 @@ class Call {
         args.beta = t.beta;
         args.weight = problem.weight;
         args.bias = problem.bias;
-        whole_ = packs_are_whole(t.view, problem.dtype,
-                                 {&t.x, &t.residual, &t.y, &t.dy, &t.dx, &t.dresidual});
+        const auto operands = {&t.x, &t.residual, &t.y, &t.dy, &t.dx, &t.dresidual};
+        whole_ = packs_are_whole(t.view, problem.dtype, operands);
+        granule_ = granule_of(t.view, problem.dtype, operands);
+        bytes_of_stat_ = t.view.reduced() * size_of(problem.dtype);
         const ActivationInfo& info = kActivations[static_cast<int>(problem.activation)];
         smooth_ = !info.piecewise && info.kind != ActivationKind::identity;
     }
@@ -90,9 +109,16 @@ class Call {
                                                 execution_.stream);
     }
 
-    // arrays: the tensors that are read both before the statistics are known and after.
-    void reduce_and_map(int arrays) {
-        const Plan plan = plan_reduction(args.rows, table_, arrays, whole_, on_device_.limits());
+    // arrays: the tensors that are read both before the statistics are known and after; and those
+    // that the map reads in all.
+    void reduce_and_map(int arrays, int arrays_of_map) {
+        const Work work{arrays, arrays_of_map, whole_, granule_, bytes_of_stat_};
+        const Plan plan = plan_reduction(args.rows, table_, work, on_device_.limits());
+        if (plan.tier == Tier::staged) {
+            table_.staged[direction_][smooth_](execution_.op, args, plan.share, plan.shape,
+                                               execution_.stream);
+            return;
+        }
         if (plan.tier == Tier::block || plan.tier == Tier::cluster) {
             on_chip(plan);
             return;
@@ -134,6 +160,7 @@ class Call {
     const KernelTable& table_;
     int direction_;
     bool whole_ = false, smooth_ = false;
+    std::int64_t granule_ = 0, bytes_of_stat_ = 0;
 };
 
 }  // namespace
@@ -159,7 +186,7 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
     args.running_var = running.var;
     args.momentum = running.momentum;
     args.unbiased = running.unbiased;
-    call.reduce_and_map(1);
+    call.reduce_and_map(1, args.residual ? 2 : 1);
 }
 
 void normalize_backward(const Execution& execution, const Problem& problem,
@@ -177,7 +204,8 @@ void normalize_backward(const Execution& execution, const Problem& problem,
         return;
     }
     const bool recomputes = args.mask == nullptr && args.kind != ActivationKind::identity;
-    call.reduce_and_map(recomputes && args.residual ? 3 : 2);
+    const int arrays = recomputes && args.residual ? 3 : 2;
+    call.reduce_and_map(arrays, arrays);
 }
 
 std::int64_t mask_bytes(const View& view, DType dtype) {

@@ -20,6 +20,7 @@ FASTNORM_DEVICE void for_elements(const Block& block, std::int64_t count, F&& f)
 // Of elements of one size, as unsigned integers. Strides are in bytes.
 template <class Unsigned>
 struct Copy {
+    static constexpr const char* name = "copy";
     static constexpr int most_threads = 256;
     static constexpr int least_blocks = 1;
 
@@ -46,6 +47,7 @@ struct Copy {
 };
 
 struct Fill {
+    static constexpr const char* name = "fill";
     static constexpr int most_threads = 256;
     static constexpr int least_blocks = 1;
 

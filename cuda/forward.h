@@ -19,7 +19,7 @@ struct Forward {
     static constexpr bool whole = whole_packs;
     static constexpr int packs = lane_packs<T>;
     static constexpr int values = pack_elements<T>;
-    static constexpr int most_arrays = 1;
+    enum { x_array, residual_array };
 
     const Arguments& args;
 
@@ -27,7 +27,12 @@ struct Forward {
 
     // What the reduction reads, and the map once more.
     FASTNORM_DEVICE int arrays() const { return 1; }
-    FASTNORM_DEVICE const Operand& array(int) const { return args.x; }
+    FASTNORM_DEVICE int arrays_of_map() const { return args.residual ? 2 : 1; }
+    FASTNORM_DEVICE const Operand& array(int k) const {
+        return k == x_array ? args.x : args.residual;
+    }
+    // What takes an array's place, or is empty.
+    FASTNORM_DEVICE const Operand& result(int k) const { return k == x_array ? args.y : args.dx; }
 
     FASTNORM_DEVICE void prepare(Coefficients<A>&, std::int64_t) const {}
 
@@ -50,7 +55,7 @@ struct Forward {
         if constexpr (whole && !Source::cheap) {
             Pack<T> x[packs];
             lane.each([&](int i, const Position& at, int elements) {
-                x[i] = source.pack(args.x, 0, i, at, elements);
+                x[i] = source.pack(args.x, x_array, i, at, elements);
             });
             return moments([&](auto&& use) {
                 lane.each([&](int i, const Position&, int elements) { use(x[i], elements); });
@@ -61,7 +66,7 @@ struct Forward {
                 Pack<T> x[batch];
                 lane.template in_batches<batch>(
                     [&](int b, int i, const Position& at, int elements) {
-                        x[b] = source.pack(args.x, 0, i, at, elements);
+                        x[b] = source.pack(args.x, x_array, i, at, elements);
                     },
                     [&](int b, int, const Position&, int elements) { use(x[b], elements); });
             });
@@ -166,9 +171,9 @@ struct Forward {
         Pack<T> x[batch], residual[batch];
         lane.template in_batches<batch>(
             [&](int b, int i, const Position& at, int elements) {
-                x[b] = source.pack(args.x, 0, i, at, elements);
+                x[b] = source.pack(args.x, x_array, i, at, elements);
                 residual[b] = has_residual
-                                  ? lane.load(block, args.residual, at, elements, Reuse::none)
+                                  ? source.more(args.residual, residual_array, at, elements)
                                   : Pack<T>{};
             },
             [&](int b, int i, const Position& at, int elements) {
@@ -182,7 +187,7 @@ struct Forward {
                         bits |= std::uint32_t{Activation::is_unit(z, params)} << (i * values + e);
                     }
                 }
-                lane.store(block, args.y, at, elements, y);
+                source.put(args.y, x_array, at, elements, y);
             });
         if constexpr (Activation::piecewise) {
             if (args.mask == nullptr) return;

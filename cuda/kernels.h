@@ -52,8 +52,11 @@ FASTNORM_DEVICE void for_tasks(const Block& block, const Rows& rows, const Tasks
     }
 }
 
-// Where a pass has its packs from: pack(operand, its number among the pass's arrays, i, position,
-// elements). cheap: so near that it can as well be read twice.
+// Where a pass has its packs from, and where its results go:
+//   pack(operand, array, i, position, elements)   pack i of what the reduction reads, by its number
+//   more(operand, array, position, elements)      of what the map reads besides
+//   put(operand, array, position, elements, pack) a result, in the place of an array if need be
+// cheap: so near that a pack can as well be read twice.
 template <class T, bool whole>
 struct FromGlobal {
     static constexpr bool cheap = false;
@@ -65,14 +68,25 @@ struct FromGlobal {
                                  int elements) const {
         return lane.load(block, operand, at, elements, reuse);
     }
+    FASTNORM_DEVICE Pack<T> more(const Operand& operand, int, const Position& at,
+                                 int elements) const {
+        return lane.load(block, operand, at, elements, reuse);
+    }
+    FASTNORM_DEVICE void put(const Operand& operand, int, const Position& at, int elements,
+                             const Pack<T>& pack) const {
+        lane.store(block, operand, at, elements, pack);
+    }
 };
 
+// What each lane has copied to shared memory for itself.
 template <class T>
 struct FromShared {
     static constexpr bool cheap = true;
-    char* slots;  // of the lane: for each array, its packs
     static constexpr int pack_stride = warp_size * 16;
     static constexpr int array_stride = pack_stride * lane_packs<T>;
+    const Block& block;
+    const Lane<T, true>& lane;
+    char* slots;  // of the lane: for each array, its packs
 
     FASTNORM_DEVICE char* slot(int array, int i) const {
         return slots + array * array_stride + i * pack_stride;
@@ -81,15 +95,23 @@ struct FromShared {
                                  int elements) const {
         return elements == 0 ? Pack<T>{} : *reinterpret_cast<const Pack<T>*>(slot(array, i));
     }
+    FASTNORM_DEVICE Pack<T> more(const Operand& operand, int, const Position& at,
+                                 int elements) const {
+        return lane.load(block, operand, at, elements, Reuse::none);
+    }
+    FASTNORM_DEVICE void put(const Operand& operand, int, const Position& at, int elements,
+                             const Pack<T>& pack) const {
+        lane.store(block, operand, at, elements, pack);
+    }
 };
 
 template <class Pass>
 struct OnChip {
     using T = typename Pass::T;
     using A = typename Pass::A;
+    static constexpr const char* name = "on_chip";
     static constexpr int most_threads = 512;
     static constexpr int least_blocks = 1;  // of a multiprocessor
-    static constexpr bool vectorized = Pass::whole;
 
     // Of shared memory; slots come behind what is counted per statistic and task.
     static constexpr std::int64_t bytes_of_stat = (sizeof(Coefficients<A>) + 15) / 16 * 16;
@@ -133,15 +155,16 @@ struct OnChip {
             return *reinterpret_cast<Coefficients<A>*>(reinterpret_cast<char*>(coefficients) +
                                                        (stat - tasks.stat0) * bytes_of_stat);
         };
-        const auto held = [&](std::int64_t task) {
-            return FromShared<T>{slots + (task - tasks.first) * arrays * slot_bytes +
-                                 block.lane() * 16};
+        const auto held = [&](const Lane<T, true>& lane, std::int64_t task) {
+            return FromShared<T>{
+                block, lane,
+                slots + (task - tasks.first) * arrays * slot_bytes + block.lane() * 16};
         };
 
         for_tasks(block, rows, tasks,
                   [&](std::int64_t task, std::int64_t stat, std::int64_t chunk) {
                       const Lane<T, true> lane(block, rows, stat, chunk);
-                      const FromShared<T> to = held(task);
+                      const FromShared<T> to = held(lane, task);
                       lane.each([&](int i, const Position& at, int elements) {
                           if (elements == 0) return;
                           for (int k = 0; k < arrays; ++k) {
@@ -155,15 +178,15 @@ struct OnChip {
         block.sync();
         block.wait_for_copies();
 
-        for_tasks(block, rows, tasks,
-                  [&](std::int64_t task, std::int64_t stat, std::int64_t chunk) {
-                      const Lane<T, true> lane(block, rows, stat, chunk);
-                      const Partial partial =
-                          pass.reduce(block, lane, coefficients_of(stat), stat, chunk, held(task));
-                      if (block.lane() != 0) return;
-                      partials[task - tasks.first] = partial;
-                      if (in_global) publish(block, args.partials + task, partial);
-                  });
+        for_tasks(
+            block, rows, tasks, [&](std::int64_t task, std::int64_t stat, std::int64_t chunk) {
+                const Lane<T, true> lane(block, rows, stat, chunk);
+                const Partial partial =
+                    pass.reduce(block, lane, coefficients_of(stat), stat, chunk, held(lane, task));
+                if (block.lane() != 0) return;
+                partials[task - tasks.first] = partial;
+                if (in_global) publish(block, args.partials + task, partial);
+            });
         meet(block, cluster, meetings);
 
         for (std::int64_t s = block.warp(); s < tasks.stats; s += block.warps()) {
@@ -184,7 +207,7 @@ struct OnChip {
         for_tasks(block, rows, tasks,
                   [&](std::int64_t task, std::int64_t stat, std::int64_t chunk) {
                       const Lane<T, true> lane(block, rows, stat, chunk);
-                      pass.map(block, lane, coefficients_of(stat), stat, chunk, held(task));
+                      pass.map(block, lane, coefficients_of(stat), stat, chunk, held(lane, task));
                   });
         if (cluster) block.wait_for_cluster();
         block.sync();
@@ -212,10 +235,9 @@ template <class Pass>
 struct Reduce {
     using T = typename Pass::T;
     using A = typename Pass::A;
+    static constexpr const char* name = "reduce";
     static constexpr int most_threads = 256;
     static constexpr int least_blocks = sizeof(A) == sizeof(double) ? 1 : 2;
-    static constexpr bool vectorized = Pass::whole;
-    static constexpr std::int64_t bytes_of_task = sizeof(Coefficients<A>);
 
     Arguments args;
     Share share;
@@ -264,10 +286,9 @@ template <class Pass>
 struct Map {
     using T = typename Pass::T;
     using A = typename Pass::A;
+    static constexpr const char* name = "map";
     static constexpr int most_threads = 256;
     static constexpr int least_blocks = 2;
-    static constexpr bool vectorized = Pass::whole;
-    static constexpr std::int64_t bytes_of_task = sizeof(Coefficients<A>);
 
     Arguments args;
     Share share;

@@ -4,6 +4,7 @@
 #include "cuda/backward.h"
 #include "cuda/forward.h"
 #include "cuda/kernels.h"
+#include "cuda/staged.h"
 #include "cuda/table.h"
 
 namespace fastnorm::cuda {
@@ -26,6 +27,12 @@ void launch_map(const char* op, const Arguments& args, const Share& share, const
     launch(op, Map<Pass<T, whole, smooth>>{args, share}, shape, stream);
 }
 
+template <template <class, bool, bool> class Pass, class T, bool smooth>
+void launch_staged(const char* op, const Arguments& args, const Share& share, const Shape& shape,
+                   Stream stream) {
+    launch(op, Staged<Pass<T, false, smooth>>{args, share}, shape, stream);
+}
+
 template <class T>
 constexpr KernelTable make_table() {
     using A = accumulator_t<T>;
@@ -41,6 +48,8 @@ constexpr KernelTable make_table() {
           {launch_map<Forward, T, true, false>, launch_map<Forward, T, true, true>}},
          {{launch_map<Backward, T, false, false>, launch_map<Backward, T, false, true>},
           {launch_map<Backward, T, true, false>, launch_map<Backward, T, true, true>}}},
+        {{launch_staged<Forward, T, false>, launch_staged<Forward, T, true>},
+         {launch_staged<Backward, T, false>, launch_staged<Backward, T, true>}},
         OnChip<Forward<T, true, false>>::bytes_of_stat,
         OnChip<Forward<T, true, false>>::slot_bytes,
         sizeof(Coefficients<A>),

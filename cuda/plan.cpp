@@ -39,15 +39,18 @@ struct Costs {
     }
 };
 
-// How long it takes, in tasks of a multiprocessor that has work all the time: all blocks take
-// their turns on the places that there are.
+// How long it takes, in tasks of the busiest multiprocessor: blocks come in waves that fill all
+// places, and what is left over at the end spreads out.
 double time_of(const Costs& costs, const Rows& rows, int team, const Limits& limits) {
     const std::int64_t tasks = divide_up(rows.chunks, team);
     const std::int64_t bytes = costs.bytes(1, tasks) + limits.shared_reserved;
     const std::int64_t places = std::min<std::int64_t>(
         limits.shared_of_multiprocessor / bytes, 2048 / threads_for(tasks, most_warps_on_chip));
-    const std::int64_t waves = divide_up(rows.stats * team, limits.multiprocessors * places);
-    double time = static_cast<double>(waves * places * tasks);
+    const std::int64_t blocks = rows.stats * team;
+    const std::int64_t waves = blocks / (limits.multiprocessors * places);
+    const std::int64_t rest = blocks % (limits.multiprocessors * places);
+    auto time =
+        static_cast<double>(tasks * (waves * places + divide_up(rest, limits.multiprocessors)));
     if (places == 1) time *= alone;
     for (int t = team; t > 1; t /= 2) time *= of_doubling_a_team;
     return time;
@@ -103,15 +106,46 @@ Plan on_chip(const Costs& costs, const Rows& rows, const Limits& limits) {
     return plan;
 }
 
+// As few statistics to a block as make whole packs, but some work for its warps.
+Plan staged(const Rows& rows, const KernelTable& table, const Work& work, const Limits& limits) {
+    Plan plan;
+    plan.tier = Tier::two_passes;
+    const auto bytes = [&](std::int64_t stats) {
+        return (stats * table.bytes_of_coefficients + 15) / 16 * 16 +
+               stats * rows.chunks * static_cast<std::int64_t>(sizeof(Partial)) +
+               work.arrays_of_map * stats * work.bytes_of_stat;
+    };
+    if (bytes(work.granule) > limits.shared_of_block) return plan;
+    const std::int64_t granules = rows.stats / work.granule;
+    std::int64_t of_block = 1;
+    // A quarter of a multiprocessor's memory, so that blocks load while others compute.
+    while (of_block * 2 * work.granule * rows.chunks <= enough_tasks &&
+           granules >= of_block * 2 * 4 * limits.multiprocessors &&
+           bytes(of_block * 2 * work.granule) <= limits.shared_of_multiprocessor / 4) {
+        of_block *= 2;
+    }
+    const std::int64_t stats = of_block * work.granule;
+    plan.tier = Tier::staged;
+    plan.share.tasks = rows.stats * rows.chunks;
+    plan.share.tasks_of_block = stats * rows.chunks;
+    plan.shape.blocks = divide_up(rows.stats, stats);
+    plan.shape.shared_bytes = bytes(stats);
+    plan.shape.threads = threads_for(plan.share.tasks_of_block, most_warps_on_chip);
+    return plan;
+}
+
 }  // namespace
 
-Plan plan_reduction(const Rows& rows, const KernelTable& table, int arrays, bool whole,
+Plan plan_reduction(const Rows& rows, const KernelTable& table, const Work& work,
                     const Limits& limits) {
-    if (whole) {
-        const Plan plan = on_chip({table, arrays}, rows, limits);
-        if (plan.tier != Tier::two_passes) return plan;
+    Plan plan;
+    plan.tier = Tier::two_passes;
+    if (work.whole) {
+        plan = on_chip({table, work.arrays}, rows, limits);
+    } else if (work.granule > 0) {
+        plan = staged(rows, table, work, limits);
     }
-    return plan_pass(rows, table, limits);
+    return plan.tier == Tier::two_passes ? plan_pass(rows, table, limits) : plan;
 }
 
 Plan plan_pass(const Rows& rows, const KernelTable& table, const Limits& limits) {

@@ -14,6 +14,7 @@ enum class Tier {
     block,       // on chip, a statistic or several in a block
     cluster,     // on chip, a statistic in a cluster of blocks
     group,       // on chip, a statistic in a group of blocks that wait for each other
+    staged,      // on chip, several statistics of short runs in a block
     two_passes,  // a reduction, and then a map
 };
 
@@ -23,8 +24,18 @@ struct Plan {
     Shape shape;
 };
 
-// Of a reduction and its map. arrays: how many tensors are read by both.
-Plan plan_reduction(const Rows& rows, const KernelTable& table, int arrays, bool whole,
+// What a reduction and its map work on.
+struct Work {
+    int arrays = 0;         // tensors that are read by both
+    int arrays_of_map = 0;  // and those that the map reads in all
+    bool whole = false;     // packs are whole: they are 16 aligned bytes each
+    // Of short runs: how many neighbouring statistics make rows that are whole packs; 0 if none do.
+    std::int64_t granule = 0;
+    std::int64_t bytes_of_stat = 0;  // of an array
+};
+
+// Of a reduction and its map.
+Plan plan_reduction(const Rows& rows, const KernelTable& table, const Work& work,
                     const Limits& limits);
 
 // Of a Reduce or a Map alone.

@@ -196,8 +196,8 @@ void Memory::clear(std::size_t offset, std::size_t bytes) const {
     check(cudaMemsetAsync(data_ + offset, 0, bytes, as_stream(stream_)), "cuda: memory of zeros");
 }
 
-void launch_kernel(const char* op, const void* function, void** arguments, const Shape& shape,
-                   Stream stream) {
+void launch_kernel(const char* op, const char* kernel, const void* function, void** arguments,
+                   const Shape& shape, Stream stream) {
     constexpr std::int64_t default_shared_bytes = 48 << 10;
     if (shape.shared_bytes > default_shared_bytes || shape.cluster > 8) {
         allow(function, shape.shared_bytes);
@@ -219,8 +219,8 @@ void launch_kernel(const char* op, const void* function, void** arguments, const
     }
     const cudaError_t error = cudaLaunchKernelExC(&config, function, arguments);
     if (error == cudaSuccess) return;
-    fail(std::string(op) + ": launch of " + std::to_string(shape.blocks) + " blocks of " +
-             std::to_string(shape.threads) + " threads, clusters of " +
+    fail(std::string(op) + ": launch of " + kernel + " on " + std::to_string(shape.blocks) +
+             " blocks of " + std::to_string(shape.threads) + " threads, clusters of " +
              std::to_string(shape.cluster) + ", " + std::to_string(shape.shared_bytes) +
              " bytes of shared memory",
          error);

@@ -20,10 +20,12 @@ struct KernelTable {
     OnChip on_chip[2][2];
     Reduce reduce[2][2][2];
     Map map[2][2][2];
+    // By direction, and whether the activation is smooth.
+    Map staged[2][2];
 
     // Shared memory of OnChip.
     std::int64_t bytes_of_stat, slot_bytes;
-    // Of Reduce and Map, for each statistic of a block.
+    // Of the others, for each statistic of a block.
     std::int64_t bytes_of_coefficients;
 };
 

@@ -185,6 +185,7 @@ class Limits(NamedTuple):
 class Launch(NamedTuple):
     """One launch of a kernel."""
 
+    kernel: str
     blocks: int
     threads: int
     cluster: int
@@ -211,6 +212,9 @@ class Host:
     def __init__(self) -> None:
         library = ctypes.CDLL(fn._core.__file__)
         self.available = hasattr(library, "fastnorm_host_reset")
+        if self.available:
+            library.fastnorm_host_kernel.restype = ctypes.c_char_p
+            library.fastnorm_host_memory_in_use.restype = ctypes.c_int64
         self._library = library
 
     def reset(self, limits: Limits | None = None, order: str = "forward") -> None:
@@ -226,7 +230,8 @@ class Host:
         for i in range(count):
             self._library.fastnorm_host_launches(i, found)
             blocks, threads, cluster, shared, resident, stream = found
-            result.append(Launch(blocks, threads, cluster, shared, bool(resident), stream))
+            name = self._library.fastnorm_host_kernel(i).decode()
+            result.append(Launch(name, blocks, threads, cluster, shared, bool(resident), stream))
         return result
 
     def traffic(self) -> Traffic:

@@ -1,10 +1,8 @@
 #include "arrays.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <numeric>
 #include <string>
 #include <vector>
 
@@ -85,30 +83,6 @@ py::array uninitialized(const py::dtype& dtype, std::vector<py::ssize_t> shape,
     return py::array(dtype, std::move(shape), std::move(strides), data, owner);
 }
 
-// A new dense array with the order of dimensions that given strides have; C order where an array is
-// broadcast.
-py::array empty_like(const py::dtype& dtype, std::vector<py::ssize_t> shape,
-                     const std::int64_t* like_strides) {
-    const std::size_t dimensions = shape.size();
-    std::vector<std::size_t> order(dimensions);
-    std::iota(order.begin(), order.end(), std::size_t{0});
-    const auto stride_of = [&](std::size_t axis) { return std::abs(like_strides[axis]); };
-    const bool broadcast = std::any_of(order.begin(), order.end(), [&](std::size_t axis) {
-        return stride_of(axis) == 0 && shape[axis] > 1;
-    });
-    if (!broadcast) {  // strides of 0 say nothing about an order
-        std::stable_sort(order.begin(), order.end(),
-                         [&](std::size_t a, std::size_t b) { return stride_of(a) > stride_of(b); });
-    }
-    std::vector<py::ssize_t> strides(dimensions);
-    py::ssize_t stride = dtype.itemsize();
-    for (std::size_t i = dimensions; i-- > 0;) {
-        strides[order[i]] = stride;
-        stride *= std::max<py::ssize_t>(shape[order[i]], 1);
-    }
-    return uninitialized(dtype, std::move(shape), std::move(strides));
-}
-
 }  // namespace
 
 Arrays::Arrays(const char* op, py::handle x, py::handle stream) : op_(op), array_(x) {
@@ -135,9 +109,9 @@ TensorView Arrays::optional(const char* argument, py::handle array) {
 
 py::object Arrays::empty_like_x() const {
     if (x_.device.kind == DeviceKind::cpu) {
-        return fastnorm::python::empty_like(py::reinterpret_borrow<py::array>(array_));
+        return fastnorm::python::empty_like(x_);
     }
-    return py::cast(DeviceArray(x_, stream_));
+    return empty_on_device(x_);
 }
 
 py::object Arrays::empty(DType dtype, std::int64_t size) const {
@@ -147,7 +121,20 @@ py::object Arrays::empty(DType dtype, std::int64_t size) const {
     view.ndim = 1;
     view.shape[0] = size;
     view.strides[0] = size_of(dtype);
-    return py::cast(DeviceArray(view.on(x_.device), stream_));
+    return empty_on_device(view.on(x_.device));
+}
+
+py::object Arrays::empty_on_device(const TensorView& like) const {
+    if (py::isinstance<DeviceArray>(array_)) return py::cast(DeviceArray(like, stream_));
+    const TensorView dense = dense_in_order(like);
+    py::tuple shape(dense.ndim), strides(dense.ndim);
+    for (int i = 0; i < dense.ndim; ++i) {
+        shape[static_cast<std::size_t>(i)] = dense.shape[i];
+        strides[static_cast<std::size_t>(i)] = dense.strides[i] / size_of(dense.dtype);
+    }
+    py::object made = py::module_::import("fastnorm.cuda")
+                          .attr("new_array")(array_, shape, strides, name_of(dense.dtype));
+    return made.is_none() ? py::cast(DeviceArray(like, stream_)) : made;
 }
 
 py::object Arrays::handed_over(py::object array) const {
@@ -235,14 +222,12 @@ TensorView view_of(const char* op, const char* argument, py::handle object) {
     return view;
 }
 
-py::array empty_like(const py::array& x) {
-    return empty_like(x.dtype(), std::vector<py::ssize_t>(x.shape(), x.shape() + x.ndim()),
-                      x.strides());
-}
-
 py::array empty_like(const TensorView& view) {
-    return empty_like(numpy_dtype(view.dtype),
-                      std::vector<py::ssize_t>(view.shape, view.shape + view.ndim), view.strides);
+    const TensorView dense = dense_in_order(view);
+    const int ndim = dense.ndim;
+    return uninitialized(numpy_dtype(dense.dtype),
+                         std::vector<py::ssize_t>(dense.shape, dense.shape + ndim),
+                         std::vector<py::ssize_t>(dense.strides, dense.strides + ndim));
 }
 
 py::array empty(DType dtype, std::int64_t size) {

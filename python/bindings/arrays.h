@@ -41,6 +41,9 @@ class Arrays {
     py::object handed_over(py::object array) const;
 
   private:
+    // On a device: of the library's own memory if it has any to give, else ours.
+    py::object empty_on_device(const TensorView& like) const;
+
     const char* op_;
     py::handle array_;  // x
     cuda::Stream stream_ = nullptr;
@@ -55,10 +58,8 @@ int integer_of(const char* op, const char* argument, py::handle value);
 std::int64_t integer64_of(const char* op, const char* argument, py::handle value);
 bool flag_of(const char* op, const char* argument, py::handle value);
 
-// A new array of x's shape, dtype and order of dimensions (C order where x is broadcast), dense.
-py::array empty_like(const py::array& x);
-
-// The same for a view's shape, dtype and order.
+// A new dense array of a view's shape, dtype and order of dimensions (C order where it is
+// broadcast).
 py::array empty_like(const TensorView& view);
 
 // A new contiguous array of one dimension.

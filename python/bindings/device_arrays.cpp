@@ -274,7 +274,7 @@ DeviceArray from_numpy(const py::object& array, const py::object& device,
     }
     // Dense memory goes as it is; anything else is made so first.
     py::array dense = py::reinterpret_borrow<py::array>(array);
-    const py::array order = empty_like(dense);
+    const py::array order = empty_like(view);
     if (!std::equal(dense.strides(), dense.strides() + dense.ndim(), order.strides()) ||
         view.data != dense.data()) {
         order.attr("__setitem__")(py::ellipsis(), dense);
@@ -366,8 +366,7 @@ cuda::Stream stream_of(const char* op, py::handle stream) {
     return reinterpret_cast<cuda::Stream>(value == legacy_stream ? 0 : value);
 }
 
-DeviceArray::DeviceArray(const TensorView& like, cuda::Stream stream)
-    : view_(like), stream_(stream) {
+TensorView dense_in_order(const TensorView& like) {
     std::vector<int> order(static_cast<std::size_t>(like.ndim));
     std::iota(order.begin(), order.end(), 0);
     const auto stride_of = [&](int axis) { return std::abs(like.strides[axis]); };
@@ -378,12 +377,19 @@ DeviceArray::DeviceArray(const TensorView& like, cuda::Stream stream)
         std::stable_sort(order.begin(), order.end(),
                          [&](int a, int b) { return stride_of(a) > stride_of(b); });
     }
+    TensorView dense = like;
+    dense.data = nullptr;
+    dense.writable = true;
     std::int64_t stride = size_of(like.dtype);
     for (std::size_t i = order.size(); i-- > 0;) {
-        view_.strides[order[i]] = stride;
+        dense.strides[order[i]] = stride;
         stride *= std::max<std::int64_t>(like.shape[order[i]], 1);
     }
-    view_.writable = true;
+    return dense;
+}
+
+DeviceArray::DeviceArray(const TensorView& like, cuda::Stream stream)
+    : view_(dense_in_order(like)), stream_(stream) {
     const cuda::OnDevice on_device(own_name, like.device.index);
     const int device = like.device.index;
     // Given back on its device, whichever is the current one then.

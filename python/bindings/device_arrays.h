@@ -30,6 +30,9 @@ Imported import_array(const char* op, const char* argument, py::handle object, c
 // The stream that the caller named: None, an integer, or an object with __cuda_stream__.
 cuda::Stream stream_of(const char* op, py::handle stream);
 
+// The dense layout of a view's shape in its order of dimensions; C order where it is broadcast.
+TensorView dense_in_order(const TensorView& like);
+
 // fastnorm.cuda.Array: dense memory of its own, from the device's pool.
 class DeviceArray {
   public:

@@ -105,6 +105,24 @@ def through_device(
 _FROM_DLPACK = {"torch": "torch", "cupy": "cupy", "jaxlib": "jax.dlpack", "jax": "jax.dlpack"}
 
 
+def new_array(x: Any, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str) -> Any:
+    """Memory of x's own library beside x, where that can be had: strides are in elements.
+
+    Such an array is as long-lived, and as safe in a CUDA graph, as the library's own. None for a
+    library that offers nothing of the kind.
+    """
+    library = type(x).__module__.partition(".")[0]
+    if library == "torch":
+        torch = importlib.import_module("torch")
+        return torch.empty_strided(shape, strides, dtype=getattr(torch, dtype), device=x.device)
+    if library == "cupy" and dtype != "bfloat16":
+        cupy = importlib.import_module("cupy")
+        element = np.dtype(dtype)
+        with cupy.cuda.Device(x.device.id):
+            return cupy.ndarray(shape, element, strides=[s * element.itemsize for s in strides])
+    return None
+
+
 def hand_over(x: Any, array: Array) -> Any:
     """An array in the library that x is of; as it is where that cannot take it."""
     library = _FROM_DLPACK.get(type(x).__module__.partition(".")[0])

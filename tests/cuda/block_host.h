@@ -40,7 +40,8 @@ struct Traffic {
 };
 
 struct Launch {
-    std::string op;
+    const char* op;
+    const char* kernel;
     Shape shape;
     Stream stream;
 };
@@ -81,8 +82,8 @@ struct ThreadState {
 
 // Runs thread(block state, thread state, number) for every thread of every block.
 using ThreadMain = std::function<void(BlockState&, ThreadState&, int)>;
-void run_grid(const char* op, const Shape& shape, int most_threads, Stream stream,
-              const ThreadMain& thread);
+void run_grid(const char* op, const char* kernel, const Shape& shape, int most_threads,
+              Stream stream, const ThreadMain& thread);
 
 }  // namespace host
 
@@ -211,7 +212,7 @@ class Block {
 template <class Kernel>
 void launch(const char* op, const Kernel& kernel, const Shape& shape, Stream stream) {
     const Kernel copy = kernel;
-    host::run_grid(op, shape, Kernel::most_threads, stream,
+    host::run_grid(op, Kernel::name, shape, Kernel::most_threads, stream,
                    [&](host::BlockState& state, host::ThreadState& own, int thread) {
                        copy(Block(state, own, thread));
                    });

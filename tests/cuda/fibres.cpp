@@ -16,6 +16,7 @@ namespace fastnorm::cuda::host {
 namespace {
 
 constexpr std::size_t stack_bytes = 64 << 10;
+constexpr std::size_t overflow_bytes = 16 << 10;  // below it, in which too deep a stack is noticed
 constexpr std::uint64_t canary = 0x5afe5afe5afe5afe;
 
 // One is made the first time it is needed, and then used for one body after the other.
@@ -60,14 +61,15 @@ void resume(Fibre& fibre) {
     if (_setjmp(s.context) == 0) {
         if (fibre.started) _longjmp(fibre.context, 1);
         fibre.started = true;
-        void* const stack = mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE,
+        void* const stack = mmap(nullptr, overflow_bytes + stack_bytes, PROT_READ | PROT_WRITE,
                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (stack == MAP_FAILED) die("no memory for another fibre");
-        fibre.bottom = static_cast<std::uint64_t*>(stack);
+        char* const lowest = static_cast<char*>(stack) + overflow_bytes;
+        fibre.bottom = reinterpret_cast<std::uint64_t*>(lowest) - 1;
         *fibre.bottom = canary;
         ucontext_t start;
         getcontext(&start);
-        start.uc_stack.ss_sp = stack;
+        start.uc_stack.ss_sp = lowest;
         start.uc_stack.ss_size = stack_bytes;
         start.uc_link = nullptr;
         makecontext(&start, fibre_main, 0);

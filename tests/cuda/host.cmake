@@ -13,3 +13,12 @@ target_compile_options(fastnorm_cuda_on_host PRIVATE -O1 -Wno-unknown-pragmas
     $<$<BOOL:${FASTNORM_HAVE_MARCH_NATIVE}>:-march=native>)
 target_sources(fastnorm PRIVATE $<TARGET_OBJECTS:fastnorm_cuda_on_host>)
 
+
+if(FASTNORM_BUILD_TESTS)
+  enable_testing()
+  add_executable(block_host_test tests/cuda/block_host_test.cpp)
+  target_link_libraries(block_host_test PRIVATE fastnorm fastnorm_options)
+  target_include_directories(block_host_test PRIVATE tests/cuda)
+  target_compile_definitions(block_host_test PRIVATE FASTNORM_BLOCK_HEADER="block_host.h")
+  add_test(NAME block_host_test COMMAND block_host_test)
+endif()

@@ -41,10 +41,10 @@ void check(const char* op, const Shape& shape, int most_threads) {
 
 }  // namespace
 
-void run_grid(const char* op, const Shape& shape, int most_threads, Stream stream,
-              const ThreadMain& thread) {
+void run_grid(const char* op, const char* kernel, const Shape& shape, int most_threads,
+              Stream stream, const ThreadMain& thread) {
     check(op, shape, most_threads);
-    control().launches.push_back({op, shape, stream});
+    control().launches.push_back({op, kernel, shape, stream});
     const std::int64_t together = shape.resident ? shape.blocks : shape.cluster;
     const auto bytes = static_cast<std::size_t>(shape.shared_bytes + 15) / 16 * 16 + 16;
     const auto count = static_cast<std::size_t>(together);
@@ -141,6 +141,10 @@ EXPORTED int fastnorm_host_launches(int i, std::int64_t* found) {
         std::copy(std::begin(values), std::end(values), found);
     }
     return static_cast<int>(control().launches.size());
+}
+
+EXPORTED const char* fastnorm_host_kernel(int i) {
+    return control().launches[static_cast<std::size_t>(i)].kernel;
 }
 
 EXPORTED void fastnorm_host_traffic(std::int64_t* found) {

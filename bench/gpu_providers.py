@@ -1,0 +1,185 @@
+"""Who is timed on a CUDA device: fastnorm, PyTorch with cuDNN and without, and its compiler.
+
+All work on the same PyTorch tensors, on PyTorch's current stream, so that one CUDA graph can hold
+any of them. Each gets what a user of it would write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+import fastnorm as fn
+from suites import Case
+
+EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """One set of the large arrays, in the case's layout; None where not needed."""
+
+    x: torch.Tensor
+    out: torch.Tensor
+    dy: torch.Tensor | None
+    residual: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A case on the device: sets of tensors that calls take turns on, and the parameters."""
+
+    case: Case
+    sets: list[Tensors]
+    weight: torch.Tensor
+    bias: torch.Tensor
+    mean: torch.Tensor
+    var: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A provider on a problem: call(i) puts set i's work on the stream, and gives y or dx."""
+
+    call: Callable[[int], torch.Tensor]
+
+
+Make = Callable[[Problem], Runner | None]
+
+
+def of_fastnorm(problem: Problem) -> Runner:
+    """The library, into tensors that are there."""
+    case, p = problem.case, problem
+    options: dict[str, Any] = {"channel_axis": 1, "activation": case.activation}
+
+    def stream() -> int:
+        number: int = torch.cuda.current_stream().cuda_stream
+        return number
+
+    def inference(i: int) -> torch.Tensor:
+        s = p.sets[i]
+        y: torch.Tensor = fn.batch_norm(
+            *(s.x, p.mean, p.var, p.weight, p.bias),
+            **{"eps": EPS, "residual": s.residual, "out": s.out, "stream": stream()},
+            **options,
+        )
+        return y
+
+    def train(i: int) -> Any:
+        s = p.sets[i]
+        return fn.batch_norm_train(
+            *(s.x, p.weight, p.bias),
+            **{"running_mean": p.mean, "running_var": p.var, "eps": EPS},
+            **{"residual": s.residual, "out": s.out, "stream": stream()},
+            **options,
+        )
+
+    if case.op == "inference":
+        return Runner(inference)
+    if case.op == "training":
+        return Runner(lambda i: train(i).y)
+    saved = [train(i) for i in range(len(p.sets))]
+
+    def backward(i: int) -> torch.Tensor:
+        s, f = p.sets[i], saved[i]
+        residual = True if case.residual else None
+        dx: torch.Tensor = fn.batch_norm_backward(
+            *(s.dy, s.x, f.mean, f.rstd, p.weight, p.bias),
+            **{"residual": residual, "mask": f.mask, "out": s.out, "stream": stream()},
+            **options,
+        ).dx
+        return dx
+
+    return Runner(backward)
+
+
+def _forward(p: Problem, training: bool) -> Callable[..., torch.Tensor]:
+    case = p.case
+
+    def forward(
+        x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, bias: torch.Tensor
+    ) -> torch.Tensor:
+        y = functional.batch_norm(x, p.mean, p.var, weight, bias, training, 0.1, EPS)
+        if residual is not None:
+            y = y + residual
+        return functional.relu(y) if case.activation is not None else y
+
+    return forward
+
+
+def _torch(problem: Problem, wrap: Callable[[Any], Any]) -> Runner:
+    """PyTorch's own; backward through autograd, as its users run it."""
+    p, case = problem, problem.case
+    forward = wrap(_forward(p, case.op != "inference"))
+    if case.op != "backward":
+
+        def run(i: int) -> torch.Tensor:
+            with torch.no_grad():
+                y: torch.Tensor = forward(p.sets[i].x, p.sets[i].residual, p.weight, p.bias)
+            return y
+
+        return Runner(run)
+    weight, bias = (v.clone().requires_grad_() for v in (p.weight, p.bias))
+    leaves, outputs = [], []
+    for s in p.sets:
+        x = s.x.detach().requires_grad_()
+        residual = None if s.residual is None else s.residual.detach().requires_grad_()
+        leaves.append([t for t in (x, weight, bias, residual) if t is not None])
+        outputs.append(forward(x, residual, weight, bias))
+
+    def backward(i: int) -> torch.Tensor:
+        gradients = torch.autograd.grad(outputs[i], leaves[i], p.sets[i].dy, retain_graph=True)
+        return gradients[0]
+
+    return Runner(backward)
+
+
+def of_torch(problem: Problem) -> Runner:
+    """With cuDNN where PyTorch takes it."""
+    torch.backends.cudnn.enabled = True
+    return _torch(problem, lambda f: f)
+
+
+def of_torch_native(problem: Problem) -> Runner:
+    """Without cuDNN."""
+    runner = _torch(problem, lambda f: f)
+
+    def call(i: int) -> torch.Tensor:
+        torch.backends.cudnn.enabled = False
+        try:
+            return runner.call(i)
+        finally:
+            torch.backends.cudnn.enabled = True
+
+    with torch.backends.cudnn.flags(enabled=False):
+        runner = _torch(problem, lambda f: f)
+    return Runner(call)
+
+
+def of_torch_compile(problem: Problem) -> Runner:
+    """Through its compiler, for these very shapes."""
+    torch._dynamo.reset()
+    return _torch(
+        problem, lambda f: torch.compile(f, dynamic=False, mode="max-autotune-no-cudagraphs")
+    )
+
+
+def of_copy(problem: Problem) -> Runner:
+    """The limit: as many bytes as the operation moves at least, by copies of x."""
+
+    def copy(i: int) -> torch.Tensor:
+        return problem.sets[i].out.copy_(problem.sets[i].x)
+
+    return Runner(copy)
+
+
+PROVIDERS: dict[str, Make] = {
+    "fastnorm": of_fastnorm,
+    "torch": of_torch,
+    "torch_native": of_torch_native,
+    "torch_compile": of_torch_compile,
+}

@@ -1,0 +1,35 @@
+"""Every kernel once, on small shapes, for a sanitizer: training, backward and inference."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+
+import fastnorm as fn
+
+SHAPES = ((4, 8, 4, 8), (8, 4, 40, 40), (3, 5, 7, 7), (2, 2, 300, 512))
+
+
+def main() -> None:
+    """Run them all."""
+    rng = np.random.default_rng(0)
+    for shape in SHAPES:
+        for dtype in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16):
+            for activation in ("relu", "silu"):
+                x, dy, residual = (
+                    fn.cuda.asarray(rng.standard_normal(shape).astype(dtype)) for _ in range(3)
+                )
+                fwd = fn.batch_norm_train(x, activation=activation, residual=residual)
+                grads = fn.batch_norm_backward(
+                    *(dy, x, fwd.mean, fwd.rstd),
+                    **{"activation": activation, "residual": residual, "mask": fwd.mask},
+                )
+                y = fn.batch_norm(x, fwd.mean, fwd.rstd, activation=activation)
+                for array in (*fwd, *grads, y):
+                    if array is not None:
+                        assert np.isfinite(array.numpy().astype(np.float64)).all()
+    print("done")
+
+
+if __name__ == "__main__":
+    main()

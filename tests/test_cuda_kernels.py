@@ -1,0 +1,186 @@
+"""What the CUDA kernels promise beyond right results, seen where they run on the CPU.
+
+Which of them is taken, that all give the same bits, and that they move no more bytes than the model
+of each tier says.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+import fastnorm as fn
+from cases import DTYPES, Case, make, to_dtype
+from checks import assert_same_bits, forward_options
+from on_device import ORDERS, Limits, host, ops
+
+if not host.available:
+    pytest.skip("the kernels do not run on the CPU", allow_module_level=True)
+
+
+class Tier(NamedTuple):
+    """A machine on which `CASE` takes a kernel."""
+
+    tasks: int  # that fit into a block's shared memory; 0: all that a large machine has
+    multiprocessors: int
+    kernels: tuple[str, ...] = ("on_chip",)
+    cluster: int = 1
+    resident: bool = False
+    reads: int = 1
+
+    def limits(self, dtype: str, arrays: int = 1) -> Limits:
+        """Of a block that has so many arrays of its tasks' elements."""
+        if self.tasks == 0:
+            return Limits(self.multiprocessors)
+        task = arrays * 1024 * to_dtype(dtype).itemsize + 16
+        block = self.tasks * task + task // 2
+        return Limits(self.multiprocessors, block, block + 1024, cluster=self.cluster)
+
+
+# 4 chunks a statistic.
+CASE = Case("tiers", (4, 8, 32, 32), residual=False)
+TIERS = {
+    "block": Tier(0, 4),
+    "cluster_of_2": Tier(3, 2, cluster=2),
+    "cluster_of_4": Tier(1, 2, cluster=4),
+    "group": Tier(2, 9, resident=True),
+    "two_passes": Tier(1, 1, ("reduce", "map"), reads=2),
+}
+
+
+def _everything(case: Case, dtype: str) -> tuple[Any, Any]:
+    data = make(case, dtype)
+    options = forward_options(case, data)
+    fwd = ops.batch_norm_train(data.x, data.weight, data.bias, **options)
+    del options["eps"]
+    grads = ops.batch_norm_backward(
+        *(data.dy, data.x, fwd.mean, fwd.rstd, data.weight, data.bias),
+        **{"mask": fwd.mask},
+        **options,
+    )
+    return fwd, grads
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", TIERS)
+def test_tier_and_its_bytes(name: str, dtype: str) -> None:
+    """Training reads x and writes y, backward reads x and dy and writes dx: once each on chip."""
+    tier, data = TIERS[name], make(CASE, dtype)
+    size = data.x.nbytes
+
+    def check(reads: int) -> None:
+        assert host.traffic() == (reads * tier.reads * size, size, 0, 0)
+        launches = host.launches()
+        assert tuple(launch.kernel for launch in launches) == tier.kernels
+        assert launches[0].resident == tier.resident
+        assert launches[0].cluster == tier.cluster
+
+    host.reset(tier.limits(dtype))
+    fwd = ops.batch_norm_train(data.x)
+    check(1)
+    host.reset(tier.limits(dtype, arrays=2))
+    ops.batch_norm_backward(data.dy, data.x, fwd.mean, fwd.rstd)
+    check(2)
+    host.reset(tier.limits(dtype))
+    ops.batch_norm(data.x, data.mean, data.var)
+    assert host.traffic() == (size, size, 0, 0)
+    assert [launch.kernel for launch in host.launches()] == ["map"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_fused_bytes(dtype: str) -> None:
+    """The residual is read once more, and a mask is a bit for each element."""
+    case = Case("fused", CASE.shape, residual=True, activation="relu")
+    data = make(case, dtype)
+    size, bits = data.x.nbytes, data.x.size // 8
+    host.reset()
+    fwd = ops.batch_norm_train(data.x, residual=data.residual, activation="relu")
+    assert host.traffic() == (2 * size, size, 0, bits + 8)
+    assert fwd.mask is not None
+    assert fwd.mask.nbytes == bits + 8
+    for mask, residual, arrays in ((fwd.mask, True, 2), (None, data.residual, 3)):
+        host.reset()
+        ops.batch_norm_backward(
+            *(data.dy, data.x, fwd.mean, fwd.rstd),
+            **{"residual": residual, "activation": "relu", "mask": mask},
+        )
+        traffic = host.traffic()
+        assert (traffic.loaded, traffic.stored) == (arrays * size, 2 * size)
+        # Reduction and map read the mask, and every thread its signature.
+        threads = sum(launch.blocks * launch.threads for launch in host.launches())
+        assert traffic.loaded_elements == (0 if mask is None else 2 * bits + 8 * threads)
+        assert traffic.stored_elements == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(5, 16, 7, 7), (3, 24, 14, 14), (6, 8, 9), (40, 16)], ids=str)
+def test_short_runs_are_staged(shape: tuple[int, ...], dtype: str) -> None:
+    """Neighbouring statistics together are whole packs: 16 bytes at a time, each once."""
+    case = Case("staged", shape, residual=True, activation="relu")
+    data = make(case, dtype)
+    size = data.x.nbytes
+    if (data.x[0, 0].nbytes) % 16 == 0:
+        pytest.skip("whole packs")
+    host.reset()
+    fwd = ops.batch_norm_train(data.x, residual=data.residual, activation="relu")
+    assert [launch.kernel for launch in host.launches()] == ["staged"]
+    traffic = host.traffic()
+    assert (traffic.loaded, traffic.stored) == (2 * size, size)
+    host.reset()
+    ops.batch_norm_backward(
+        *(data.dy, data.x, fwd.mean, fwd.rstd),
+        **{"residual": True, "activation": "relu", "mask": fwd.mask},
+    )
+    assert [launch.kernel for launch in host.launches()] == ["staged"]
+    traffic = host.traffic()
+    assert (traffic.loaded, traffic.stored) == (2 * size, 2 * size)
+
+
+SAME = (
+    Case("same_whole", (4, 8, 32, 32), residual=True, activation="relu"),
+    Case("same_smooth", (3, 8, 20, 24), residual=True, activation="silu"),
+    Case("same_ragged", (9, 16, 7, 7), residual=True, activation="relu"),
+    Case("same_columns", (300, 16), activation="leaky_relu"),
+)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", SAME, ids=lambda case: case.name)
+def test_same_bits_on_every_machine_and_in_every_order(case: Case, dtype: str) -> None:
+    host.reset()
+    expected = _everything(case, dtype)
+    for tier in TIERS.values():
+        for order in ORDERS:
+            host.reset(tier.limits(dtype), order)
+            found = _everything(case, dtype)
+            for one, other in zip(found, expected, strict=True):
+                for field, a, b in zip(one._fields, one, other, strict=True):
+                    assert_same_bits(a, b, field)
+
+
+def test_same_bits_of_arrays_that_are_not_aligned() -> None:
+    """Element by element or 16 bytes at a time."""
+    data = make(CASE, "float32")
+    raw = np.zeros(data.x.size + 1, np.float32)
+    shifted = raw[1:].reshape(data.x.shape)
+    shifted[...] = data.x
+    host.reset()
+    expected = ops.batch_norm_train(data.x, activation="relu")
+    assert host.traffic().loaded_elements == 0
+    host.reset()
+    found = ops.batch_norm_train(shifted, activation="relu")
+    assert host.traffic().loaded == 0
+    for a, b in zip(found, expected, strict=True):
+        assert_same_bits(a, b)
+
+
+def test_a_launch_that_fails_is_an_error_and_leaves_all_as_it_was() -> None:
+    """As on a device that cannot hold what the plan wants; the next call works."""
+    data = make(CASE, "float32")
+    host.reset(Limits(shared_of_block=10))
+    with pytest.raises(fn.CudaError, match="batch_norm: launch failed: shared memory"):
+        ops.batch_norm(data.x, data.mean, data.var)
+    host.reset()
+    ops.batch_norm(data.x, data.mean, data.var)
