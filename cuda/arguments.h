@@ -6,14 +6,9 @@
 
 #include "core/per_statistic.h"
 #include "core/view.h"
-#include "cuda/block.h"
+#include "cuda/pack.h"
 
 namespace fastnorm::cuda {
-
-// A lane's elements in a chunk: one bit each makes a word of the mask.
-inline constexpr int lane_elements = 32;
-template <class T>
-inline constexpr int lane_packs = lane_elements / pack_elements<T>;
 
 // A view as the rows traversal takes it. Statistics are numbered through all batch indices.
 struct Rows {

@@ -29,24 +29,13 @@
 
 #include <cstdint>
 
-#include "core/dtypes.h"
 #include "cuda/machine.h"
+#include "cuda/pack.h"
 
 namespace fastnorm::cuda {
 
-// 16 bytes of elements.
-template <class T>
-inline constexpr int pack_elements = 16 / static_cast<int>(sizeof(T));
-
-template <class T>
-struct alignas(16) Pack {
-    T element[pack_elements<T>];
-};
-
 // Whether what is accessed will be needed again soon, from the L2 cache.
 enum class Reuse { none, soon };
-
-inline constexpr int warp_size = 32;
 
 }  // namespace fastnorm::cuda
 

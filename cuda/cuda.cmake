@@ -72,7 +72,7 @@ list(GET FASTNORM_CUDA_ARCHITECTURES -1 newest)
 list(APPEND generate -gencode=arch=compute_${newest},code=compute_${newest})
 
 # No contraction here either: results are the same bits on every device.
-set(FASTNORM_NVCC_FLAGS -std=c++20 -O3 -fmad=false --expt-relaxed-constexpr -lineinfo
+set(FASTNORM_NVCC_FLAGS -std=c++20 -O3 -fmad=false --expt-relaxed-constexpr -Xfatbin=-compress-all
     -Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra -Xptxas=-v
     -I${PROJECT_SOURCE_DIR} -I${PROJECT_SOURCE_DIR}/cpp -I${PROJECT_SOURCE_DIR}/cpp/include
     ${generate})

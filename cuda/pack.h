@@ -1,0 +1,23 @@
+// 16 bytes of elements, the unit in which kernels move memory, and the sizes that follow from it.
+#pragma once
+
+#include "core/dtypes.h"
+
+namespace fastnorm::cuda {
+
+template <class T>
+inline constexpr int pack_elements = 16 / static_cast<int>(sizeof(T));
+
+template <class T>
+struct alignas(16) Pack {
+    T element[pack_elements<T>];
+};
+
+inline constexpr int warp_size = 32;
+
+// A lane's elements in a chunk: one bit each makes a word of the mask.
+inline constexpr int lane_elements = 32;
+template <class T>
+inline constexpr int lane_packs = lane_elements / pack_elements<T>;
+
+}  // namespace fastnorm::cuda
