@@ -27,7 +27,7 @@ pip_install = SKBUILD_BUILD_DIR=$(1) SKBUILD_CMAKE_DEFINE="$(2)" \
 RELEASE_DEFINES := FASTNORM_BUILD_TESTS=ON;FASTNORM_TEST_ISAS=ON
 # One instruction set beside the baseline: instrumented code is slow to compile.
 ASAN_DEFINES := FASTNORM_BUILD_TESTS=ON;FASTNORM_SANITIZE=address,undefined;FASTNORM_ISA_LIST=avx2;FASTNORM_CUDA=OFF
-HOST_DEFINES := FASTNORM_CUDA=HOST;FASTNORM_ISA_LIST=baseline
+HOST_DEFINES := FASTNORM_BUILD_TESTS=ON;FASTNORM_CUDA=HOST;FASTNORM_ISA_LIST=baseline
 
 .PHONY: help demo test bench bench-cpp test-cpp test-asan test-cuda lint format clean
 .DELETE_ON_ERROR:
@@ -68,6 +68,7 @@ test-asan: $(VENV)/.test $(ASAN)/.built ## memory tests under AddressSanitizer a
 	$(IN_ASAN) $(BIN)/python -m pytest $(ASAN_TESTS) $(ARGS)
 
 test-cuda: $(VENV)/.test $(HOST)/.built ## the CUDA kernels, run on the CPU: no GPU is needed
+	$(BIN)/ctest --test-dir $(HOST) --output-on-failure
 	PYTHONPATH=$(HOST_SITE) $(BIN)/python -c 'import sys, fastnorm._core as c; sys.exit("$(HOST)" not in c.__file__)'
 	PYTHONPATH=$(HOST_SITE) $(BIN)/python -m pytest $(wildcard tests/test_cuda*.py) $(ARGS)
 

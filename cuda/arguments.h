@@ -61,6 +61,8 @@ struct Share {
     std::int64_t tasks = 0;           // of all blocks
     std::int64_t tasks_of_block = 0;  // at most
     int team = 1;                     // blocks that share a statistic
+    bool in_global = false;           // where those meet; else they are a cluster
+    std::int64_t soon_from = 0;  // the tasks from here on the next kernel will find in the cache
 };
 
 }  // namespace fastnorm::cuda

@@ -1,7 +1,9 @@
 #include "cuda/driver.h"
 
 #include <initializer_list>
+#include <memory>
 #include <numeric>
+#include <string>
 
 #include "core/activations.h"
 #include "core/dtypes.h"
@@ -77,7 +79,8 @@ class Call {
         : execution_(execution),
           on_device_(execution.op, execution.device),
           table_(table_of(problem.dtype)),
-          direction_(static_cast<int>(direction)) {
+          direction_(static_cast<int>(direction)),
+          explanation_(problem.explanation) {
         const Tensors& t = problem.tensors;
         args.rows = rows_of(t.view, problem.dtype);
         args.x = t.x;
@@ -99,66 +102,98 @@ class Call {
         bytes_of_stat_ = t.view.reduced() * size_of(problem.dtype);
         const ActivationInfo& info = kActivations[static_cast<int>(problem.activation)];
         smooth_ = !info.piecewise && info.kind != ActivationKind::identity;
+        if (explanation_ != nullptr) explain(problem);
     }
 
     Arguments args;
 
-    void map() const {
+    void map() {
         const Plan plan = plan_pass(args.rows, table_, on_device_.limits());
-        table_.map[direction_][whole_][smooth_](execution_.op, args, plan.share, plan.shape,
-                                                execution_.stream);
+        launch("map", table_.map[direction_][whole_][smooth_], plan);
     }
 
     // arrays: the tensors that are read both before the statistics are known and after; and those
     // that the map reads in all.
     void reduce_and_map(int arrays, int arrays_of_map) {
         const Work work{arrays, arrays_of_map, whole_, granule_, bytes_of_stat_};
-        const Plan plan = plan_reduction(args.rows, table_, work, on_device_.limits());
-        if (plan.tier == Tier::staged) {
-            table_.staged[direction_][smooth_](execution_.op, args, plan.share, plan.shape,
-                                               execution_.stream);
-            return;
+        Plan plan = plan_reduction(args.rows, table_, work, on_device_.limits());
+        const KernelTable::Launcher on_chip = table_.on_chip[direction_][smooth_];
+        switch (plan.tier) {
+            case Tier::staged: return launch("staged", table_.staged[direction_][smooth_], plan);
+            case Tier::block:
+            case Tier::cluster: return launch("on_chip", on_chip, plan);
+            case Tier::group: {
+                const auto memory = meeting_place(plan, plan.shape.blocks / plan.share.team);
+                return launch("on_chip", on_chip, plan);
+            }
+            case Tier::two_passes: break;
         }
-        if (plan.tier == Tier::block || plan.tier == Tier::cluster) {
-            on_chip(plan);
-            return;
-        }
-        // Where blocks meet: counters first, which have to be 0.
-        const bool group = plan.tier == Tier::group;
-        const std::int64_t counters = group ? plan.shape.blocks / plan.share.team : args.rows.stats;
-        const std::int64_t counter_bytes = (counters * 4 + 15) / 16 * 16;
-        const auto partial = static_cast<std::int64_t>(sizeof(Partial));
-        const Memory memory(static_cast<std::size_t>(
-                                counter_bytes + partial * (plan.share.tasks + args.rows.stats)),
-                            execution_.stream);
-        memory.clear(0, static_cast<std::size_t>(counter_bytes));
-        args.counters = reinterpret_cast<std::uint32_t*>(memory.data());
-        args.partials = reinterpret_cast<Partial*>(memory.data() + counter_bytes);
-        if (group) {
-            on_chip(plan);
-            return;
-        }
-        args.totals = args.partials + plan.share.tasks;
+        const auto memory = meeting_place(plan, args.rows.stats);
         // The map goes backwards and finds what was read last in the cache, if that was to stay.
         const std::int64_t bytes_of_task = arrays * table_.slot_bytes;
-        const std::int64_t kept = on_device_.limits().cache / 2 / bytes_of_task;
-        table_.reduce[direction_][whole_][smooth_](execution_.op, args, plan.share,
-                                                   plan.share.tasks - kept, plan.shape,
-                                                   execution_.stream);
+        plan.share.soon_from = plan.share.tasks - on_device_.limits().cache / 2 / bytes_of_task;
+        launch("reduce", table_.reduce[direction_][whole_][smooth_], plan);
+        if (explanation_ != nullptr) explanation_->reads = 2;
         map();
     }
 
   private:
-    void on_chip(const Plan& plan) const {
-        table_.on_chip[direction_][smooth_](execution_.op, args, plan.share,
-                                            plan.tier == Tier::group, plan.shape,
-                                            execution_.stream);
+    // Memory for partial results, those of statistics, and so many counters, which have to be 0.
+    std::unique_ptr<Memory> meeting_place(const Plan& plan, std::int64_t counters) {
+        const std::int64_t counter_bytes = (counters * 4 + 15) / 16 * 16;
+        const auto partial = static_cast<std::int64_t>(sizeof(Partial));
+        const std::int64_t bytes = counter_bytes + partial * (plan.share.tasks + args.rows.stats);
+        if (explanation_ != nullptr) {
+            explanation_->scratch_bytes = bytes;
+            return nullptr;
+        }
+        auto memory = std::make_unique<Memory>(static_cast<std::size_t>(bytes), execution_.stream);
+        memory->clear(0, static_cast<std::size_t>(counter_bytes));
+        args.counters = reinterpret_cast<std::uint32_t*>(memory->data());
+        args.partials = reinterpret_cast<Partial*>(memory->data() + counter_bytes);
+        if (plan.tier == Tier::two_passes) args.totals = args.partials + plan.share.tasks;
+        return memory;
+    }
+
+    // The kernel, or only what would be launched.
+    void launch(const char* kernel, KernelTable::Launcher launcher, const Plan& plan) {
+        if (explanation_ == nullptr) {
+            launcher(execution_.op, args, plan.share, plan.shape, execution_.stream);
+            return;
+        }
+        const Shape& shape = plan.shape;
+        std::string text = std::string(kernel) + ": " + std::to_string(shape.blocks) +
+                           " blocks of " + std::to_string(shape.threads) + " threads";
+        if (shape.cluster > 1) text += ", clusters of " + std::to_string(shape.cluster);
+        if (plan.tier == Tier::group) text += ", groups of " + std::to_string(plan.share.team);
+        text += ", " + std::to_string(shape.shared_bytes) + " bytes of shared memory";
+        explanation_->launches.push_back(text);
+    }
+
+    void explain(const Problem& problem) const {
+        const View& view = problem.tensors.view;
+        const Tensors& t = problem.tensors;
+        Explanation& e = *explanation_;
+        e.isa = "cuda";
+        e.traversal = "rows";
+        e.batch = view.batch;
+        e.outer = view.outer;
+        e.stat = view.stat;
+        e.inner = view.inner;
+        e.units = args.rows.stats;
+        e.chunks = args.rows.chunks;
+        e.reads = 1;
+        for (const Operand* operand : {&t.x, &t.residual, &t.y, &t.dy, &t.dx, &t.dresidual}) {
+            if (*operand) e.least_bytes += view.elements() * size_of(problem.dtype);
+        }
+        if (t.mask != nullptr) e.least_bytes += mask_bytes(view, problem.dtype);
     }
 
     const Execution& execution_;
     OnDevice on_device_;
     const KernelTable& table_;
     int direction_;
+    Explanation* explanation_;  // or null: then something is to be done
     bool whole_ = false, smooth_ = false;
     std::int64_t granule_ = 0, bytes_of_stat_ = 0;
 };

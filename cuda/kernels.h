@@ -122,8 +122,6 @@ struct OnChip {
 
     Arguments args;
     Share share;
-    bool in_global;  // where the blocks of a team meet, if there are several; else they are a
-                     // cluster
 
     FASTNORM_DEVICE void operator()(const Block& block) const {
         const Pass pass(block, args);
@@ -145,7 +143,7 @@ struct OnChip {
     FASTNORM_DEVICE void one_unit(const Block& block, const Pass& pass, const Tasks& tasks,
                                   int rank, std::uint32_t meetings) const {
         const Rows& rows = args.rows;
-        const bool cluster = share.team > 1 && !in_global;
+        const bool cluster = share.team > 1 && !share.in_global;
         auto* const coefficients = reinterpret_cast<Coefficients<A>*>(block.shared());
         auto* const partials =
             reinterpret_cast<Partial*>(block.shared() + tasks.stats * bytes_of_stat);
@@ -185,14 +183,15 @@ struct OnChip {
                     pass.reduce(block, lane, coefficients_of(stat), stat, chunk, held(lane, task));
                 if (block.lane() != 0) return;
                 partials[task - tasks.first] = partial;
-                if (in_global) publish(block, args.partials + task, partial);
+                if (share.in_global) publish(block, args.partials + task, partial);
             });
         meet(block, cluster, meetings);
 
         for (std::int64_t s = block.warp(); s < tasks.stats; s += block.warps()) {
             const std::int64_t stat = tasks.stat0 + s;
             const Partial merged = pass.merge(block, [&](std::int64_t chunk) -> Partial {
-                if (in_global) return fresh(block, args.partials + stat * rows.chunks + chunk);
+                if (share.in_global)
+                    return fresh(block, args.partials + stat * rows.chunks + chunk);
                 if (!cluster) return partials[stat * rows.chunks + chunk - tasks.first];
                 const std::int64_t owner = chunk / share.tasks_of_block;
                 return *block.of_peer(partials + (chunk - owner * share.tasks_of_block),
@@ -221,7 +220,7 @@ struct OnChip {
             return;
         }
         block.sync();
-        if (!in_global) return;
+        if (!share.in_global) return;
         if (block.thread() == 0) {
             std::uint32_t* const counter = args.counters + block.index() / share.team;
             block.add(counter, 1);
@@ -241,7 +240,6 @@ struct Reduce {
 
     Arguments args;
     Share share;
-    std::int64_t soon_from;  // the tasks from here on are in the cache when the map begins
 
     FASTNORM_DEVICE void operator()(const Block& block) const {
         const Rows& rows = args.rows;
@@ -255,7 +253,7 @@ struct Reduce {
         for_tasks(block, rows, tasks,
                   [&](std::int64_t task, std::int64_t stat, std::int64_t chunk) {
                       const Lane<T, Pass::whole> lane(block, rows, stat, chunk);
-                      const Reuse reuse = task >= soon_from ? Reuse::soon : Reuse::none;
+                      const Reuse reuse = task >= share.soon_from ? Reuse::soon : Reuse::none;
                       const Partial partial =
                           pass.reduce(block, lane, coefficients[stat - tasks.stat0], stat, chunk,
                                       FromGlobal<T, Pass::whole>{block, lane, reuse});

@@ -9,50 +9,40 @@
 
 namespace fastnorm::cuda {
 
-template <template <class, bool, bool> class Pass, class T, bool smooth>
-void launch_on_chip(const char* op, const Arguments& args, const Share& share, bool in_global,
-                    const Shape& shape, Stream stream) {
-    launch(op, OnChip<Pass<T, true, smooth>>{args, share, in_global}, shape, stream);
-}
-
-template <template <class, bool, bool> class Pass, class T, bool whole, bool smooth>
-void launch_reduce(const char* op, const Arguments& args, const Share& share,
-                   std::int64_t soon_from, const Shape& shape, Stream stream) {
-    launch(op, Reduce<Pass<T, whole, smooth>>{args, share, soon_from}, shape, stream);
-}
-
-template <template <class, bool, bool> class Pass, class T, bool whole, bool smooth>
-void launch_map(const char* op, const Arguments& args, const Share& share, const Shape& shape,
-                Stream stream) {
-    launch(op, Map<Pass<T, whole, smooth>>{args, share}, shape, stream);
+template <class Kernel>
+void launch_kernel_of(const char* op, const Arguments& args, const Share& share, const Shape& shape,
+                      Stream stream) {
+    launch(op, Kernel{args, share}, shape, stream);
 }
 
 template <template <class, bool, bool> class Pass, class T, bool smooth>
-void launch_staged(const char* op, const Arguments& args, const Share& share, const Shape& shape,
-                   Stream stream) {
-    launch(op, Staged<Pass<T, false, smooth>>{args, share}, shape, stream);
-}
+inline constexpr KernelTable::Launcher on_chip = launch_kernel_of<OnChip<Pass<T, true, smooth>>>;
+template <template <class, bool, bool> class Pass, class T, bool smooth>
+inline constexpr KernelTable::Launcher staged = launch_kernel_of<Staged<Pass<T, false, smooth>>>;
+template <template <class, bool, bool> class Pass, class T, bool whole, bool smooth>
+inline constexpr KernelTable::Launcher reduce = launch_kernel_of<Reduce<Pass<T, whole, smooth>>>;
+template <template <class, bool, bool> class Pass, class T, bool whole, bool smooth>
+inline constexpr KernelTable::Launcher map = launch_kernel_of<Map<Pass<T, whole, smooth>>>;
 
 template <class T>
 constexpr KernelTable make_table() {
-    using A = accumulator_t<T>;
     return {
-        {{launch_on_chip<Forward, T, false>, launch_on_chip<Forward, T, true>},
-         {launch_on_chip<Backward, T, false>, launch_on_chip<Backward, T, true>}},
+        {{on_chip<Forward, T, false>, on_chip<Forward, T, true>},
+         {on_chip<Backward, T, false>, on_chip<Backward, T, true>}},
+        {{staged<Forward, T, false>, staged<Forward, T, true>},
+         {staged<Backward, T, false>, staged<Backward, T, true>}},
         // Moments are taken before the activation.
-        {{{launch_reduce<Forward, T, false, false>, launch_reduce<Forward, T, false, false>},
-          {launch_reduce<Forward, T, true, false>, launch_reduce<Forward, T, true, false>}},
-         {{launch_reduce<Backward, T, false, false>, launch_reduce<Backward, T, false, true>},
-          {launch_reduce<Backward, T, true, false>, launch_reduce<Backward, T, true, true>}}},
-        {{{launch_map<Forward, T, false, false>, launch_map<Forward, T, false, true>},
-          {launch_map<Forward, T, true, false>, launch_map<Forward, T, true, true>}},
-         {{launch_map<Backward, T, false, false>, launch_map<Backward, T, false, true>},
-          {launch_map<Backward, T, true, false>, launch_map<Backward, T, true, true>}}},
-        {{launch_staged<Forward, T, false>, launch_staged<Forward, T, true>},
-         {launch_staged<Backward, T, false>, launch_staged<Backward, T, true>}},
+        {{{reduce<Forward, T, false, false>, reduce<Forward, T, false, false>},
+          {reduce<Forward, T, true, false>, reduce<Forward, T, true, false>}},
+         {{reduce<Backward, T, false, false>, reduce<Backward, T, false, true>},
+          {reduce<Backward, T, true, false>, reduce<Backward, T, true, true>}}},
+        {{{map<Forward, T, false, false>, map<Forward, T, false, true>},
+          {map<Forward, T, true, false>, map<Forward, T, true, true>}},
+         {{map<Backward, T, false, false>, map<Backward, T, false, true>},
+          {map<Backward, T, true, false>, map<Backward, T, true, true>}}},
         OnChip<Forward<T, true, false>>::bytes_of_stat,
         OnChip<Forward<T, true, false>>::slot_bytes,
-        sizeof(Coefficients<A>),
+        sizeof(Coefficients<accumulator_t<T>>),
     };
 }
 

@@ -98,6 +98,7 @@ Plan on_chip(const Costs& costs, const Rows& rows, const Limits& limits) {
         share.team = static_cast<int>(limits.multiprocessors / groups);
         share.tasks_of_block = divide_up(rows.chunks, share.team);
         plan.tier = Tier::group;
+        share.in_global = true;
         plan.shape.blocks = groups * share.team;
         plan.shape.resident = true;
         plan.shape.shared_bytes = costs.bytes(1, share.tasks_of_block);

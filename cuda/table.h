@@ -10,18 +10,14 @@ namespace fastnorm::cuda {
 enum class Direction : int { forward, backward };
 
 struct KernelTable {
-    using OnChip = void (*)(const char* op, const Arguments&, const Share&, bool in_global,
-                            const Shape&, Stream);
-    using Reduce = void (*)(const char* op, const Arguments&, const Share&, std::int64_t soon_from,
-                            const Shape&, Stream);
-    using Map = void (*)(const char* op, const Arguments&, const Share&, const Shape&, Stream);
+    using Launcher = void (*)(const char* op, const Arguments&, const Share&, const Shape&, Stream);
 
-    // By direction, whether packs are whole, and whether the activation is smooth.
-    OnChip on_chip[2][2];
-    Reduce reduce[2][2][2];
-    Map map[2][2][2];
-    // By direction, and whether the activation is smooth.
-    Map staged[2][2];
+    // By direction, whether packs are whole (on chip they are, staged ones are not), and whether
+    // the activation is smooth.
+    Launcher on_chip[2][2];
+    Launcher staged[2][2];
+    Launcher reduce[2][2][2];
+    Launcher map[2][2][2];
 
     // Shared memory of OnChip.
     std::int64_t bytes_of_stat, slot_bytes;

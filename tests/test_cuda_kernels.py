@@ -14,7 +14,7 @@ import pytest
 import fastnorm as fn
 from cases import DTYPES, Case, make, to_dtype
 from checks import assert_same_bits, forward_options
-from on_device import ORDERS, Limits, host, ops
+from on_device import ORDERS, Foreign, Limits, host, ops
 
 if not host.available:
     pytest.skip("the kernels do not run on the CPU", allow_module_level=True)
@@ -184,3 +184,32 @@ def test_a_launch_that_fails_is_an_error_and_leaves_all_as_it_was() -> None:
         ops.batch_norm(data.x, data.mean, data.var)
     host.reset()
     ops.batch_norm(data.x, data.mean, data.var)
+
+
+def test_explained() -> None:
+    """What would be launched, and nothing is."""
+    host.reset()
+    data = make(CASE, "float32")
+    arrays = [fn.cuda.asarray(a) for a in (data.x, data.mean, data.var)]
+    out = fn.cuda.asarray(np.zeros_like(data.x))
+    inference = fn.explain(fn.batch_norm, *arrays, out=out)
+    assert host.launches() == []
+    assert inference.isa == "cuda"
+    assert inference.view == (1, 4, 8, 1024)
+    assert (inference.units, inference.chunks, inference.reads) == (8, 4, 1)
+    assert inference.least_bytes == 2 * data.x.nbytes
+    assert [text.split(":")[0] for text in inference.launches] == ["map"]
+    for name, tier in TIERS.items():
+        host.reset(tier.limits("float32"))
+        found = fn.explain(fn.batch_norm_train, arrays[0], out=out)
+        assert host.launches() == []
+        assert tuple(text.split(":")[0] for text in found.launches) == tier.kernels
+        assert found.reads == tier.reads
+        assert (found.scratch_bytes > 0) == (name in ("group", "two_passes"))
+        text = str(found)
+        assert text.startswith("cuda, rows\nview:    batch 1, outer 4, stat 8, inner 1024\nlaunch:")
+        assert ("groups of" in text) == (name == "group")
+        assert ("clusters of" in text) == name.startswith("cluster")
+    assert not np.any(out.numpy())
+    strided = Foreign(np.ones((4, 8, 32, 64), np.float32)[..., ::2])
+    assert fn.explain(fn.batch_norm, strided, *arrays[1:], out=out).copied == ("x",)

@@ -51,6 +51,9 @@ fastnorm_status guarded(F&& f) noexcept {
     } catch (const std::invalid_argument& error) {
         keep(error.what());
         return FASTNORM_INVALID_ARGUMENT;
+    } catch (const fastnorm::cuda_error& error) {
+        keep(error.what());
+        return FASTNORM_CUDA_ERROR;
     } catch (const std::bad_alloc&) {
         keep("out of memory");
         return FASTNORM_OUT_OF_MEMORY;
@@ -84,6 +87,9 @@ TensorView view(const fastnorm_tensor* tensor) {
     const int extents = std::clamp(tensor->ndim, 0, fastnorm::max_dims);
     std::copy_n(tensor->shape, extents, result.shape);
     std::copy_n(tensor->strides, extents, result.strides);
+    if (number_of(tensor->device) != FASTNORM_CPU) {
+        result.device = fastnorm::Device::cuda(tensor->device_index);
+    }
     return result;
 }
 
@@ -96,6 +102,10 @@ void expect_pointer(const char* function, const char* argument, const void* poin
     if (pointer != nullptr) return;
     throw std::invalid_argument(std::string(function) + ": " + argument +
                                 " is null, expected a pointer");
+}
+
+CUstream_st* stream_of(const fastnorm_batch_norm_options& options) {
+    return static_cast<CUstream_st*>(options.stream);
 }
 
 fastnorm_batch_norm_options or_defaults(const fastnorm_batch_norm_options* options) {
@@ -122,6 +132,12 @@ fastnorm_tensor fastnorm_dense(const void* data, fastnorm_dtype dtype, int ndim,
         tensor.strides[i] = stride;
         __builtin_mul_overflow(stride, shape[i], &stride);  // the op says that it is too large
     }
+    return tensor;
+}
+
+fastnorm_tensor fastnorm_on_cuda(fastnorm_tensor tensor, int device_index) {
+    tensor.device = FASTNORM_CUDA;
+    tensor.device_index = device_index;
     return tensor;
 }
 
@@ -152,7 +168,8 @@ fastnorm_status fastnorm_batch_norm(const fastnorm_tensor* x, const fastnorm_ten
     return guarded([&] {
         const fastnorm_batch_norm_options o = or_defaults(options);
         fastnorm::batch_norm(view(x), view(mean), view(var), view(weight), view(bias), view(out),
-                             {o.eps, o.channel_axis, activation(o.activation), view(o.residual)});
+                             {o.eps, o.channel_axis, activation(o.activation), view(o.residual),
+                              nullptr, stream_of(o)});
     });
 }
 
@@ -171,6 +188,7 @@ fastnorm_status fastnorm_batch_norm_train(const fastnorm_tensor* x, const fastno
         t.running_var = view(o.running_var);
         t.momentum = o.momentum;
         t.unbiased = o.unbiased != 0;
+        t.stream = stream_of(o);
         fastnorm::batch_norm_train(view(x), view(weight), view(bias), view(out), view(mean),
                                    view(rstd), view(o.mask), t);
     });
@@ -189,6 +207,7 @@ fastnorm_status fastnorm_batch_norm_backward(
         b.activation = activation(o.activation);
         b.residual = view(o.residual);
         b.mask = view(o.mask);
+        b.stream = stream_of(o);
         fastnorm::batch_norm_backward(view(dy), view(x), view(mean), view(rstd), view(weight),
                                       view(bias),
                                       {view(dx), view(dweight), view(dbias), view(dresidual)}, b);

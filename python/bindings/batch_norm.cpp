@@ -55,6 +55,7 @@ py::dict explain(const py::object& call) {
     result["reads"] = e.reads;
     result["least_bytes"] = e.least_bytes;
     result["scratch_bytes"] = e.scratch_bytes;
+    result["launches"] = py::tuple(py::cast(e.launches));
     result["copied"] = py::tuple(py::cast(e.copied));
     return result;
 }

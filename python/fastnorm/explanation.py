@@ -47,6 +47,10 @@ class Explanation:
         copy, the time that no implementation undercuts where data come from memory.
     scratch_bytes : int
         Partial results and coefficients, in memory that the calling thread keeps.
+    launches : tuple of str
+        On a device, the kernels with their blocks, threads and shared memory. There a unit is a
+        statistic, a chunk is what a warp reduces at a time, reads is 2 where two kernels read the
+        inputs, and nothing is said of tile, threads, shared, interleaved and stream.
     copied : tuple of str
         Arguments that are copied to dense memory first, or from it: a cost that dense ones, all in
         x's order of dimensions, do not have.
@@ -66,6 +70,7 @@ class Explanation:
     reads: int
     least_bytes: int
     scratch_bytes: int
+    launches: tuple[str, ...]
     copied: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -79,12 +84,17 @@ class Explanation:
             units = f"{self.units} units of {self.chunks} chunks, {whose}; {then}"
         else:
             units = f"{self.units * self.chunks} tiles, each mapped once"
-        lines = [
-            f"{self.isa}, {self.traversal}, {threads}",
-            f"view:    batch {batch}, outer {outer}, stat {stat}, inner {inner}",
+        how = [
             "tile:    stat {}, outer {}, inner {}".format(*self.tile),
             f"order:   {units}",
             f"stores:  {'past the cache' if self.stream else 'plain'}",
+        ]
+        if self.launches:
+            how = [f"launch:  {launch}" for launch in self.launches]
+        lines = [
+            f"{self.isa}, {self.traversal}" + ("" if self.launches else f", {threads}"),
+            f"view:    batch {batch}, outer {outer}, stat {stat}, inner {inner}",
+            *how,
             f"memory:  {self.least_bytes:,} bytes at least, inputs read "
             f"{'once' if self.reads == 1 else 'twice'}; {self.scratch_bytes:,} bytes of scratch",
         ]

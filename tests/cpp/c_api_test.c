@@ -219,7 +219,28 @@ static void test_process(void) {
     expect(fastnorm_get_num_threads() == 2, "get_num_threads");
 }
 
+/* Without a device, or with one, memory that is none of it: an error, and nothing has happened. */
+static void test_device(void) {
+    float x[SIZE] = {0};
+    double mean[C] = {0}, var[C] = {0};
+    fastnorm_tensor x_t, mean_t, var_t;
+    x_t = fastnorm_on_cuda(fastnorm_dense(x, FASTNORM_FLOAT32, 3, x_shape), 77);
+    mean_t = fastnorm_dense(mean, FASTNORM_FLOAT64, 1, c_shape);
+    var_t = fastnorm_on_cuda(mean_t, 77);
+    var_t.data = var;
+    expect(x_t.device == FASTNORM_CUDA && x_t.device_index == 77, "on_cuda");
+    expect_error(fastnorm_batch_norm(&x_t, &mean_t, &var_t, NULL, NULL, &x_t, NULL),
+                 FASTNORM_INVALID_ARGUMENT,
+                 "batch_norm: mean is on the CPU, expected cuda:77 as x is");
+    mean_t = fastnorm_on_cuda(mean_t, 77);
+    expect(
+        fastnorm_batch_norm(&x_t, &mean_t, &var_t, NULL, NULL, &x_t, NULL) == FASTNORM_CUDA_ERROR,
+        "a device that is not there");
+    expect(strncmp(fastnorm_last_error(), "batch_norm: ", 12) == 0, "an error of the op");
+}
+
 int main(void) {
+    test_device();
     test_process();
     test_training_and_backward();
     test_inference();

@@ -20,7 +20,8 @@ typedef enum fastnorm_status {
     FASTNORM_INVALID_ARGUMENT = 1,
     FASTNORM_WRONG_DTYPE = 2,
     FASTNORM_OUT_OF_MEMORY = 3,
-    FASTNORM_INTERNAL_ERROR = 4
+    FASTNORM_INTERNAL_ERROR = 4,
+    FASTNORM_CUDA_ERROR = 5 /* what the CUDA runtime says, or that there is no such device */
 } fastnorm_status;
 
 typedef enum fastnorm_dtype {
@@ -54,6 +55,9 @@ typedef struct fastnorm_activation {
 /* An activation with its default parameters, by its name ("relu", "clip", "gelu_tanh", ...). */
 fastnorm_status fastnorm_activation_named(const char* name, fastnorm_activation* activation);
 
+/* Where a tensor's memory is. The tensors of one call are all in one place. */
+typedef enum fastnorm_device_kind { FASTNORM_CPU = 0, FASTNORM_CUDA = 1 } fastnorm_device_kind;
+
 /* A tensor in the caller's memory; strides in bytes. Functions take pointers to tensors; a null
  * pointer, or a tensor without data and dimensions, means "not given". Inputs are never written. */
 typedef struct fastnorm_tensor {
@@ -62,11 +66,16 @@ typedef struct fastnorm_tensor {
     int ndim;
     int64_t shape[FASTNORM_MAX_DIMS];
     int64_t strides[FASTNORM_MAX_DIMS];
+    fastnorm_device_kind device; /* FASTNORM_CPU is 0 */
+    int device_index;            /* of a CUDA device */
 } fastnorm_tensor;
 
 /* A dense tensor in C order over data. ndim must be 1 to FASTNORM_MAX_DIMS. */
 fastnorm_tensor fastnorm_dense(const void* data, fastnorm_dtype dtype, int ndim,
                                const int64_t* shape);
+
+/* The same tensor, said to be on a CUDA device. */
+fastnorm_tensor fastnorm_on_cuda(fastnorm_tensor tensor, int device_index);
 
 /* The fields of BatchNormOptions, BatchNormTrainOptions and BatchNormBackwardOptions; fill it with
  * fastnorm_batch_norm_defaults() first. */
@@ -81,6 +90,7 @@ typedef struct fastnorm_batch_norm_options {
     int unbiased;                        /* training */
     int training;                        /* backward: 0 if mean and rstd are constants */
     const fastnorm_tensor* mask;         /* training: written; backward: read */
+    void* stream; /* a cudaStream_t: where a call on a device does its work */
 } fastnorm_batch_norm_options;
 
 fastnorm_batch_norm_options fastnorm_batch_norm_defaults(void);

@@ -1,0 +1,106 @@
+// The C++ and C API on a device: tensors that say where they are, a stream, the same results.
+#include <cmath>
+#include <cstdio>
+#include <vector>
+
+#include "../cpp/expect.h"
+#include "cuda/machine.h"
+#include "fastnorm/fastnorm.h"
+#include "fastnorm/fastnorm.hpp"
+
+namespace {
+
+using fastnorm::Device;
+using fastnorm::TensorView;
+
+constexpr std::int64_t images = 3, channels = 6, plane = 40;
+
+// A copy on device 0, for as long as it lives.
+class Copy {
+  public:
+    template <class T>
+    Copy(const std::vector<T>& values)
+        : bytes_(values.size() * sizeof(T)), on_("test", 0), memory_(bytes_, nullptr) {
+        fastnorm::cuda::upload(memory_.data(), values.data(), bytes_, nullptr);
+    }
+    template <class T>
+    void get(std::vector<T>& values) const {
+        fastnorm::cuda::download(values.data(), memory_.data(), bytes_, nullptr);
+    }
+    void* data() const { return memory_.data(); }
+
+  private:
+    std::size_t bytes_;
+    fastnorm::cuda::OnDevice on_;
+    fastnorm::cuda::Memory memory_;
+};
+
+double largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
+    double largest = 0;
+    for (std::size_t i = 0; i < a.size(); ++i) {
+        largest = std::fmax(largest, std::fabs(static_cast<double>(a[i]) - b[i]));
+    }
+    return largest;
+}
+
+}  // namespace
+
+int main() {
+    std::vector<float> x(images * channels * plane), y(x.size()), on_device(x.size(), 99.0f);
+    for (std::size_t i = 0; i < x.size(); ++i) {
+        x[i] = static_cast<float>((i * 37 + i * i * 11) % 61) / 8 - 3;
+    }
+    std::vector<double> mean(channels), rstd(channels), found_mean(channels);
+    const TensorView x_view(x.data(), {images, channels, plane});
+    fastnorm::BatchNormTrainOptions options;
+    options.activation = fastnorm::Activation::relu();
+    fastnorm::batch_norm_train(x_view, {}, {}, {y.data(), {images, channels, plane}},
+                               {mean.data(), {channels}}, {rstd.data(), {channels}}, {}, options);
+
+    const Copy x_copy(x), y_copy(on_device), mean_copy(mean), rstd_copy(rstd);
+    const auto data = [&](const Copy& copy) {
+        return TensorView(static_cast<float*>(copy.data()), {images, channels, plane})
+            .on(Device::cuda());
+    };
+    const auto vector = [&](const Copy& copy) {
+        return TensorView(static_cast<double*>(copy.data()), {channels}).on(Device::cuda());
+    };
+    std::vector<std::uint8_t> bits(
+        static_cast<std::size_t>(fastnorm::batch_norm_mask_bytes(data(x_copy))));
+    const Copy mask(bits);
+    const TensorView mask_view = TensorView(static_cast<std::uint8_t*>(mask.data()),
+                                            {static_cast<std::int64_t>(bits.size())})
+                                     .on(Device::cuda());
+    fastnorm::batch_norm_train(data(x_copy), {}, {}, data(y_copy), vector(mean_copy),
+                               vector(rstd_copy), mask_view, options);
+    y_copy.get(on_device);
+    mean_copy.get(found_mean);
+    expect(largest_difference(on_device, y) < 1e-5, "y on the device is another");
+    for (std::size_t c = 0; c < mean.size(); ++c) {
+        expect(std::fabs(mean[c] - found_mean[c]) < 1e-9, "a mean on the device is another");
+    }
+    expect_error<std::invalid_argument>(
+        "batch_norm_train: out is on the CPU, expected cuda:0 as x is",
+        [&] { fastnorm::batch_norm_train(data(x_copy), {}, {}, x_view, {}, {}, {}, options); });
+
+    // From C.
+    const std::int64_t shape[] = {images, channels, plane}, of_channels[] = {channels};
+    const fastnorm_tensor x_t =
+        fastnorm_on_cuda(fastnorm_dense(x_copy.data(), FASTNORM_FLOAT32, 3, shape), 0);
+    const fastnorm_tensor y_t =
+        fastnorm_on_cuda(fastnorm_dense(y_copy.data(), FASTNORM_FLOAT32, 3, shape), 0);
+    const fastnorm_tensor mean_t =
+        fastnorm_on_cuda(fastnorm_dense(mean_copy.data(), FASTNORM_FLOAT64, 1, of_channels), 0);
+    const fastnorm_tensor var_t =
+        fastnorm_on_cuda(fastnorm_dense(rstd_copy.data(), FASTNORM_FLOAT64, 1, of_channels), 0);
+    fastnorm_batch_norm_options c_options = fastnorm_batch_norm_defaults();
+    c_options.activation.kind = FASTNORM_RELU;
+    expect(fastnorm_batch_norm(&x_t, &mean_t, &var_t, nullptr, nullptr, &y_t, &c_options) ==
+               FASTNORM_OK,
+           fastnorm_last_error());
+    fastnorm::batch_norm(x_view, {mean.data(), {channels}}, {rstd.data(), {channels}}, {}, {},
+                         {y.data(), {images, channels, plane}}, options);
+    y_copy.get(on_device);
+    expect(largest_difference(on_device, y) < 1e-5, "y from C is another");
+    return test_result();
+}
