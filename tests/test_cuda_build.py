@@ -1,12 +1,16 @@
-"""What the CUDA compiler made of the kernels: for every architecture, without spills or stacks.
+"""What the CUDA compiler made of the kernels: for every architecture, no spills, wide accesses.
 
-Read from ptxas' reports, which the build leaves beside its objects; no GPU is needed.
+Read from ptxas' reports, which the build leaves beside its objects, and from the disassembly: no
+GPU is needed.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
+import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -47,3 +51,67 @@ def test_every_table_is_built_for_every_architecture() -> None:
 def test_no_spills_and_no_stacks(report: Path) -> None:
     bad = [kernel for kernel in _kernels(report) if kernel[2] != "0 0 0"]
     assert not bad, "\n".join(map(str, bad))
+
+
+# --- the disassembly: tensors are moved 16 bytes at a time ----------------------------------------
+
+
+def _disassembly(table: Path) -> str:
+    """SASS for sm_90, by PyPI's disassembler."""
+    nvidia = importlib.util.find_spec("nvidia")
+    places = [] if nvidia is None else nvidia.submodule_search_locations or []
+    tools = [p for place in places for p in Path(place).glob("cu*/bin/cuobjdump")]
+    if not tools:
+        pytest.skip("nvidia-cuda-cuobjdump is not installed")
+    path = f"{tools[0].parent}{os.pathsep}{os.environ['PATH']}"  # where it finds nvdisasm
+    command = [str(tools[0]), "-sass", "-arch", "sm_90", str(table)]
+    found = subprocess.run(
+        command, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=True
+    )
+    return found.stdout
+
+
+_FUNCTION = re.compile(r"Function : (\w+)")
+_ACCESS = re.compile(r"\b(LDG|STG|LDGSTS|LDL|STL)((?:\.\w+)*)")
+
+
+def _accesses(text: str) -> dict[str, Counter[tuple[str, int]]]:
+    """How often each kernel loads or stores so many bits of global or local memory."""
+    found: dict[str, Counter[tuple[str, int]]] = {}
+    kernel = ""
+    for line in text.splitlines():
+        if function := _FUNCTION.search(line):
+            kernel = function[1]
+            found[kernel] = Counter()
+        elif (access := _ACCESS.search(line)) and kernel:
+            parts = access[2].split(".")
+            widths = [int(p.lstrip("US")) for p in parts if re.fullmatch(r"[US]?\d+", p)]
+            if "STRONG" not in parts:  # partial results and counters that blocks meet at
+                found[kernel][access[1], widths[-1] if widths else 32] += 1
+    return found
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_tensors_are_moved_sixteen_bytes_at_a_time(dtype: str) -> None:
+    """In kernels of whole packs, what is narrower belongs to statistics, or is a word of a mask.
+
+    A value of a statistic has any of four dtypes: two accesses of 16 bits, one of 32, one of 64, of
+    which one happens. Elements of a tensor would be more of one width than of the others.
+    """
+    kernels = _accesses(_disassembly(REPORTS[0].parent / f"table_{dtype}.o"))
+    whole = {
+        name: counts
+        for name, counts in kernels.items()
+        if re.search(r"(OnChip|Reduce|Map).*Lb1ELb[01]E", name)
+    }
+    assert len(whole) == 11
+    for name, counts in whole.items():
+        assert counts["LDG", 128] + counts["LDGSTS", 128] > 0, name
+        assert counts["LDL", 32] + counts["STL", 32] == 0, name
+        for kind in ("LDG", "STG"):
+            assert counts[kind, 16] == 2 * counts[kind, 64], (name, counts)
+            # Words of masks, for three activations, and the signature's.
+            assert 0 <= counts[kind, 32] - counts[kind, 64] <= 14, (name, counts)
+    staged = [counts for name, counts in kernels.items() if "Staged" in name]
+    assert len(staged) == 4
+    assert all(counts["LDGSTS", 128] > 0 and counts["STG", 128] > 0 for counts in staged)
