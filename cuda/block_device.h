@@ -68,10 +68,10 @@ class Block {
         return static_cast<int>(size);
     }
     FASTNORM_DEVICE void arrive_at_cluster() const {
-        asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+        asm volatile("barrier.cluster.arrive.release;" ::: "memory");
     }
     FASTNORM_DEVICE void wait_for_cluster() const {
-        asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+        asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
     }
     template <class V>
     FASTNORM_DEVICE const V* of_peer(const V* p, int rank) const {

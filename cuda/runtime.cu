@@ -110,6 +110,10 @@ void allow(const void* function, std::int64_t shared_bytes) {
     check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(std::max(limits.shared_of_block, shared_bytes))),
           "cuda: shared memory of a kernel");
+    // As much as there is for blocks beside each other, rather than for the L1 cache.
+    check(cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout,
+                               cudaSharedmemCarveoutMaxShared),
+          "cuda: shared memory of a kernel");
     if (limits.cluster > 8) {
         check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
               "cuda: clusters of a kernel");

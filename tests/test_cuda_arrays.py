@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -326,6 +328,16 @@ def test_zero_elements(dtype: str) -> None:
         grads = fn.batch_norm_backward(x, x, fwd.mean, fwd.rstd, activation="relu", mask=fwd.mask)
         assert (grads.dweight.numpy() == 0).all()
         assert grads.dx.shape == shape
+
+
+def test_example_of_the_readme() -> None:
+    readme = Path(__file__).resolve().parent.parent / "README.md"
+    blocks = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
+    names: dict[str, Any] = {"np": np, "fn": fn}
+    exec(compile(blocks[1], "README.md", "exec"), names)
+    assert isinstance(names["fwd"].y, fn.cuda.Array)
+    assert isinstance(names["bn"].weight, fn.cuda.Array)
+    assert isinstance(names["y"], np.ndarray)
 
 
 def _layers() -> tuple[fn.BatchNorm, fn.BatchNorm]:
