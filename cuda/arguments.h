@@ -10,7 +10,12 @@
 
 namespace fastnorm::cuda {
 
-// A view as the rows traversal takes it. Statistics are numbered through all batch indices.
+// A view as the kernels take it. Statistics are numbered through all batch indices.
+//   rows      inner > 1: a statistic's elements are runs of `inner` contiguous ones; each lane's
+//             packs are of one statistic.
+//   columns   inner = 1: element e of a pack belongs to the e-th of neighbouring statistics, a
+//   group,
+//             and a lane's packs are of one group, a run each.
 struct Rows {
     std::int64_t inner = 0;     // elements of a run
     std::int64_t runs = 0;      // of a statistic
@@ -20,6 +25,8 @@ struct Rows {
     std::int64_t stat = 0;      // statistics of a batch index, and so parameters
     std::int64_t stats = 0;
     std::int64_t run_step = 0, pack_step = 0;  // from a pack to the 32nd behind it
+    int width = 1;                             // statistics of a group
+    std::int64_t groups = 0;                   // of statistics
     int outer_dims = 1;
     std::int64_t outer_extent[max_outer_dims] = {};
 };
@@ -55,8 +62,8 @@ struct Arguments {
     std::uint32_t* counters = nullptr;
 };
 
-// What of the tasks (the chunks of all statistics, one statistic's after the other's) each block
-// does. A statistic's chunks are shared by `team` blocks, or a block has those of several.
+// What of the tasks (the chunks of all groups of statistics, one group's after the other's) each
+// block does. A statistic's chunks are shared by `team` blocks, or a block has those of several.
 struct Share {
     std::int64_t tasks = 0;           // of all blocks
     std::int64_t tasks_of_block = 0;  // at most

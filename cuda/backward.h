@@ -13,12 +13,14 @@
 
 namespace fastnorm::cuda {
 
-template <class Element, bool whole_packs, bool smooth_activation>
+template <class Element, bool whole_packs, bool smooth_activation, int statistics = 1>
 struct Backward {
     using T = Element;
     using A = accumulator_t<T>;
     static constexpr bool whole = whole_packs;
-    static constexpr int packs = lane_packs<T>;
+    static constexpr int width = statistics;  // of a group
+    using Chunk = Lane<T, whole, width>;
+    static constexpr int packs = lane_packs<T, width>;
     static constexpr int values = pack_elements<T>;
     // Packs of each array that a lane has at a time, of two or three arrays: what is far away
     // should be on its way together. (A smooth activation is much code for each element.)
@@ -52,22 +54,23 @@ struct Backward {
     }
 
     template <class Source>
-    FASTNORM_DEVICE Partial reduce(const Block& block, const Lane<T, whole>& lane,
-                                   const Coefficients<A>& of, std::int64_t stat, std::int64_t chunk,
-                                   const Source& source) const {
-        Partial result{};
+    FASTNORM_DEVICE void reduce(const Block& block, const Chunk& lane, const Coefficients<A>* of,
+                                std::int64_t stat, std::int64_t chunk, const Source& source,
+                                Partial (&result)[width]) const {
         with_activation<smooth_activation>(args.kind, [&](auto activation) {
             bool exact = false;
 #pragma unroll 1
             do {
-                result = sums<decltype(activation)>(block, lane, of, stat, chunk, source, exact);
+                sums<decltype(activation)>(block, lane, of, stat, chunk, source, exact, result);
                 // Sums that left float's range, or that have an infinity or NaN: once more in
                 // double.
                 if (sizeof(A) == sizeof(double) || exact) break;
-                exact = !is_finite(result.first) || !is_finite(result.second);
+#pragma unroll
+                for (int s = 0; s < width; ++s) {
+                    exact |= !is_finite(result[s].first) || !is_finite(result[s].second);
+                }
             } while (exact);
         });
-        return result;
     }
 
     template <class PartialOf>
@@ -95,24 +98,19 @@ struct Backward {
     }
 
     template <class Source>
-    FASTNORM_DEVICE void map(const Block& block, const Lane<T, whole>& lane,
-                             const Coefficients<A>& of, std::int64_t stat, std::int64_t chunk,
-                             const Source& source) const {
+    FASTNORM_DEVICE void map(const Block& block, const Chunk& lane, const Coefficients<A>* of,
+                             std::int64_t stat, std::int64_t chunk, const Source& source) const {
         with_activation<smooth_activation>(args.kind, [&](auto activation) {
             map_as<decltype(activation)>(block, lane, of, stat, chunk, source);
         });
     }
 
   private:
-    FASTNORM_DEVICE static NormalizeMap<A> normalize_map(const Coefficients<A>& of) {
-        return {of.z.prescale, of.z.mean_hi, of.z.mean_lo, of.z.scale, of.z.bias};
-    }
-
     // The bits of the lane's elements, and the slope where they are 0.
     template <class Activation>
     struct Gate {
         ActParams<A> params;
-        std::uint32_t bits = 0;
+        std::uint32_t bits[width] = {};  // for each statistic
         A slope = A(0);
     };
     template <class Activation>
@@ -122,7 +120,12 @@ struct Backward {
         if constexpr (Activation::piecewise) {
             gate.slope = Activation::slope_else(gate.params);
             if (args.mask != nullptr && ours) {
-                gate.bits = block.load_element(mask_word(args, stat, chunk, block.lane()));
+#pragma unroll
+                for (int s = 0; s < width; ++s) {
+                    if (stat + s >= args.rows.stats) break;
+                    gate.bits[s] =
+                        block.load_element(mask_word(args, stat + s, chunk, block.lane()));
+                }
             } else if (args.mask != nullptr) {
                 gate.slope = std::numeric_limits<A>::quiet_NaN();
             }
@@ -133,12 +136,12 @@ struct Backward {
     // g of one element. A slope of zero gives zero, also for an infinite dy.
     template <class Activation>
     FASTNORM_DEVICE A gradient(const Gate<Activation>& gate, const NormalizeMap<A>& map, A dy,
-                               A centred, A residual, int bit) const {
+                               A centred, A residual, int s, int bit) const {
         if constexpr (is_identity<Activation>) {
             return dy;
         } else {
             if constexpr (Activation::piecewise) {
-                bool unit = (gate.bits >> bit & 1) != 0;
+                bool unit = (gate.bits[s] >> bit & 1) != 0;
                 if (recomputes_z) {
                     A z = map.affine(centred);
                     if (needs_residual) z = z + residual;
@@ -170,25 +173,42 @@ struct Backward {
 
     // Of one pack: centred(x) and g.
     template <class Activation, int batch>
-    FASTNORM_DEVICE void gradients(const Gate<Activation>& gate, const NormalizeMap<A>& map,
+    FASTNORM_DEVICE void gradients(const Gate<Activation>& gate, const Coefficients<A>* of,
                                    const Packs<batch>& packs, int b, int i, A (&centred)[values],
                                    A (&g)[values]) const {
 #pragma unroll
         for (int e = 0; e < values; ++e) {
+            const int s = width > 1 ? e : 0;
+            const NormalizeMap<A> map = normalize_map(of[s]);
             centred[e] = map.centred(widen(packs.x[b].element[e]));
             g[e] = gradient(gate, map, widen(packs.dy[b].element[e]), centred[e],
-                            widen(packs.residual[b].element[e]), i * values + e);
+                            widen(packs.residual[b].element[e]), s, width > 1 ? i : i * values + e);
+        }
+    }
+
+    // A statistic's sums: those of one element of every pack, or of all.
+    template <class D>
+    FASTNORM_DEVICE static void totals(const Block& block, const D (&first)[values],
+                                       const D (&second)[values], Partial (&result)[width]) {
+        if constexpr (width > 1) {
+#pragma unroll
+            for (int e = 0; e < width; ++e) {
+                result[e] = {static_cast<double>(sum_of_warp(block, first[e])),
+                             static_cast<double>(sum_of_warp(block, second[e]))};
+            }
+        } else {
+            result[0] = {static_cast<double>(sum_of_warp(block, sum_of(first))),
+                         static_cast<double>(sum_of_warp(block, sum_of(second)))};
         }
     }
 
     template <class Activation, class Source>
-    FASTNORM_DEVICE Partial sums(const Block& block, const Lane<T, whole>& lane,
-                                 const Coefficients<A>& of, std::int64_t stat, std::int64_t chunk,
-                                 const Source& source, bool exact) const {
-        const NormalizeMap<A> map = normalize_map(of);
+    FASTNORM_DEVICE void sums(const Block& block, const Chunk& lane, const Coefficients<A>* of,
+                              std::int64_t stat, std::int64_t chunk, const Source& source,
+                              bool exact, Partial (&result)[width]) const {
         const Gate<Activation> gate = gate_of<Activation>(block, stat, chunk);
         A first[values] = {}, second[values] = {};
-        double exact_first = 0, exact_second = 0;
+        double exact_first[width] = {}, exact_second[width] = {};
         constexpr int batch = batch_of<Source>;
         Packs<batch> packs;
         lane.template in_batches<batch>(
@@ -197,19 +217,20 @@ struct Backward {
             },
             [&](int b, int i, const Position&, int elements) {
                 A centred[values], g[values];
-                gradients(gate, map, packs, b, i, centred, g);
+                gradients(gate, of, packs, b, i, centred, g);
                 if (exact) {
-                    const double prescale = static_cast<double>(map.prescale);
-                    const double mean =
-                        (static_cast<double>(map.mean_hi) + static_cast<double>(map.mean_lo)) /
-                        prescale;
 #pragma unroll
                     for (int e = 0; e < values; ++e) {
                         if (e >= elements) continue;
+                        const int s = width > 1 ? e : 0;
+                        const auto prescale = static_cast<double>(of[s].z.prescale);
+                        const double mean = (static_cast<double>(of[s].z.mean_hi) +
+                                             static_cast<double>(of[s].z.mean_lo)) /
+                                            prescale;
                         // Prescaled at the end: infinite only where the product is.
                         const double d = static_cast<double>(widen(packs.x[b].element[e])) - mean;
-                        exact_first += static_cast<double>(g[e]);
-                        exact_second += static_cast<double>(g[e]) * d * prescale;
+                        exact_first[s] += static_cast<double>(g[e]);
+                        exact_second[s] += static_cast<double>(g[e]) * d * prescale;
                     }
                     return;
                 }
@@ -220,17 +241,16 @@ struct Backward {
                     second[e] = fma(own, e < elements ? centred[e] : A(0), second[e]);
                 }
             });
-        if (exact) return {sum_of_warp(block, exact_first), sum_of_warp(block, exact_second)};
-        return {static_cast<double>(sum_of_warp(block, sum_of(first))),
-                static_cast<double>(sum_of_warp(block, sum_of(second)))};
+        if (!exact) return totals(block, first, second, result);
+#pragma unroll
+        for (int s = 0; s < width; ++s) {
+            result[s] = {sum_of_warp(block, exact_first[s]), sum_of_warp(block, exact_second[s])};
+        }
     }
 
     template <class Activation, class Source>
-    FASTNORM_DEVICE void map_as(const Block& block, const Lane<T, whole>& lane,
-                                const Coefficients<A>& of, std::int64_t stat, std::int64_t chunk,
-                                const Source& source) const {
-        const NormalizeMap<A> map = normalize_map(of);
-        const GradientMap<A> gradient_map{of.grad_a, of.grad_b, of.grad_c, of.grad_scale};
+    FASTNORM_DEVICE void map_as(const Block& block, const Chunk& lane, const Coefficients<A>* of,
+                                std::int64_t stat, std::int64_t chunk, const Source& source) const {
         const Gate<Activation> gate = gate_of<Activation>(block, stat, chunk);
         constexpr int batch = batch_of<Source>;
         Packs<batch> packs;
@@ -240,13 +260,14 @@ struct Backward {
             },
             [&](int b, int i, const Position& at, int elements) {
                 A centred[values], g[values];
-                gradients(gate, map, packs, b, i, centred, g);
+                gradients(gate, of, packs, b, i, centred, g);
                 Pack<T> dx, dresidual;
 #pragma unroll
                 for (int e = 0; e < values; ++e) {
-                    narrow(
-                        args.frozen ? gradient_map.of_frozen(g[e]) : gradient_map(g[e], centred[e]),
-                        dx.element[e]);
+                    const Coefficients<A>& c = of[width > 1 ? e : 0];
+                    const GradientMap<A> map{c.grad_a, c.grad_b, c.grad_c, c.grad_scale};
+                    narrow(args.frozen ? map.of_frozen(g[e]) : map(g[e], centred[e]),
+                           dx.element[e]);
                     narrow(g[e], dresidual.element[e]);
                 }
                 source.put(args.dx, x_array, at, elements, dx);

@@ -23,17 +23,22 @@ const KernelTable& table_of(DType dtype) {
     }
 }
 
+// From the view and the dtype alone: by them the chunks, and so the bits of a result, are known.
 Rows rows_of(const View& view, DType dtype) {
     const std::int64_t pack = 16 / size_of(dtype);
-    const std::int64_t packs_of_chunk = warp_size * lane_elements / pack;
+    const bool columns = view.inner == 1 && view.batch == 1;
+    const std::int64_t packs_of_chunk =
+        warp_size * (columns ? lane_elements : lane_elements / pack);
     Rows rows;
     rows.inner = view.inner;
     rows.runs = view.outer;
     rows.elements = view.reduced();
     rows.packs = (view.inner + pack - 1) / pack;
+    rows.width = columns ? static_cast<int>(pack) : 1;
     rows.chunks = (rows.runs * rows.packs + packs_of_chunk - 1) / packs_of_chunk;
     rows.stat = view.stat;
     rows.stats = view.stats();
+    rows.groups = (rows.stats + rows.width - 1) / rows.width;
     rows.run_step = warp_size / rows.packs;
     rows.pack_step = warp_size % rows.packs;
     rows.outer_dims = view.outer_dims;
@@ -42,14 +47,17 @@ Rows rows_of(const View& view, DType dtype) {
 }
 
 // Whether every pack of every run is 16 aligned bytes.
-bool packs_are_whole(const View& view, DType dtype,
+bool packs_are_whole(const View& view, DType dtype, int width,
                      std::initializer_list<const Operand*> operands) {
     constexpr std::int64_t bytes = 16;
-    if (view.outer_dims != 1 || view.inner * size_of(dtype) % bytes != 0) return false;
+    const std::int64_t element = size_of(dtype);
+    const std::int64_t run = (width > 1 ? view.stat : view.inner) * element;
+    if (view.outer_dims != 1 || run % bytes != 0) return false;
     for (const Operand* operand : operands) {
         if (!*operand) continue;
         if (reinterpret_cast<std::uintptr_t>(operand->data) % bytes != 0) return false;
-        if (operand->stat_stride % bytes != 0 && view.stat > 1) return false;
+        if (width > 1 && operand->stat_stride != element) return false;
+        if (width == 1 && operand->stat_stride % bytes != 0 && view.stat > 1) return false;
         if (operand->batch_stride % bytes != 0 && view.batch > 1) return false;
         if (operand->outer_stride[0] % bytes != 0 && view.outer > 1) return false;
     }
@@ -97,7 +105,8 @@ class Call {
         args.weight = problem.weight;
         args.bias = problem.bias;
         const auto operands = {&t.x, &t.residual, &t.y, &t.dy, &t.dx, &t.dresidual};
-        whole_ = packs_are_whole(t.view, problem.dtype, operands);
+        columns_ = args.rows.width > 1;
+        whole_ = packs_are_whole(t.view, problem.dtype, args.rows.width, operands);
         granule_ = granule_of(t.view, problem.dtype, operands);
         bytes_of_stat_ = t.view.reduced() * size_of(problem.dtype);
         const ActivationInfo& info = kActivations[static_cast<int>(problem.activation)];
@@ -109,7 +118,7 @@ class Call {
 
     void map() {
         const Plan plan = plan_pass(args.rows, table_, on_device_.limits());
-        launch("map", table_.map[direction_][whole_][smooth_], plan);
+        launch("map", kernels().map[whole_][smooth_], plan);
     }
 
     // arrays: the tensors that are read both before the statistics are known and after; and those
@@ -119,7 +128,7 @@ class Call {
         Plan plan = plan_reduction(args.rows, table_, work, on_device_.limits());
         const KernelTable::Launcher on_chip = table_.on_chip[direction_][smooth_];
         switch (plan.tier) {
-            case Tier::staged: return launch("staged", table_.staged[direction_][smooth_], plan);
+            case Tier::staged: return launch("staged", kernels().staged[smooth_], plan);
             case Tier::block:
             case Tier::cluster: return launch("on_chip", on_chip, plan);
             case Tier::group: {
@@ -128,11 +137,11 @@ class Call {
             }
             case Tier::two_passes: break;
         }
-        const auto memory = meeting_place(plan, args.rows.stats);
+        const auto memory = meeting_place(plan, args.rows.groups);
         // The map goes backwards and finds what was read last in the cache, if that was to stay.
-        const std::int64_t bytes_of_task = arrays * table_.slot_bytes;
+        const std::int64_t bytes_of_task = arrays * table_.slot_bytes * args.rows.width;
         plan.share.soon_from = plan.share.tasks - on_device_.limits().cache / 2 / bytes_of_task;
-        launch("reduce", table_.reduce[direction_][whole_][smooth_], plan);
+        launch("reduce", kernels().reduce[whole_][smooth_], plan);
         if (explanation_ != nullptr) explanation_->reads = 2;
         map();
     }
@@ -142,7 +151,8 @@ class Call {
     std::unique_ptr<Memory> meeting_place(const Plan& plan, std::int64_t counters) {
         const std::int64_t counter_bytes = (counters * 4 + 15) / 16 * 16;
         const auto partial = static_cast<std::int64_t>(sizeof(Partial));
-        const std::int64_t bytes = counter_bytes + partial * (plan.share.tasks + args.rows.stats);
+        const std::int64_t partials = args.rows.stats * args.rows.chunks;
+        const std::int64_t bytes = counter_bytes + partial * (partials + args.rows.stats);
         if (explanation_ != nullptr) {
             explanation_->scratch_bytes = bytes;
             return nullptr;
@@ -151,9 +161,11 @@ class Call {
         memory->clear(0, static_cast<std::size_t>(counter_bytes));
         args.counters = reinterpret_cast<std::uint32_t*>(memory->data());
         args.partials = reinterpret_cast<Partial*>(memory->data() + counter_bytes);
-        if (plan.tier == Tier::two_passes) args.totals = args.partials + plan.share.tasks;
+        if (plan.tier == Tier::two_passes) args.totals = args.partials + partials;
         return memory;
     }
+
+    const KernelTable::OfTraversal& kernels() const { return table_.of[direction_][columns_]; }
 
     // The kernel, or only what would be launched.
     void launch(const char* kernel, KernelTable::Launcher launcher, const Plan& plan) {
@@ -175,12 +187,12 @@ class Call {
         const Tensors& t = problem.tensors;
         Explanation& e = *explanation_;
         e.isa = "cuda";
-        e.traversal = "rows";
+        e.traversal = columns_ ? "columns" : "rows";
         e.batch = view.batch;
         e.outer = view.outer;
         e.stat = view.stat;
         e.inner = view.inner;
-        e.units = args.rows.stats;
+        e.units = args.rows.groups;
         e.chunks = args.rows.chunks;
         e.reads = 1;
         for (const Operand* operand : {&t.x, &t.residual, &t.y, &t.dy, &t.dx, &t.dresidual}) {
@@ -194,7 +206,7 @@ class Call {
     const KernelTable& table_;
     int direction_;
     Explanation* explanation_;  // or null: then something is to be done
-    bool whole_ = false, smooth_ = false;
+    bool columns_ = false, whole_ = false, smooth_ = false;
     std::int64_t granule_ = 0, bytes_of_stat_ = 0;
 };
 

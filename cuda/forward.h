@@ -12,12 +12,14 @@
 
 namespace fastnorm::cuda {
 
-template <class Element, bool whole_packs, bool smooth_activation>
+template <class Element, bool whole_packs, bool smooth_activation, int statistics = 1>
 struct Forward {
     using T = Element;
     using A = accumulator_t<T>;
     static constexpr bool whole = whole_packs;
-    static constexpr int packs = lane_packs<T>;
+    static constexpr int width = statistics;  // of a group
+    using Chunk = Lane<T, whole, width>;
+    static constexpr int packs = lane_packs<T, width>;
     static constexpr int values = pack_elements<T>;
     enum { x_array, residual_array };
 
@@ -38,38 +40,45 @@ struct Forward {
 
     // The moments of a chunk, in every lane.
     template <class Source>
-    FASTNORM_DEVICE Partial reduce(const Block& block, const Lane<T, whole>& lane,
-                                   const Coefficients<A>&, std::int64_t, std::int64_t chunk,
-                                   const Source& source) const {
-        const double count = elements_of_chunk<T, whole>(args.rows, chunk);
+    FASTNORM_DEVICE void reduce(const Block& block, const Chunk& lane, const Coefficients<A>*,
+                                std::int64_t, std::int64_t chunk, const Source& source,
+                                Partial (&result)[width]) const {
+        const double count = elements_of_chunk<T, whole, width>(args.rows, chunk);
         const double share = 1.0 / count;
-        const auto moments = [&](auto&& each_pack) -> Partial {
-            bool good;
-            Moments m = about_own_mean<A>(block, count, share, good, each_pack);
-            if constexpr (sizeof(A) == sizeof(float)) {
-                // Numbers whose squares leave float's range, or lie among the subnormals.
-                if (!good) m = about_own_mean<double>(block, count, share, good, each_pack);
-            }
-            return {m.mean, m.m2};
+        const auto reread = [&](auto&& use) {
+            constexpr int batch = batch_of<Source>;
+            Pack<T> x[batch];
+            lane.template in_batches<batch>(
+                [&](int b, int i, const Position& at, int elements) {
+                    x[b] = source.pack(args.x, x_array, i, at, elements);
+                },
+                [&](int b, int, const Position&, int elements) { use(x[b], elements); });
         };
-        if constexpr (whole && !Source::cheap) {
-            Pack<T> x[packs];
-            lane.each([&](int i, const Position& at, int elements) {
-                x[i] = source.pack(args.x, x_array, i, at, elements);
-            });
-            return moments([&](auto&& use) {
-                lane.each([&](int i, const Position&, int elements) { use(x[i], elements); });
-            });
+        if constexpr (width > 1) {
+            // About the mean of the chunk's first runs: one pass, unless that was a poor guess.
+            A pivots[width];
+            first_mean(block, lane, source, chunk, pivots);
+            if (about(block, pivots, count, share, reread, result)) return;
+            about_own_mean<double>(block, count, share, reread, result);
         } else {
-            return moments([&](auto&& use) {
-                constexpr int batch = batch_of<Source>;
-                Pack<T> x[batch];
-                lane.template in_batches<batch>(
-                    [&](int b, int i, const Position& at, int elements) {
-                        x[b] = source.pack(args.x, x_array, i, at, elements);
-                    },
-                    [&](int b, int, const Position&, int elements) { use(x[b], elements); });
-            });
+            const auto moments = [&](auto&& each_pack) {
+                if (about_own_mean<A>(block, count, share, each_pack, result)) return;
+                // Numbers whose squares leave float's range, or lie among the subnormals.
+                if constexpr (sizeof(A) == sizeof(float)) {
+                    about_own_mean<double>(block, count, share, each_pack, result);
+                }
+            };
+            if constexpr (whole && !Source::cheap) {
+                Pack<T> x[packs];
+                lane.each([&](int i, const Position& at, int elements) {
+                    x[i] = source.pack(args.x, x_array, i, at, elements);
+                });
+                moments([&](auto&& use) {
+                    lane.each([&](int i, const Position&, int elements) { use(x[i], elements); });
+                });
+            } else {
+                moments(reread);
+            }
         }
     }
 
@@ -78,7 +87,7 @@ struct Forward {
         const Rows& rows = args.rows;
         const Moments m = merged_moments(
             block, rows.chunks, static_cast<double>(rows.elements), partial,
-            [&](std::int64_t chunk) { return elements_of_chunk<T, whole>(rows, chunk); });
+            [&](std::int64_t chunk) { return elements_of_chunk<T, whole, width>(rows, chunk); });
         return {m.mean, m.m2};
     }
 
@@ -115,9 +124,8 @@ struct Forward {
     }
 
     template <class Source>
-    FASTNORM_DEVICE void map(const Block& block, const Lane<T, whole>& lane,
-                             const Coefficients<A>& of, std::int64_t stat, std::int64_t chunk,
-                             const Source& source) const {
+    FASTNORM_DEVICE void map(const Block& block, const Chunk& lane, const Coefficients<A>* of,
+                             std::int64_t stat, std::int64_t chunk, const Source& source) const {
         with_activation<smooth_activation>(args.kind, [&](auto activation) {
             map_as<decltype(activation)>(block, lane, of, stat, chunk, source);
         });
@@ -131,42 +139,95 @@ struct Forward {
                                     : Source::cheap || packs <= 4 ? 2
                                                                   : 4;
 
-    // each_pack(f) calls f(pack, elements).
-    template <class D, class EachPack>
-    FASTNORM_DEVICE static Moments about_own_mean(const Block& block, double count, double share,
-                                                  bool& good, EachPack&& each_pack) {
-        D sums[values] = {};
-        each_pack([&](const Pack<T>& x, int) {
+    // The sums of a statistic's values: those of one element of every pack, or of all.
+    template <class D>
+    FASTNORM_DEVICE static void totals(const Block& block, const D (&sums)[values],
+                                       D (&result)[width]) {
+        if constexpr (width > 1) {
 #pragma unroll
-            for (int e = 0; e < values; ++e) sums[e] += static_cast<D>(widen(x.element[e]));
+            for (int e = 0; e < width; ++e) result[e] = sum_of_warp(block, sums[e]);
+        } else {
+            result[0] = sum_of_warp(block, sum_of(sums));
+        }
+    }
+
+    // The mean of a chunk's first runs, for each statistic of a group.
+    template <class Source>
+    FASTNORM_DEVICE void first_mean(const Block& block, const Chunk& lane, const Source& source,
+                                    std::int64_t chunk, A (&means)[width]) const {
+        constexpr int looked_at = 4;  // packs of a lane
+        A sums[values] = {}, sum[width];
+        lane.template first<looked_at>([&](int i, const Position& at, int elements) {
+            const Pack<T> x = source.pack(args.x, x_array, i, at, elements);
+#pragma unroll
+            for (int e = 0; e < values; ++e) sums[e] += widen(x.element[e]);
         });
-        const D mean = sum_of_warp(block, sum_of(sums)) * static_cast<D>(share);
-        const D pivot = is_finite(mean) ? mean : D(0);
+        totals(block, sums, sum);
+        const std::int64_t rest = args.rows.runs - chunk * (packs * warp_size);
+        const auto runs =
+            static_cast<A>(rest < looked_at * warp_size ? rest : looked_at * warp_size);
+#pragma unroll
+        for (int e = 0; e < width; ++e) {
+            const A mean = sum[e] / runs;
+            means[e] = is_finite(mean) ? mean : A(0);
+        }
+    }
+
+    // The moments from sums about pivots, and whether they can be trusted. each_pack(f) calls
+    // f(pack, elements).
+    template <class D, class EachPack>
+    FASTNORM_DEVICE static bool about(const Block& block, const D (&pivots)[width], double count,
+                                      double share, EachPack&& each_pack,
+                                      Partial (&result)[width]) {
         D first[values] = {}, second[values] = {};
         each_pack([&](const Pack<T>& x, int elements) {
 #pragma unroll
             for (int e = 0; e < values; ++e) {
+                const D pivot = pivots[width > 1 ? e : 0];
                 const D d = e < elements ? static_cast<D>(widen(x.element[e])) - pivot : D(0);
                 first[e] += d;
                 second[e] = fma(d, d, second[e]);
             }
         });
-        const double sum = static_cast<double>(sum_of_warp(block, sum_of(first)));
-        const double square_sum = static_cast<double>(sum_of_warp(block, sum_of(second)));
-        const double origin = static_cast<double>(pivot);
-        const Moments m = moments_about(origin, count, share, sum, square_sum);
-        good = trustworthy<D>(m, origin, sum, square_sum);
-        return m;
+        D sums[width], square_sums[width];
+        totals(block, first, sums);
+        totals(block, second, square_sums);
+        bool good = true;
+#pragma unroll
+        for (int e = 0; e < width; ++e) {
+            const auto origin = static_cast<double>(pivots[e]);
+            const auto sum = static_cast<double>(sums[e]);
+            const auto square_sum = static_cast<double>(square_sums[e]);
+            const Moments m = moments_about(origin, count, share, sum, square_sum);
+            good &= trustworthy<D>(m, origin, sum, square_sum);
+            result[e] = {m.mean, m.m2};
+        }
+        return good;
+    }
+
+    template <class D, class EachPack>
+    FASTNORM_DEVICE static bool about_own_mean(const Block& block, double count, double share,
+                                               EachPack&& each_pack, Partial (&result)[width]) {
+        D sums[values] = {}, sum[width];
+        each_pack([&](const Pack<T>& x, int) {
+#pragma unroll
+            for (int e = 0; e < values; ++e) sums[e] += static_cast<D>(widen(x.element[e]));
+        });
+        totals(block, sums, sum);
+#pragma unroll
+        for (int e = 0; e < width; ++e) {
+            sum[e] *= static_cast<D>(share);
+            if (!is_finite(sum[e])) sum[e] = D(0);
+        }
+        return about(block, sum, count, share, each_pack, result);
     }
 
     template <class Activation, class Source>
-    FASTNORM_DEVICE void map_as(const Block& block, const Lane<T, whole>& lane,
-                                const Coefficients<A>& of, std::int64_t stat, std::int64_t chunk,
-                                const Source& source) const {
-        const NormalizeMap<A> map{of.z.prescale, of.z.mean_hi, of.z.mean_lo, of.z.scale, of.z.bias};
+    FASTNORM_DEVICE void map_as(const Block& block, const Chunk& lane, const Coefficients<A>* of,
+                                std::int64_t stat, std::int64_t chunk, const Source& source) const {
         const ActParams<A> params = params_of<A>(args);
         const bool has_residual = static_cast<bool>(args.residual);
-        std::uint32_t bits = 0;
+        std::uint32_t bits[width] = {};
         constexpr int batch = batch_of<Source>;
         Pack<T> x[batch], residual[batch];
         lane.template in_batches<batch>(
@@ -180,18 +241,25 @@ struct Forward {
                 Pack<T> y;
 #pragma unroll
                 for (int e = 0; e < values; ++e) {
+                    const int s = width > 1 ? e : 0;
+                    const NormalizeMap<A> map = normalize_map(of[s]);
                     A z = map.affine(map.centred(widen(x[b].element[e])));
                     if (has_residual) z = z + widen(residual[b].element[e]);
                     narrow(Activation::value(z, params), y.element[e]);
                     if constexpr (Activation::piecewise) {
-                        bits |= std::uint32_t{Activation::is_unit(z, params)} << (i * values + e);
+                        bits[s] |= std::uint32_t{Activation::is_unit(z, params)}
+                                   << (width > 1 ? i : i * values + e);
                     }
                 }
                 source.put(args.y, x_array, at, elements, y);
             });
         if constexpr (Activation::piecewise) {
             if (args.mask == nullptr) return;
-            block.store_element(mask_word(args, stat, chunk, block.lane()), bits);
+#pragma unroll
+            for (int s = 0; s < width; ++s) {
+                if (stat + s >= args.rows.stats) break;
+                block.store_element(mask_word(args, stat + s, chunk, block.lane()), bits[s]);
+            }
             if (stat == 0 && chunk == 0 && block.lane() < signature_words) {
                 block.store_element(
                     args.mask + block.lane(),

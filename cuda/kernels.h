@@ -38,17 +38,29 @@ struct Tasks {
   private:
     FASTNORM_DEVICE static Tasks with_stats(const Rows& rows, std::int64_t first,
                                             std::int64_t last) {
-        const std::int64_t stat0 = first / rows.chunks;
-        return {first, last, stat0, (last - 1) / rows.chunks - stat0 + 1};
+        const std::int64_t group = first / rows.chunks;
+        const std::int64_t stat0 = group * rows.width;
+        const std::int64_t end = ((last - 1) / rows.chunks + 1) * rows.width;
+        return {first, last, stat0, (end < rows.stats ? end : rows.stats) - stat0};
     }
 };
 
-// Calls f(task, statistic, chunk) for the warp's tasks, in order or backwards.
+// Calls f(task, the first statistic of its group, chunk) for the warp's tasks.
 template <class F>
 FASTNORM_DEVICE void for_tasks(const Block& block, const Rows& rows, const Tasks& tasks, F&& f) {
     for (std::int64_t task = tasks.first + block.warp(); task < tasks.last; task += block.warps()) {
-        const std::int64_t stat = task / rows.chunks;
-        f(task, stat, task - stat * rows.chunks);
+        const std::int64_t group = task / rows.chunks;
+        f(task, group * rows.width, task - group * rows.chunks);
+    }
+}
+
+// Calls f(statistic, result) for each statistic of a group, in one lane each.
+template <int width, class F>
+FASTNORM_DEVICE void for_partials(const Block& block, const Rows& rows, std::int64_t stat,
+                                  const Partial (&partials)[width], F&& f) {
+#pragma unroll
+    for (int s = 0; s < width; ++s) {
+        if (block.lane() == s && stat + s < rows.stats) f(stat + s, partials[s]);
     }
 }
 
@@ -57,11 +69,11 @@ FASTNORM_DEVICE void for_tasks(const Block& block, const Rows& rows, const Tasks
 //   more(operand, array, position, elements)      of what the map reads besides
 //   put(operand, array, position, elements, pack) a result, in the place of an array if need be
 // cheap: so near that a pack can as well be read twice.
-template <class T, bool whole>
+template <class T, bool whole, int width>
 struct FromGlobal {
     static constexpr bool cheap = false;
     const Block& block;
-    const Lane<T, whole>& lane;
+    const Lane<T, whole, width>& lane;
     Reuse reuse;
 
     FASTNORM_DEVICE Pack<T> pack(const Operand& operand, int, int, const Position& at,
@@ -85,7 +97,7 @@ struct FromShared {
     static constexpr int pack_stride = warp_size * 16;
     static constexpr int array_stride = pack_stride * lane_packs<T>;
     const Block& block;
-    const Lane<T, true>& lane;
+    const Lane<T, true, 1>& lane;
     char* slots;  // of the lane: for each array, its packs
 
     FASTNORM_DEVICE char* slot(int array, int i) const {
@@ -153,7 +165,7 @@ struct OnChip {
             return *reinterpret_cast<Coefficients<A>*>(reinterpret_cast<char*>(coefficients) +
                                                        (stat - tasks.stat0) * bytes_of_stat);
         };
-        const auto held = [&](const Lane<T, true>& lane, std::int64_t task) {
+        const auto held = [&](const Lane<T, true, 1>& lane, std::int64_t task) {
             return FromShared<T>{
                 block, lane,
                 slots + (task - tasks.first) * arrays * slot_bytes + block.lane() * 16};
@@ -161,7 +173,7 @@ struct OnChip {
 
         for_tasks(block, rows, tasks,
                   [&](std::int64_t task, std::int64_t stat, std::int64_t chunk) {
-                      const Lane<T, true> lane(block, rows, stat, chunk);
+                      const Lane<T, true, 1> lane(block, rows, stat, chunk);
                       const FromShared<T> to = held(lane, task);
                       lane.each([&](int i, const Position& at, int elements) {
                           if (elements == 0) return;
@@ -176,15 +188,17 @@ struct OnChip {
         block.sync();
         block.wait_for_copies();
 
-        for_tasks(
-            block, rows, tasks, [&](std::int64_t task, std::int64_t stat, std::int64_t chunk) {
-                const Lane<T, true> lane(block, rows, stat, chunk);
-                const Partial partial =
-                    pass.reduce(block, lane, coefficients_of(stat), stat, chunk, held(lane, task));
-                if (block.lane() != 0) return;
-                partials[task - tasks.first] = partial;
-                if (share.in_global) publish(block, args.partials + task, partial);
-            });
+        for_tasks(block, rows, tasks,
+                  [&](std::int64_t task, std::int64_t stat, std::int64_t chunk) {
+                      const Lane<T, true, 1> lane(block, rows, stat, chunk);
+                      Partial result[1];
+                      pass.reduce(block, lane, &coefficients_of(stat), stat, chunk,
+                                  held(lane, task), result);
+                      const Partial partial = result[0];
+                      if (block.lane() != 0) return;
+                      partials[task - tasks.first] = partial;
+                      if (share.in_global) publish(block, args.partials + task, partial);
+                  });
         meet(block, cluster, meetings);
 
         for (std::int64_t s = block.warp(); s < tasks.stats; s += block.warps()) {
@@ -205,8 +219,8 @@ struct OnChip {
 
         for_tasks(block, rows, tasks,
                   [&](std::int64_t task, std::int64_t stat, std::int64_t chunk) {
-                      const Lane<T, true> lane(block, rows, stat, chunk);
-                      pass.map(block, lane, coefficients_of(stat), stat, chunk, held(lane, task));
+                      const Lane<T, true, 1> lane(block, rows, stat, chunk);
+                      pass.map(block, lane, &coefficients_of(stat), stat, chunk, held(lane, task));
                   });
         if (cluster) block.wait_for_cluster();
         block.sync();
@@ -236,7 +250,7 @@ struct Reduce {
     using A = typename Pass::A;
     static constexpr const char* name = "reduce";
     static constexpr int most_threads = 256;
-    static constexpr int least_blocks = sizeof(A) == sizeof(double) ? 1 : 2;
+    static constexpr int least_blocks = sizeof(A) == sizeof(double) || Pass::width > 1 ? 1 : 2;
 
     Arguments args;
     Share share;
@@ -250,32 +264,41 @@ struct Reduce {
             pass.prepare(coefficients[s], tasks.stat0 + s);
         }
         block.sync();
-        for_tasks(block, rows, tasks,
-                  [&](std::int64_t task, std::int64_t stat, std::int64_t chunk) {
-                      const Lane<T, Pass::whole> lane(block, rows, stat, chunk);
-                      const Reuse reuse = task >= share.soon_from ? Reuse::soon : Reuse::none;
-                      const Partial partial =
-                          pass.reduce(block, lane, coefficients[stat - tasks.stat0], stat, chunk,
-                                      FromGlobal<T, Pass::whole>{block, lane, reuse});
-                      if (block.lane() == 0) publish(block, args.partials + task, partial);
-                  });
+        for_tasks(
+            block, rows, tasks, [&](std::int64_t task, std::int64_t stat, std::int64_t chunk) {
+                const typename Pass::Chunk lane(block, rows, stat, chunk);
+                const Reuse reuse = task >= share.soon_from ? Reuse::soon : Reuse::none;
+                Partial result[Pass::width];
+                pass.reduce(block, lane, coefficients + (stat - tasks.stat0), stat, chunk,
+                            FromGlobal<T, Pass::whole, Pass::width>{block, lane, reuse}, result);
+                for_partials(block, rows, stat, result,
+                             [&](std::int64_t s, const Partial& partial) {
+                                 publish(block, args.partials + s * rows.chunks + chunk, partial);
+                             });
+            });
         block.sync();
-        for (std::int64_t s = block.warp(); s < tasks.stats; s += block.warps()) {
-            const std::int64_t stat = tasks.stat0 + s;
-            const std::int64_t base = stat * rows.chunks;
+        const std::int64_t groups = (tasks.stats + Pass::width - 1) / Pass::width;
+        for (std::int64_t g = block.warp(); g < groups; g += block.warps()) {
+            const std::int64_t group = tasks.stat0 / Pass::width + g;
+            const std::int64_t base = group * rows.chunks;
             const std::int64_t from = tasks.first > base ? tasks.first : base;
             const std::int64_t end = base + rows.chunks;
             const auto mine =
                 static_cast<std::uint32_t>((tasks.last < end ? tasks.last : end) - from);
             std::uint32_t before = 0;
-            if (block.lane() == 0) before = block.add(args.counters + stat, mine);
+            if (block.lane() == 0) before = block.add(args.counters + group, mine);
             before = block.first(before);
             if (before + mine != static_cast<std::uint32_t>(rows.chunks)) continue;
-            const Partial merged = pass.merge(block, [&](std::int64_t chunk) {
-                return fresh(block, args.partials + base + chunk);
-            });
-            const Partial finished = pass.finish(merged, stat, block.lane() == 0);
-            if (block.lane() == 0) args.totals[stat] = finished;
+#pragma unroll 1
+            for (int s = 0; s < Pass::width; ++s) {
+                const std::int64_t stat = group * Pass::width + s;
+                if (stat >= rows.stats) break;
+                const Partial merged = pass.merge(block, [&](std::int64_t chunk) {
+                    return fresh(block, args.partials + stat * rows.chunks + chunk);
+                });
+                const Partial finished = pass.finish(merged, stat, block.lane() == 0);
+                if (block.lane() == 0) args.totals[stat] = finished;
+            }
         }
     }
 };
@@ -286,7 +309,7 @@ struct Map {
     using A = typename Pass::A;
     static constexpr const char* name = "map";
     static constexpr int most_threads = 256;
-    static constexpr int least_blocks = 2;
+    static constexpr int least_blocks = Pass::width > 1 ? 1 : 2;
 
     Arguments args;
     Share share;
@@ -309,9 +332,9 @@ struct Map {
         }
         block.sync();
         for_tasks(block, rows, tasks, [&](std::int64_t, std::int64_t stat, std::int64_t chunk) {
-            const Lane<T, Pass::whole> lane(block, rows, stat, chunk);
-            pass.map(block, lane, coefficients[stat - tasks.stat0], stat, chunk,
-                     FromGlobal<T, Pass::whole>{block, lane, Reuse::none});
+            const typename Pass::Chunk lane(block, rows, stat, chunk);
+            pass.map(block, lane, coefficients + (stat - tasks.stat0), stat, chunk,
+                     FromGlobal<T, Pass::whole, Pass::width>{block, lane, Reuse::none});
         });
     }
 };

@@ -15,33 +15,35 @@ void launch_kernel_of(const char* op, const Arguments& args, const Share& share,
     launch(op, Kernel{args, share}, shape, stream);
 }
 
-template <template <class, bool, bool> class Pass, class T, bool smooth>
-inline constexpr KernelTable::Launcher on_chip = launch_kernel_of<OnChip<Pass<T, true, smooth>>>;
-template <template <class, bool, bool> class Pass, class T, bool smooth>
-inline constexpr KernelTable::Launcher staged = launch_kernel_of<Staged<Pass<T, false, smooth>>>;
-template <template <class, bool, bool> class Pass, class T, bool whole, bool smooth>
-inline constexpr KernelTable::Launcher reduce = launch_kernel_of<Reduce<Pass<T, whole, smooth>>>;
-template <template <class, bool, bool> class Pass, class T, bool whole, bool smooth>
-inline constexpr KernelTable::Launcher map = launch_kernel_of<Map<Pass<T, whole, smooth>>>;
+// The kernels of one direction and traversal. smooth_reduction: whether what is reduced depends on
+// the activation.
+template <template <class, bool, bool, int> class Pass, class T, int width, bool smooth_reduction>
+constexpr KernelTable::OfTraversal kernels_of() {
+    constexpr bool staged_whole = width > 1;
+    return {{launch_kernel_of<Staged<Pass<T, staged_whole, false, width>>>,
+             launch_kernel_of<Staged<Pass<T, staged_whole, true, width>>>},
+            {{launch_kernel_of<Reduce<Pass<T, false, false, width>>>,
+              launch_kernel_of<Reduce<Pass<T, false, smooth_reduction, width>>>},
+             {launch_kernel_of<Reduce<Pass<T, true, false, width>>>,
+              launch_kernel_of<Reduce<Pass<T, true, smooth_reduction, width>>>}},
+            {{launch_kernel_of<Map<Pass<T, false, false, width>>>,
+              launch_kernel_of<Map<Pass<T, false, true, width>>>},
+             {launch_kernel_of<Map<Pass<T, true, false, width>>>,
+              launch_kernel_of<Map<Pass<T, true, true, width>>>}}};
+}
 
 template <class T>
 constexpr KernelTable make_table() {
+    constexpr int width = pack_elements<T>;
     return {
-        {{on_chip<Forward, T, false>, on_chip<Forward, T, true>},
-         {on_chip<Backward, T, false>, on_chip<Backward, T, true>}},
-        {{staged<Forward, T, false>, staged<Forward, T, true>},
-         {staged<Backward, T, false>, staged<Backward, T, true>}},
-        // Moments are taken before the activation.
-        {{{reduce<Forward, T, false, false>, reduce<Forward, T, false, false>},
-          {reduce<Forward, T, true, false>, reduce<Forward, T, true, false>}},
-         {{reduce<Backward, T, false, false>, reduce<Backward, T, false, true>},
-          {reduce<Backward, T, true, false>, reduce<Backward, T, true, true>}}},
-        {{{map<Forward, T, false, false>, map<Forward, T, false, true>},
-          {map<Forward, T, true, false>, map<Forward, T, true, true>}},
-         {{map<Backward, T, false, false>, map<Backward, T, false, true>},
-          {map<Backward, T, true, false>, map<Backward, T, true, true>}}},
-        OnChip<Forward<T, true, false>>::bytes_of_stat,
-        OnChip<Forward<T, true, false>>::slot_bytes,
+        {{launch_kernel_of<OnChip<Forward<T, true, false, 1>>>,
+          launch_kernel_of<OnChip<Forward<T, true, true, 1>>>},
+         {launch_kernel_of<OnChip<Backward<T, true, false, 1>>>,
+          launch_kernel_of<OnChip<Backward<T, true, true, 1>>>}},
+        {{kernels_of<Forward, T, 1, false>(), kernels_of<Forward, T, width, false>()},
+         {kernels_of<Backward, T, 1, true>(), kernels_of<Backward, T, width, true>()}},
+        OnChip<Forward<T, true, false, 1>>::bytes_of_stat,
+        OnChip<Forward<T, true, false, 1>>::slot_bytes,
         sizeof(Coefficients<accumulator_t<T>>),
     };
 }

@@ -17,7 +17,8 @@ inline constexpr int warp_size = 32;
 
 // A lane's elements in a chunk: one bit each makes a word of the mask.
 inline constexpr int lane_elements = 32;
-template <class T>
-inline constexpr int lane_packs = lane_elements / pack_elements<T>;
+// A lane's packs in a chunk, of which each has one element or a pack's worth for a statistic.
+template <class T, int width = 1>
+inline constexpr int lane_packs = lane_elements * width / pack_elements<T>;
 
 }  // namespace fastnorm::cuda

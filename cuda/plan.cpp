@@ -10,6 +10,7 @@ namespace {
 // The numbers of the policy. On a machine: none of them has been measured on one yet.
 constexpr int most_warps_on_chip = 16;
 constexpr int most_warps_of_pass = 8;
+constexpr int most_warps_of_columns = 8;
 constexpr std::int64_t most_tasks_of_pass = 32;  // of a block
 constexpr std::int64_t enough_tasks = 16;        // of a block that has several statistics
 constexpr std::int64_t waves_of_pass = 8;        // blocks for each place on the machine, if there
@@ -135,13 +136,44 @@ Plan staged(const Rows& rows, const KernelTable& table, const Work& work, const 
     return plan;
 }
 
+// Of columns: some groups to a block, whose packs of a run then are 128 contiguous bytes, or 32 at
+// least.
+Plan staged_columns(const Rows& rows, const KernelTable& table, const Work& work,
+                    const Limits& limits) {
+    Plan plan;
+    plan.tier = Tier::two_passes;
+    const auto bytes = [&](std::int64_t groups) {
+        const std::int64_t stats = groups * rows.width;
+        return (stats * table.bytes_of_coefficients + 15) / 16 * 16 +
+               stats * rows.chunks * static_cast<std::int64_t>(sizeof(Partial)) +
+               work.arrays_of_map * groups * (rows.runs | 1) * 16;
+    };
+    constexpr std::int64_t most_groups = 8, least_groups = 2;
+    std::int64_t groups = std::min(most_groups, rows.groups);
+    // As many blocks as there are multiprocessors, if that leaves whole sectors.
+    while (groups > least_groups && (bytes(groups) > limits.shared_of_multiprocessor / 2 ||
+                                     divide_up(rows.groups, groups) < limits.multiprocessors)) {
+        groups /= 2;
+    }
+    if (bytes(groups) > limits.shared_of_block) return plan;
+    plan.tier = Tier::staged;
+    plan.share.tasks = rows.groups * rows.chunks;
+    plan.share.tasks_of_block = groups * rows.chunks;
+    plan.shape.blocks = divide_up(rows.groups, groups);
+    plan.shape.shared_bytes = bytes(groups);
+    plan.shape.threads = warp_size * most_warps_of_columns;  // to load, however few the tasks are
+    return plan;
+}
+
 }  // namespace
 
 Plan plan_reduction(const Rows& rows, const KernelTable& table, const Work& work,
                     const Limits& limits) {
     Plan plan;
     plan.tier = Tier::two_passes;
-    if (work.whole) {
+    if (rows.width > 1) {
+        if (work.whole) plan = staged_columns(rows, table, work, limits);
+    } else if (work.whole) {
         plan = on_chip({table, work.arrays}, rows, limits);
     } else if (work.granule > 0) {
         plan = staged(rows, table, work, limits);
@@ -153,12 +185,12 @@ Plan plan_pass(const Rows& rows, const KernelTable& table, const Limits& limits)
     Plan plan;
     plan.tier = Tier::two_passes;
     Share& share = plan.share;
-    share.tasks = rows.stats * rows.chunks;
+    share.tasks = rows.groups * rows.chunks;
     const std::int64_t places = std::int64_t{limits.multiprocessors} * waves_of_pass;
     share.tasks_of_block = std::clamp<std::int64_t>(share.tasks / places, 1, most_tasks_of_pass);
     plan.shape.threads = threads_for(share.tasks_of_block, most_warps_of_pass);
     plan.shape.blocks = divide_up(share.tasks, share.tasks_of_block);
-    plan.shape.shared_bytes = share.tasks_of_block * table.bytes_of_coefficients;
+    plan.shape.shared_bytes = share.tasks_of_block * rows.width * table.bytes_of_coefficients;
     return plan;
 }
 

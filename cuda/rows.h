@@ -1,7 +1,7 @@
-// The rows traversal: a statistic's elements are runs of `inner` contiguous elements, taken in
-// packs of 16 bytes. A chunk is 32 packs' worth of lanes times as many packs as make 32 elements a
-// lane: what one warp reduces at a time. Chunks follow from the shape alone, and so do the bits of
-// their sums, whatever block works on them and however it reaches the memory.
+// How a warp walks over a chunk of a statistic (rows), or of a group of them (columns): in packs of
+// 16 bytes, neighbouring lanes on neighbouring packs or runs, until each has 32 elements of every
+// statistic. Chunks follow from the shape alone, and so do the bits of their sums, whatever block
+// works on them and however it reaches the memory.
 #pragma once
 
 #include <cstdint>
@@ -52,10 +52,10 @@ FASTNORM_DEVICE std::int64_t offset_of(const Rows& rows, const Operand& operand,
 }
 
 // How many of a statistic's elements lie before a pack.
-template <class T, bool whole>
+template <class T, bool whole, int width>
 FASTNORM_DEVICE std::int64_t elements_before(const Rows& rows, std::int64_t pack) {
-    std::int64_t elements = pack * pack_elements<T>;
-    if constexpr (!whole) {
+    std::int64_t elements = width > 1 ? pack : pack * pack_elements<T>;
+    if constexpr (!whole && width == 1) {
         const std::int64_t run = pack / rows.packs;
         const std::int64_t rest = (pack - run * rows.packs) * pack_elements<T>;
         elements = run * rows.inner + (rest < rows.inner ? rest : rows.inner);
@@ -63,19 +63,19 @@ FASTNORM_DEVICE std::int64_t elements_before(const Rows& rows, std::int64_t pack
     return elements < rows.elements ? elements : rows.elements;
 }
 
-template <class T, bool whole>
+template <class T, bool whole, int width>
 FASTNORM_DEVICE double elements_of_chunk(const Rows& rows, std::int64_t chunk) {
-    constexpr int packs = lane_packs<T> * warp_size;
-    return static_cast<double>(elements_before<T, whole>(rows, (chunk + 1) * packs) -
-                               elements_before<T, whole>(rows, chunk * packs));
+    constexpr int packs = lane_packs<T, width> * warp_size;
+    return static_cast<double>(elements_before<T, whole, width>(rows, (chunk + 1) * packs) -
+                               elements_before<T, whole, width>(rows, chunk * packs));
 }
 
 // The share of one lane in a chunk. whole: every pack is whole and aligned, so that it is one
 // access, and outer is one dimension; otherwise each element is an access.
-template <class T, bool whole>
+template <class T, bool whole, int width>
 class Lane {
   public:
-    static constexpr int packs = lane_packs<T>;
+    static constexpr int packs = lane_packs<T, width>;
 
     FASTNORM_DEVICE Lane(const Block& block, const Rows& rows, std::int64_t stat,
                          std::int64_t chunk)
@@ -87,6 +87,17 @@ class Lane {
         Position at = first_;
 #pragma unroll
         for (int i = 0; i < packs; ++i) {
+            f(i, at, elements(at));
+            at.advance(rows_);
+        }
+    }
+
+    // The same for the first few.
+    template <int count, class F>
+    FASTNORM_DEVICE void first(F&& f) const {
+        Position at = first_;
+#pragma unroll
+        for (int i = 0; i < count; ++i) {
             f(i, at, elements(at));
             at.advance(rows_);
         }
@@ -153,7 +164,8 @@ class Lane {
   private:
     FASTNORM_DEVICE int elements(const Position& at) const {
         if (at.run >= rows_.runs) return 0;
-        const std::int64_t rest = rows_.inner - at.pack * pack_elements<T>;
+        const std::int64_t rest =
+            width > 1 ? rows_.stats - stat_ : rows_.inner - at.pack * pack_elements<T>;
         return whole || rest > pack_elements<T> ? pack_elements<T> : static_cast<int>(rest);
     }
 

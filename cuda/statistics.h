@@ -8,6 +8,8 @@
 #include "cuda/block.h"
 #include "cuda/scalar.h"
 
+#include "core/maps.h"
+
 namespace fastnorm::cuda {
 
 // The sum of all lanes' values, the same in each.
@@ -81,6 +83,11 @@ struct Coefficients {
     Normalization<A> z;
     A grad_a, grad_b, grad_c, grad_scale;  // backward alone
 };
+
+template <class A>
+FASTNORM_DEVICE NormalizeMap<A> normalize_map(const Coefficients<A>& of) {
+    return {of.z.prescale, of.z.mean_hi, of.z.mean_lo, of.z.scale, of.z.bias};
+}
 
 template <class A>
 FASTNORM_DEVICE void set_forward(Coefficients<A>& to, const Arguments& args, std::int64_t stat,

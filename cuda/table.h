@@ -12,12 +12,17 @@ enum class Direction : int { forward, backward };
 struct KernelTable {
     using Launcher = void (*)(const char* op, const Arguments&, const Share&, const Shape&, Stream);
 
-    // By direction, whether packs are whole (on chip they are, staged ones are not), and whether
-    // the activation is smooth.
+    // Of rows, by direction and whether the activation is smooth; packs are whole.
     Launcher on_chip[2][2];
-    Launcher staged[2][2];
-    Launcher reduce[2][2][2];
-    Launcher map[2][2][2];
+
+    // By whether packs are whole, where either may be, and whether the activation is smooth.
+    struct OfTraversal {
+        Launcher staged[2];
+        Launcher reduce[2][2];
+        Launcher map[2][2];
+    };
+    // By direction, of rows and of columns.
+    OfTraversal of[2][2];
 
     // Shared memory of OnChip.
     std::int64_t bytes_of_stat, slot_bytes;

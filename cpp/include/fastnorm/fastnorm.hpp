@@ -156,8 +156,8 @@ struct Explanation {
     std::int64_t least_bytes = 0;    // every tensor of x's size, and the mask, once
     std::int64_t scratch_bytes = 0;  // partial results and coefficients, kept by the calling thread
     // On a device, what is launched: kernels, blocks, threads, shared memory. There a unit is a
-    // statistic, a chunk what a warp reduces at a time, reads is 2 where two kernels read the inputs,
-    // and of tile, threads, shared, interleaved and stream nothing is said.
+    // statistic, a chunk what a warp reduces at a time, reads is 2 where two kernels read the
+    // inputs, and of tile, threads, shared, interleaved and stream nothing is said.
     std::vector<std::string> launches;
     std::vector<std::string> copied;  // arguments that are copied to dense memory, or from it
 };
