@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch._functorch.config
 from torch.nn import functional
 
 import fastnorm as fn
@@ -163,6 +164,8 @@ def of_torch_native(problem: Problem) -> Runner:
 def of_torch_compile(problem: Problem) -> Runner:
     """Through its compiler, for these very shapes."""
     torch._dynamo.reset()
+    # Else a compiled backward gives memory away that its second run needs.
+    torch._functorch.config.donated_buffer = False
     return _torch(
         problem, lambda f: torch.compile(f, dynamic=False, mode="max-autotune-no-cudagraphs")
     )

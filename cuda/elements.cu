@@ -35,6 +35,7 @@ void copy_as(const Execution& execution, const TensorView& to, const TensorView&
 void copy_elements(const Execution& execution, const TensorView& to, const TensorView& from) {
     const OnDevice on_device(execution.op, execution.device);
     switch (size_of(to.dtype)) {
+        case 1: return copy_as<std::uint8_t>(execution, to, from);
         case 2: return copy_as<std::uint16_t>(execution, to, from);
         case 4: return copy_as<std::uint32_t>(execution, to, from);
         default: return copy_as<std::uint64_t>(execution, to, from);

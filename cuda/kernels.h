@@ -286,8 +286,10 @@ struct Reduce {
             const auto mine =
                 static_cast<std::uint32_t>((tasks.last < end ? tasks.last : end) - from);
             std::uint32_t before = 0;
+            block.sync_warp();
             if (block.lane() == 0) before = block.add(args.counters + group, mine);
             before = block.first(before);
+            block.sync_warp();
             if (before + mine != static_cast<std::uint32_t>(rows.chunks)) continue;
 #pragma unroll 1
             for (int s = 0; s < Pass::width; ++s) {

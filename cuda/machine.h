@@ -37,7 +37,7 @@ class OnDevice {
 };
 
 // Memory of the current device, from its pool, for work in stream order: it is given back behind
-// all that is in the stream by then. Aligned to 256 bytes.
+// all that is in the stream by then, whatever the current device is. Aligned to 256 bytes.
 class Memory {
   public:
     Memory(std::size_t bytes, Stream stream);
@@ -51,16 +51,19 @@ class Memory {
   private:
     char* data_ = nullptr;
     Stream stream_;
+    int device_ = 0;
 };
 
 // How many devices there are; why there is none, or empty.
 int device_count();
 std::string why_unavailable();
 
-// The device that memory belongs to.
+// The device that memory belongs to; the current one for null.
 int device_of(const void* pointer);
 
-// All that is in `after` by now happens before what comes into `stream`.
+// All that is in `after` by now happens before what comes into `stream`. Nothing is done where one
+// of them is being captured in a graph and the other is not: what a graph works on has to be ready
+// when it is captured.
 void order(Stream stream, Stream after);
 
 // Between the CPU's memory and the current device's, in the stream's order; both have happened on

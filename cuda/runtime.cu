@@ -98,6 +98,14 @@ int current_device() {
     return device;
 }
 
+bool is_capturing(Stream stream) {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    // The legacy stream says so by an error where another one is being captured.
+    const cudaError_t error = cudaStreamIsCapturing(as_stream(stream), &status);
+    if (error != cudaSuccess) cudaGetLastError();
+    return error == cudaSuccess && status != cudaStreamCaptureStatusNone;
+}
+
 // More shared memory than the default, and clusters of more than 8 blocks, have to be allowed, once
 // for each kernel on each device.
 void allow(const void* function, std::int64_t shared_bytes) {
@@ -105,7 +113,7 @@ void allow(const void* function, std::int64_t shared_bytes) {
     static std::set<std::pair<int, const void*>> allowed;
     const int device = current_device();
     const std::lock_guard lock(mutex);
-    if (!allowed.insert({device, function}).second) return;
+    if (allowed.contains({device, function})) return;
     const Limits& limits = state_of(device).limits;
     check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(std::max(limits.shared_of_block, shared_bytes))),
@@ -118,6 +126,7 @@ void allow(const void* function, std::int64_t shared_bytes) {
         check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
               "cuda: clusters of a kernel");
     }
+    allowed.insert({device, function});
 }
 
 }  // namespace
@@ -140,12 +149,14 @@ std::string why_unavailable() {
 }
 
 int device_of(const void* pointer) {
+    if (pointer == nullptr) return current_device();
     cudaPointerAttributes attributes{};
     check(cudaPointerGetAttributes(&attributes, pointer), "cuda: the device of an array");
     return attributes.device;
 }
 
 void order(Stream stream, Stream after) {
+    if (is_capturing(stream) != is_capturing(after)) return;
     cudaEvent_t event = nullptr;
     check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cuda: order of streams");
     const cudaError_t recorded = cudaEventRecord(event, as_stream(after));
@@ -186,15 +197,24 @@ OnDevice::~OnDevice() {
 
 const Limits& OnDevice::limits() const { return state_of(device_).limits; }
 
-Memory::Memory(std::size_t bytes, Stream stream) : stream_(stream) {
+Memory::Memory(std::size_t bytes, Stream stream) : stream_(stream), device_(current_device()) {
     void* data = nullptr;
     const cudaError_t error =
-        cudaMallocFromPoolAsync(&data, bytes, state_of(current_device()).pool, as_stream(stream));
+        cudaMallocFromPoolAsync(&data, bytes, state_of(device_).pool, as_stream(stream));
     if (error != cudaSuccess) fail("cuda: " + std::to_string(bytes) + " bytes of memory", error);
     data_ = static_cast<char*>(data);
 }
 
-Memory::~Memory() { cudaFreeAsync(data_, as_stream(stream_)); }
+// The default stream is another one on every device. Nothing is said of a failure: where a process
+// ends, or in a child of fork(), there may be no device any more.
+Memory::~Memory() {
+    int previous = device_;
+    cudaGetDevice(&previous);
+    if (previous != device_) cudaSetDevice(device_);
+    cudaFreeAsync(data_, as_stream(stream_));
+    if (previous != device_) cudaSetDevice(previous);
+    cudaGetLastError();
+}
 
 void Memory::clear(std::size_t offset, std::size_t bytes) const {
     check(cudaMemsetAsync(data_ + offset, 0, bytes, as_stream(stream_)), "cuda: memory of zeros");

@@ -34,6 +34,26 @@ FASTNORM_DEVICE A sum_of(const A (&values)[count]) {
     return folded[0];
 }
 
+// Calls use(chunk, partial(chunk)) for the lane's chunks, in order; a few of them are on their way
+// together.
+template <class PartialOf, class Use>
+FASTNORM_DEVICE void for_partials_of_lane(const Block& block, std::int64_t chunks,
+                                          PartialOf&& partial, Use&& use) {
+    constexpr int together = 4;
+#pragma unroll 1
+    for (std::int64_t q = block.lane(); q < chunks; q += together * warp_size) {
+        Partial found[together];
+#pragma unroll
+        for (int i = 0; i < together; ++i) {
+            if (q + i * warp_size < chunks) found[i] = partial(q + i * warp_size);
+        }
+#pragma unroll
+        for (int i = 0; i < together; ++i) {
+            if (q + i * warp_size < chunks) use(q + i * warp_size, found[i]);
+        }
+    }
+}
+
 // The moments of a statistic from those of its chunks, partial(q) each of count(q) values: Chan,
 // Golub and LeVeque's merge for any number of sets at once, about a mean that one of them has. As
 // that lies no further from the whole's mean than sqrt(chunks) standard deviations, double has
@@ -44,14 +64,12 @@ FASTNORM_DEVICE Moments merged_moments(const Block& block, std::int64_t chunks, 
     const double some_mean = partial(0).first;
     const double origin = is_finite(some_mean) ? some_mean : 0.0;
     double sum = 0, square_sum = 0;
-#pragma unroll 1
-    for (std::int64_t q = block.lane(); q < chunks; q += warp_size) {
-        const Partial of = partial(q);
+    for_partials_of_lane(block, chunks, partial, [&](std::int64_t chunk, const Partial& of) {
         const double delta = of.first - origin;
-        const double weighted = delta * count_of(q);
+        const double weighted = delta * count_of(chunk);
         sum += weighted;
         square_sum += fma(weighted, delta, of.second);
-    }
+    });
     sum = sum_of_warp(block, sum);
     square_sum = sum_of_warp(block, square_sum);
     return moments_about(origin, count, 1.0 / count, sum, square_sum);
@@ -60,12 +78,10 @@ FASTNORM_DEVICE Moments merged_moments(const Block& block, std::int64_t chunks, 
 template <class PartialOf>
 FASTNORM_DEVICE Partial merged_sums(const Block& block, std::int64_t chunks, PartialOf&& partial) {
     Partial sums{0, 0};
-#pragma unroll 1
-    for (std::int64_t q = block.lane(); q < chunks; q += warp_size) {
-        const Partial of = partial(q);
+    for_partials_of_lane(block, chunks, partial, [&](std::int64_t, const Partial& of) {
         sums.first += of.first;
         sums.second += of.second;
-    }
+    });
     return {sum_of_warp(block, sums.first), sum_of_warp(block, sums.second)};
 }
 

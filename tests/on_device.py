@@ -59,6 +59,7 @@ class Foreign:
         self.device = device
         self.writable = True
         self.streams: list[object] = []  # that exports were asked for
+        self._exported: list[_DLManaged] = []
         exact = all(s % array.itemsize == 0 for s in array.strides)
         if not exact or self.offset % array.itemsize != 0:
             self.__dict__["__cuda_array_interface__"] = self._interface()
@@ -98,7 +99,7 @@ class Foreign:
             (ctypes.c_int64 * max(count, 1))(*(s // self.dtype.itemsize for s in self.strides)),
             0,
         )
-        self._exported = managed  # lives as long as the array
+        self._exported.append(managed)  # they live as long as the array
         return _new_capsule(ctypes.addressof(managed), b"dltensor", None)
 
     def numpy(self) -> Array:

@@ -86,7 +86,11 @@ py::array uninitialized(const py::dtype& dtype, std::vector<py::ssize_t> shape,
 }  // namespace
 
 Arrays::Arrays(const char* op, py::handle x, py::handle stream) : op_(op), array_(x) {
-    if (!stream.is_none()) stream_ = stream_of(op, stream);
+    if (!stream.is_none()) {
+        stream_ = stream_of(op, stream);
+    } else if (!py::isinstance<py::array>(x) && is_on_device(x)) {
+        stream_ = stream_of(op, py::module_::import("fastnorm.cuda").attr("current_stream")(x));
+    }
     x_ = view("x", x);
     if (!stream.is_none() && x_.device.kind == DeviceKind::cpu) {
         throw py::value_error(std::string(op) +
@@ -97,6 +101,14 @@ Arrays::Arrays(const char* op, py::handle x, py::handle stream) : op_(op), array
 TensorView Arrays::view(const char* argument, py::handle array) {
     if (!py::isinstance<py::array>(array) && is_on_device(array)) {
         Imported imported = import_array(op_, argument, array, stream_);
+        if (py::isinstance<DeviceArray>(array)) {
+            const auto& own = array.cast<const DeviceArray&>();
+            const std::pair at(own.stream(), own.view().device.index);
+            const auto end = own_streams_.end();
+            if (own.stream() != stream_ && std::find(own_streams_.begin(), end, at) == end) {
+                own_streams_.push_back(at);
+            }
+        }
         owners_.push_back(std::move(imported.owner));
         return imported.view;
     }
@@ -105,6 +117,13 @@ TensorView Arrays::view(const char* argument, py::handle array) {
 
 TensorView Arrays::optional(const char* argument, py::handle array) {
     return array.is_none() ? TensorView{} : view(argument, array);
+}
+
+void Arrays::finish() const {
+    for (const auto& [stream, device] : own_streams_) {
+        const cuda::OnDevice on_device(op_, device);
+        cuda::order(stream, stream_);
+    }
 }
 
 py::object Arrays::empty_like_x() const {

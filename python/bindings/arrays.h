@@ -33,6 +33,9 @@ class Arrays {
     // The same, and a view that is not given for None.
     TensorView optional(const char* argument, py::handle array);
 
+    // What is done to arrays of our own on their own streams from now on happens after the call.
+    void finish() const;
+
     // New arrays, dense: of x's shape, dtype and order of dimensions, and of one dimension.
     py::object empty_like_x() const;
     py::object empty(DType dtype, std::int64_t size) const;
@@ -48,6 +51,7 @@ class Arrays {
     py::handle array_;  // x
     cuda::Stream stream_ = nullptr;
     std::vector<py::object> owners_;
+    std::vector<std::pair<cuda::Stream, int>> own_streams_;  // and devices, of arrays of our own
     TensorView x_;
 };
 

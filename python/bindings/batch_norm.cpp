@@ -86,6 +86,7 @@ py::object inference(const py::object& x, const py::object& mean, const py::obje
         py::gil_scoped_release release;
         batch_norm(x_view, mean_view, var_view, weight_view, bias_view, y_view, options);
     }
+    arrays.finish();
     return out.is_none() ? arrays.handed_over(y) : y;
 }
 
@@ -130,6 +131,7 @@ py::tuple train(const py::object& x, const py::object& weight, const py::object&
         batch_norm_train(x_view, weight_view, bias_view, y_view, mean_view, rstd_view, mask_view,
                          options);
     }
+    arrays.finish();
     return py::make_tuple(out.is_none() ? arrays.handed_over(y) : y, arrays.handed_over(mean),
                           arrays.handed_over(rstd), arrays.handed_over(mask));
 }
@@ -192,6 +194,7 @@ py::tuple backward(const py::object& dy, const py::object& x, const py::object& 
         batch_norm_backward(dy_view, x_view, mean_view, rstd_view, weight_view, bias_view,
                             gradients, options);
     }
+    arrays.finish();
     return py::make_tuple(out.is_none() ? arrays.handed_over(dx) : dx, arrays.handed_over(dweight),
                           arrays.handed_over(dbias), arrays.handed_over(dresidual));
 }

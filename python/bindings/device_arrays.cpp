@@ -93,10 +93,10 @@ py::object take(const py::capsule& capsule, Managed*& managed, const char* name,
     });
 }
 
-Imported import_dlpack(const char* op, const char* argument, py::handle object,
-                       cuda::Stream stream) {
+Imported import_dlpack(const char* op, const char* argument, py::handle object, cuda::Stream stream,
+                       bool in_order) {
     const auto number = reinterpret_cast<std::intptr_t>(stream);
-    const py::object on_stream = py::int_(number == 0 ? legacy_stream : number);
+    const py::object on_stream = py::int_(!in_order ? -1 : number == 0 ? legacy_stream : number);
     py::object exported;
     try {
         exported = object.attr("__dlpack__")(py::arg("stream") = on_stream,
@@ -123,7 +123,7 @@ Imported import_dlpack(const char* op, const char* argument, py::handle object,
 
 // https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html, version 3
 Imported import_interface(const char* op, const char* argument, py::handle object,
-                          cuda::Stream stream) {
+                          cuda::Stream stream, bool in_order) {
     const py::dict interface = object.attr("__cuda_array_interface__");
     Imported result;
     TensorView& view = result.view;
@@ -151,11 +151,11 @@ Imported import_interface(const char* op, const char* argument, py::handle objec
             view.strides[i] = py::cast<std::int64_t>(strides[i]);
         }
     }
-    view.device = Device::cuda(view.data == nullptr ? 0 : cuda::device_of(view.data));
+    view.device = Device::cuda(cuda::device_of(view.data));
     if (interface.contains("stream") && !interface["stream"].is_none()) {
         const auto number = py::cast<std::intptr_t>(interface["stream"]);
         const auto producer = reinterpret_cast<cuda::Stream>(number == legacy_stream ? 0 : number);
-        if (producer != stream) {
+        if (in_order && producer != stream) {
             const cuda::OnDevice on_device(op, view.device.index);
             cuda::order(stream, producer);
         }
@@ -335,18 +335,19 @@ bool is_on_device(py::handle object) {
     return py::hasattr(object, "__cuda_array_interface__");
 }
 
-Imported import_array(const char* op, const char* argument, py::handle object,
-                      cuda::Stream stream) {
+Imported import_array(const char* op, const char* argument, py::handle object, cuda::Stream stream,
+                      bool in_order) {
     if (py::isinstance<DeviceArray>(object)) {
         const auto& array = object.cast<const DeviceArray&>();
-        if (array.stream() != stream) {
+        if (in_order && array.stream() != stream) {
             const cuda::OnDevice on_device(own_name, array.view().device.index);
             cuda::order(stream, array.stream());
         }
         return {array.view(), py::reinterpret_borrow<py::object>(object)};
     }
-    return py::hasattr(object, "__dlpack__") ? import_dlpack(op, argument, object, stream)
-                                             : import_interface(op, argument, object, stream);
+    return py::hasattr(object, "__dlpack__")
+               ? import_dlpack(op, argument, object, stream, in_order)
+               : import_interface(op, argument, object, stream, in_order);
 }
 
 cuda::Stream stream_of(const char* op, py::handle stream) {
@@ -391,16 +392,10 @@ TensorView dense_in_order(const TensorView& like) {
 DeviceArray::DeviceArray(const TensorView& like, cuda::Stream stream)
     : view_(dense_in_order(like)), stream_(stream) {
     const cuda::OnDevice on_device(own_name, like.device.index);
-    const int device = like.device.index;
-    // Given back on its device, whichever is the current one then.
-    auto memory = std::make_unique<cuda::Memory>(
+    const auto memory = std::make_shared<cuda::Memory>(
         static_cast<std::size_t>(std::max<std::int64_t>(bytes(), 1)), stream);
-    char* const data = memory->data();
-    memory_ = std::shared_ptr<char>(data, [device, owner = memory.release()](char*) {
-        const cuda::OnDevice back_on_device(own_name, device);
-        delete owner;
-    });
-    view_.data = data;
+    memory_ = {memory, memory->data()};
+    view_.data = memory->data();
 }
 
 std::int64_t DeviceArray::bytes() const {
@@ -463,7 +458,7 @@ void register_device_arrays(py::module_& module) {
         [](const py::object& a, const py::object& b) {
             const auto begin = [](const py::object& array) {
                 if (!py::isinstance<py::array>(array) && is_on_device(array)) {
-                    return import_array("same_memory", "array", array, nullptr).view.data;
+                    return import_array("same_memory", "array", array, nullptr, false).view.data;
                 }
                 return view_of("same_memory", "array", array).data;
             };

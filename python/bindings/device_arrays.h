@@ -25,7 +25,9 @@ bool is_on_device(py::handle object);
 
 // The view of one. What its library still does to it happens before what comes into the stream.
 // Throws TypeError ("op: argument ...") for elements that no DType stands for.
-Imported import_array(const char* op, const char* argument, py::handle object, cuda::Stream stream);
+// in_order: or else the library is not asked, since memory is neither read nor written.
+Imported import_array(const char* op, const char* argument, py::handle object, cuda::Stream stream,
+                      bool in_order = true);
 
 // The stream that the caller named: None, an integer, or an object with __cuda_stream__.
 cuda::Stream stream_of(const char* op, py::handle stream);

@@ -105,6 +105,18 @@ def through_device(
 _FROM_DLPACK = {"torch": "torch", "cupy": "cupy", "jaxlib": "jax.dlpack", "jax": "jax.dlpack"}
 
 
+def current_stream(x: Any) -> int | None:
+    """The stream on which x's library does its work at this time; None if it does not say."""
+    library = type(x).__module__.partition(".")[0]
+    if library == "torch":
+        stream: int = importlib.import_module("torch").cuda.current_stream(x.device).cuda_stream
+        return stream
+    if library == "cupy":
+        number: int = importlib.import_module("cupy").cuda.get_current_stream().ptr
+        return number
+    return None
+
+
 def new_array(x: Any, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str) -> Any:
     """Memory of x's own library beside x, where that can be had: strides are in elements.
 

@@ -102,8 +102,9 @@ def batch_norm(
     out : ndarray, optional
         Of x's shape and dtype; written and returned. May be exactly x.
     stream : int or object with ``__cuda_stream__``, optional
-        For arrays on a device: where the call does its work, and returns without waiting for it;
-        the legacy default stream if not given. With `out` such a call can be part of a CUDA graph.
+        For arrays on a device: where the call does its work, and returns without waiting for it.
+        If not given, PyTorch's or CuPy's current stream for an x of theirs, else the legacy default
+        stream. With `out` such a call can be part of a CUDA graph.
         A stream has to live as long as results that were made on it.
     device : "cuda" or "cuda:<number>", optional
         For NumPy arrays: copies them to a device, and the results back.

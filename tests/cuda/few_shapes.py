@@ -1,4 +1,4 @@
-"""Every kernel once, on small shapes, for a sanitizer: training, backward and inference."""
+"""Every tier of a large GPU once, for a sanitizer: training, backward and inference."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ import numpy as np
 
 import fastnorm as fn
 
-SHAPES = ((4, 8, 4, 8), (8, 4, 40, 40), (3, 5, 7, 7), (2, 2, 300, 512))
+# In a block, in a cluster, staged (runs and columns), element by element.
+SHAPES = ((4, 8, 4, 8), (8, 4, 40, 40), (3, 8, 7, 7), (50, 64), (3, 5, 7, 9))
+# By a group of blocks, and in two passes: of one dtype and activation.
+LARGE = ((2, 2, 1024, 1024), (2, 1, 2048, 2560))
 
 
 def main() -> None:
     """Run them all."""
     rng = np.random.default_rng(0)
-    for shape in SHAPES:
-        for dtype in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16):
-            for activation in ("relu", "silu"):
+    for shape in (*SHAPES, *LARGE):
+        large = shape in LARGE
+        for dtype in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)[: 1 if large else 4]:
+            for activation in ("relu", "silu")[: 1 if large else 2]:
                 x, dy, residual = (
                     fn.cuda.asarray(rng.standard_normal(shape).astype(dtype)) for _ in range(3)
                 )
