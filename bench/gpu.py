@@ -95,7 +95,8 @@ def graph_of(runner: Runner, sets: int, stream: Any) -> Callable[[], None]:
         for i in range(CALLS):
             kept.append(runner.call(i % sets))
     del kept
-    return graph.replay
+    replay: Callable[[], None] = graph.replay
+    return replay
 
 
 def seconds_of(replay: Callable[[], None]) -> float:

@@ -55,7 +55,6 @@ Make = Callable[[Problem], Runner | None]
 def of_fastnorm(problem: Problem) -> Runner:
     """The library, into tensors that are there."""
     case, p = problem.case, problem
-    options: dict[str, Any] = {"channel_axis": 1, "activation": case.activation}
 
     def stream() -> int:
         number: int = torch.cuda.current_stream().cuda_stream
@@ -64,19 +63,32 @@ def of_fastnorm(problem: Problem) -> Runner:
     def inference(i: int) -> torch.Tensor:
         s = p.sets[i]
         y: torch.Tensor = fn.batch_norm(
-            *(s.x, p.mean, p.var, p.weight, p.bias),
-            **{"eps": EPS, "residual": s.residual, "out": s.out, "stream": stream()},
-            **options,
+            s.x,
+            p.mean,
+            p.var,
+            p.weight,
+            p.bias,
+            eps=EPS,
+            residual=s.residual,
+            activation=case.activation,
+            out=s.out,
+            stream=stream(),
         )
         return y
 
-    def train(i: int) -> Any:
+    def train(i: int) -> fn.BatchNormForward:
         s = p.sets[i]
         return fn.batch_norm_train(
-            *(s.x, p.weight, p.bias),
-            **{"running_mean": p.mean, "running_var": p.var, "eps": EPS},
-            **{"residual": s.residual, "out": s.out, "stream": stream()},
-            **options,
+            s.x,
+            p.weight,
+            p.bias,
+            running_mean=p.mean,
+            running_var=p.var,
+            eps=EPS,
+            residual=s.residual,
+            activation=case.activation,
+            out=s.out,
+            stream=stream(),
         )
 
     if case.op == "inference":
@@ -87,11 +99,18 @@ def of_fastnorm(problem: Problem) -> Runner:
 
     def backward(i: int) -> torch.Tensor:
         s, f = p.sets[i], saved[i]
-        residual = True if case.residual else None
         dx: torch.Tensor = fn.batch_norm_backward(
-            *(s.dy, s.x, f.mean, f.rstd, p.weight, p.bias),
-            **{"residual": residual, "mask": f.mask, "out": s.out, "stream": stream()},
-            **options,
+            s.dy,
+            s.x,
+            f.mean,
+            f.rstd,
+            p.weight,
+            p.bias,
+            residual=True if case.residual else None,
+            activation=case.activation,
+            mask=f.mask,
+            out=s.out,
+            stream=stream(),
         ).dx
         return dx
 
