@@ -76,8 +76,10 @@ int main() {
     y_copy.get(on_device);
     mean_copy.get(found_mean);
     expect(largest_difference(on_device, y) < 1e-5, "y on the device is another");
+    // The device sums a lane's few elements in float32: a handful of roundings of values up to 5.
     for (std::size_t c = 0; c < mean.size(); ++c) {
-        expect(std::fabs(mean[c] - found_mean[c]) < 1e-9, "a mean on the device is another");
+        expect(std::fabs(mean[c] - found_mean[c]) < 4 * 0x1p-24 * 5,
+               "a mean on the device is another");
     }
     expect_error<std::invalid_argument>(
         "batch_norm_train: out is on the CPU, expected cuda:0 as x is",
