@@ -144,7 +144,7 @@ py::object Arrays::empty(DType dtype, std::int64_t size) const {
 }
 
 py::object Arrays::empty_on_device(const TensorView& like) const {
-    if (py::isinstance<DeviceArray>(array_)) return py::cast(DeviceArray(like, stream_));
+    if (py::isinstance<DeviceArray>(array_)) return py::cast(DeviceArray(op_, like, stream_));
     const TensorView dense = dense_in_order(like);
     py::tuple shape(dense.ndim), strides(dense.ndim);
     for (int i = 0; i < dense.ndim; ++i) {
@@ -153,7 +153,7 @@ py::object Arrays::empty_on_device(const TensorView& like) const {
     }
     py::object made = py::module_::import("fastnorm.cuda")
                           .attr("new_array")(array_, shape, strides, name_of(dense.dtype));
-    return made.is_none() ? py::cast(DeviceArray(like, stream_)) : made;
+    return made.is_none() ? py::cast(DeviceArray(op_, like, stream_)) : made;
 }
 
 py::object Arrays::handed_over(py::object array) const {

@@ -282,7 +282,7 @@ DeviceArray from_numpy(const py::object& array, const py::object& device,
     }
     std::copy_n(dense.strides(), view.ndim, view.strides);
     view.device = Device::cuda(integer_of(op, "device", device));
-    DeviceArray result(view, on);
+    DeviceArray result(op, view, on);
     const py::gil_scoped_release release;
     const cuda::OnDevice on_device(op, view.device.index);
     cuda::upload(result.view().data, dense.data(), static_cast<std::size_t>(result.bytes()), on);
@@ -291,7 +291,7 @@ DeviceArray from_numpy(const py::object& array, const py::object& device,
 
 DeviceArray copy_of(const DeviceArray& array) {
     const TensorView& view = array.view();
-    DeviceArray copy(view, array.stream());
+    DeviceArray copy(own_name, view, array.stream());
     cuda::copy_elements({own_name, view.device.index, array.stream()}, copy.view(), view);
     return copy;
 }
@@ -389,9 +389,9 @@ TensorView dense_in_order(const TensorView& like) {
     return dense;
 }
 
-DeviceArray::DeviceArray(const TensorView& like, cuda::Stream stream)
+DeviceArray::DeviceArray(const char* op, const TensorView& like, cuda::Stream stream)
     : view_(dense_in_order(like)), stream_(stream) {
-    const cuda::OnDevice on_device(own_name, like.device.index);
+    const cuda::OnDevice on_device(op, like.device.index);
     const auto memory = std::make_shared<cuda::Memory>(
         static_cast<std::size_t>(std::max<std::int64_t>(bytes(), 1)), stream);
     memory_ = {memory, memory->data()};

@@ -38,8 +38,8 @@ TensorView dense_in_order(const TensorView& like);
 // fastnorm.cuda.Array: dense memory of its own, from the device's pool.
 class DeviceArray {
   public:
-    // Of a view's shape, dtype and order of dimensions.
-    DeviceArray(const TensorView& like, cuda::Stream stream);
+    // Of a view's shape, dtype and order of dimensions. op is for errors.
+    DeviceArray(const char* op, const TensorView& like, cuda::Stream stream);
 
     const TensorView& view() const { return view_; }
     cuda::Stream stream() const { return stream_; }
