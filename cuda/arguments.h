@@ -11,27 +11,30 @@
 namespace fastnorm::cuda {
 
 // A view as the kernels take it. Statistics are numbered through all batch indices.
-//   rows      inner > 1: a statistic's elements are runs of `inner` contiguous ones; each lane's
-//             packs are of one statistic.
-//   columns   inner = 1: element e of a pack belongs to the e-th of neighbouring statistics, a
-//   group,
-//             and a lane's packs are of one group, a run each.
+//   rows      inner > 1: a statistic's elements are runs of `inner` contiguous ones, and a warp has
+//             packs of one statistic at a time.
+//   columns   inner = 1: the elements of a pack belong to `width` neighbouring statistics, a run
+//             each, and a warp has packs of `across` neighbours, each in `lanes` of its lanes.
+// A group is the statistics that a warp has at a time. Their elements are cut into chunks, which a
+// warp reduces at once, and chunks make parts, which are what partial results are kept of.
 struct Rows {
     std::int64_t inner = 0;     // elements of a run
     std::int64_t runs = 0;      // of a statistic
     std::int64_t elements = 0;  // of a statistic
     std::int64_t packs = 0;     // of a run, the last one perhaps partial
     std::int64_t chunks = 0;    // of a statistic
-    std::int64_t stat = 0;      // statistics of a batch index, and so parameters
+    std::int64_t parts = 0;     // of a statistic, the last one perhaps of fewer chunks
+    std::int64_t chunks_of_part = 1;
+    std::int64_t stat = 0;  // statistics of a batch index, and so parameters
     std::int64_t stats = 0;
-    std::int64_t run_step = 0, pack_step = 0;  // from a pack to the 32nd behind it
-    int width = 1;                             // statistics of a group
-    std::int64_t groups = 0;                   // of statistics
+    std::int64_t groups = 0;
+    std::int64_t run_step = 0, pack_step = 0;  // from a lane's pack to its next
+    int width = 1, across = 1, lanes = warp_size;
     int outer_dims = 1;
     std::int64_t outer_extent[max_outer_dims] = {};
 };
 
-// What a chunk adds to its statistic: mean and M2, or the sums of g and of g * centred(x).
+// What some elements add to their statistic: mean and M2, or the sums of g and of g * centred(x).
 struct alignas(16) Partial {
     double first, second;
 };
@@ -40,7 +43,7 @@ struct Arguments {
     Rows rows;
     Operand x, residual, y, dy, dx, dresidual;
 
-    // A signature, and then a word for each lane of each chunk of each statistic.
+    // A signature, and then for each chunk of each group `width` words for each lane.
     std::uint32_t* mask = nullptr;
     std::uint64_t signature = 0;
     ActivationKind kind = ActivationKind::identity;
@@ -55,19 +58,20 @@ struct Arguments {
     bool unbiased = true;
     bool frozen = false;  // mean and rstd are constants of backward
 
-    // Of a reduction whose blocks meet in global memory: a place for each chunk's partial result,
-    // for each statistic's, and a counter, 0 at first, for each statistic (or group of blocks).
+    // Of a reduction whose blocks meet in global memory: a place for each part's partial result,
+    // for each statistic's, and a counter, 0 at first, for each group of statistics (or blocks).
     Partial* partials = nullptr;
     Partial* totals = nullptr;
     std::uint32_t* counters = nullptr;
 };
 
-// What of the tasks (the chunks of all groups of statistics, one group's after the other's) each
-// block does. A statistic's chunks are shared by `team` blocks, or a block has those of several.
+// What of the tasks (the chunks of all groups of statistics, one group's after the other's; of
+// Reduce the parts) each block does. A group's are shared by `team` blocks, or a block has those of
+// several.
 struct Share {
     std::int64_t tasks = 0;           // of all blocks
     std::int64_t tasks_of_block = 0;  // at most
-    int team = 1;                     // blocks that share a statistic
+    int team = 1;                     // blocks that share a group
     bool in_global = false;           // where those meet; else they are a cluster
     std::int64_t soon_from = 0;  // the tasks from here on the next kernel will find in the cache
 };

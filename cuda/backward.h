@@ -18,8 +18,9 @@ struct Backward {
     using T = Element;
     using A = accumulator_t<T>;
     static constexpr bool whole = whole_packs;
-    static constexpr int width = statistics;  // of a group
+    static constexpr int width = statistics;  // of a pack
     using Chunk = Lane<T, whole, width>;
+    using Sets = SumsOfSets;
     static constexpr int packs = lane_packs<T, width>;
     static constexpr int values = pack_elements<T>;
     // Packs of each array that a lane has at a time, of two or three arrays: what is far away
@@ -53,29 +54,23 @@ struct Backward {
         set_backward_z(to, args, stat);
     }
 
+    // The sums over a chunk, of the own statistic.
     template <class Source>
-    FASTNORM_DEVICE void reduce(const Block& block, const Chunk& lane, const Coefficients<A>* of,
-                                std::int64_t stat, std::int64_t chunk, const Source& source,
-                                Partial (&result)[width]) const {
-        with_activation<smooth_activation>(args.kind, [&](auto activation) {
-            bool exact = false;
-#pragma unroll 1
-            do {
-                sums<decltype(activation)>(block, lane, of, stat, chunk, source, exact, result);
-                // Sums that left float's range, or that have an infinity or NaN: once more in
-                // double.
-                if (sizeof(A) == sizeof(double) || exact) break;
-#pragma unroll
-                for (int s = 0; s < width; ++s) {
-                    exact |= !is_finite(result[s].first) || !is_finite(result[s].second);
-                }
-            } while (exact);
-        });
+    FASTNORM_DEVICE Partial reduce(const Block& block, const Chunk& lane, const Coefficients<A>* of,
+                                   const Source& source) const {
+        const auto finite = [](const Partial& sums) {
+            return is_finite(sums.first) && is_finite(sums.second);
+        };
+        const Partial found = sums<A>(block, lane, of, source);
+        // Sums that left float's range, or that have an infinity or NaN: once more in double.
+        if (sizeof(A) == sizeof(double) || !block.any(!finite(found))) return found;
+        const Partial exact = sums<double>(block, lane, of, source);
+        return finite(found) ? found : exact;
     }
 
     template <class PartialOf>
     FASTNORM_DEVICE Partial merge(const Block& block, PartialOf&& partial) const {
-        return merged_sums(block, args.rows.chunks, partial);
+        return merged_sums(block, args.rows.parts, partial);
     }
 
     FASTNORM_DEVICE Partial finish(const Partial& sums, std::int64_t stat, bool store) const {
@@ -99,32 +94,53 @@ struct Backward {
 
     template <class Source>
     FASTNORM_DEVICE void map(const Block& block, const Chunk& lane, const Coefficients<A>* of,
-                             std::int64_t stat, std::int64_t chunk, const Source& source) const {
-        with_activation<smooth_activation>(args.kind, [&](auto activation) {
-            map_as<decltype(activation)>(block, lane, of, stat, chunk, source);
-        });
+                             const Source& source) const {
+        const Gate gate = gate_of(block, lane);
+        constexpr int batch = batch_of<Source>;
+        Packs<batch> packs;
+        lane.template in_batches<batch>(
+            [&](int b, int i, const Position& at, int elements) {
+                load(packs, b, source, i, at, elements);
+            },
+            [&](int b, int i, const Position& at, int elements) {
+                A centred[values], g[values];
+                gradients(gate, of, packs, b, i, centred, g);
+                Pack<T> dx, dresidual;
+#pragma unroll
+                for (int e = 0; e < values; ++e) {
+                    const Coefficients<A>& c = of[width > 1 ? e : 0];
+                    const GradientMap<A> map{c.grad_a, c.grad_b, c.grad_c, c.grad_scale};
+                    narrow(args.frozen ? map.of_frozen(g[e]) : map(g[e], centred[e]),
+                           dx.element[e]);
+                    narrow(g[e], dresidual.element[e]);
+                }
+                source.put(args.dx, x_array, at, elements, dx);
+                if (args.dresidual) {
+                    source.put(args.dresidual, dy_array, at, elements, dresidual);
+                }
+            });
     }
 
   private:
-    // The bits of the lane's elements, and the slope where they are 0.
-    template <class Activation>
+    // For each statistic the bits of the lane's elements, and the slope where they are 0.
     struct Gate {
         ActParams<A> params;
-        std::uint32_t bits[width] = {};  // for each statistic
+        std::uint32_t bits[width] = {};
         A slope = A(0);
     };
-    template <class Activation>
-    FASTNORM_DEVICE Gate<Activation> gate_of(const Block& block, std::int64_t stat,
-                                             std::int64_t chunk) const {
-        Gate<Activation> gate{params_of<A>(args)};
-        if constexpr (Activation::piecewise) {
-            gate.slope = Activation::slope_else(gate.params);
+    FASTNORM_DEVICE Gate gate_of(const Block& block, const Chunk& lane) const {
+        Gate gate{params_of<A>(args)};
+        if constexpr (!smooth_activation) {
+            with_activation<false>(args.kind, [&](auto activation) {
+                if constexpr (!is_identity<decltype(activation)>) {
+                    gate.slope = decltype(activation)::slope_else(gate.params);
+                }
+            });
             if (args.mask != nullptr && ours) {
 #pragma unroll
                 for (int s = 0; s < width; ++s) {
-                    if (stat + s >= args.rows.stats) break;
                     gate.bits[s] =
-                        block.load_element(mask_word(args, stat + s, chunk, block.lane()));
+                        block.load_element(mask_word<width>(args, lane.task(), s, block.lane()));
                 }
             } else if (args.mask != nullptr) {
                 gate.slope = std::numeric_limits<A>::quiet_NaN();
@@ -135,8 +151,8 @@ struct Backward {
 
     // g of one element. A slope of zero gives zero, also for an infinite dy.
     template <class Activation>
-    FASTNORM_DEVICE A gradient(const Gate<Activation>& gate, const NormalizeMap<A>& map, A dy,
-                               A centred, A residual, int s, int bit) const {
+    FASTNORM_DEVICE A gradient(const Gate& gate, const NormalizeMap<A>& map, A dy, A centred,
+                               A residual, int s, int bit) const {
         if constexpr (is_identity<Activation>) {
             return dy;
         } else {
@@ -172,43 +188,33 @@ struct Backward {
     }
 
     // Of one pack: centred(x) and g.
-    template <class Activation, int batch>
-    FASTNORM_DEVICE void gradients(const Gate<Activation>& gate, const Coefficients<A>* of,
+    template <int batch>
+    FASTNORM_DEVICE void gradients(const Gate& gate, const Coefficients<A>* of,
                                    const Packs<batch>& packs, int b, int i, A (&centred)[values],
                                    A (&g)[values]) const {
 #pragma unroll
         for (int e = 0; e < values; ++e) {
-            const int s = width > 1 ? e : 0;
-            const NormalizeMap<A> map = normalize_map(of[s]);
-            centred[e] = map.centred(widen(packs.x[b].element[e]));
-            g[e] = gradient(gate, map, widen(packs.dy[b].element[e]), centred[e],
-                            widen(packs.residual[b].element[e]), s, width > 1 ? i : i * values + e);
+            centred[e] = normalize_map(of[width > 1 ? e : 0]).centred(widen(packs.x[b].element[e]));
         }
-    }
-
-    // A statistic's sums: those of one element of every pack, or of all.
-    template <class D>
-    FASTNORM_DEVICE static void totals(const Block& block, const D (&first)[values],
-                                       const D (&second)[values], Partial (&result)[width]) {
-        if constexpr (width > 1) {
+        with_activation<smooth_activation>(args.kind, [&](auto activation) {
 #pragma unroll
-            for (int e = 0; e < width; ++e) {
-                result[e] = {static_cast<double>(sum_of_warp(block, first[e])),
-                             static_cast<double>(sum_of_warp(block, second[e]))};
+            for (int e = 0; e < values; ++e) {
+                const int s = width > 1 ? e : 0;
+                g[e] = gradient<decltype(activation)>(
+                    gate, normalize_map(of[s]), widen(packs.dy[b].element[e]), centred[e],
+                    widen(packs.residual[b].element[e]), s, width > 1 ? i : i * values + e);
             }
-        } else {
-            result[0] = {static_cast<double>(sum_of_warp(block, sum_of(first))),
-                         static_cast<double>(sum_of_warp(block, sum_of(second)))};
-        }
+        });
     }
 
-    template <class Activation, class Source>
-    FASTNORM_DEVICE void sums(const Block& block, const Chunk& lane, const Coefficients<A>* of,
-                              std::int64_t stat, std::int64_t chunk, const Source& source,
-                              bool exact, Partial (&result)[width]) const {
-        const Gate<Activation> gate = gate_of<Activation>(block, stat, chunk);
-        A first[values] = {}, second[values] = {};
-        double exact_first[width] = {}, exact_second[width] = {};
+    // The sums of g and of g * centred(x) in D.
+    template <class D, class Source>
+    FASTNORM_DEVICE Partial sums(const Block& block, const Chunk& lane, const Coefficients<A>* of,
+                                 const Source& source) const {
+        const Gate gate = gate_of(block, lane);
+        // Doubles take much room: one sum of all that are of one statistic.
+        constexpr int count = width == 1 && sizeof(D) > sizeof(A) ? 1 : values;
+        D first[count] = {}, second[count] = {};
         constexpr int batch = batch_of<Source>;
         Packs<batch> packs;
         lane.template in_batches<batch>(
@@ -218,63 +224,35 @@ struct Backward {
             [&](int b, int i, const Position&, int elements) {
                 A centred[values], g[values];
                 gradients(gate, of, packs, b, i, centred, g);
-                if (exact) {
-#pragma unroll
-                    for (int e = 0; e < values; ++e) {
-                        if (e >= elements) continue;
-                        const int s = width > 1 ? e : 0;
-                        const auto prescale = static_cast<double>(of[s].z.prescale);
-                        const double mean = (static_cast<double>(of[s].z.mean_hi) +
-                                             static_cast<double>(of[s].z.mean_lo)) /
-                                            prescale;
-                        // Prescaled at the end: infinite only where the product is.
-                        const double d = static_cast<double>(widen(packs.x[b].element[e])) - mean;
-                        exact_first[s] += static_cast<double>(g[e]);
-                        exact_second[s] += static_cast<double>(g[e]) * d * prescale;
-                    }
-                    return;
-                }
 #pragma unroll
                 for (int e = 0; e < values; ++e) {
-                    const A own = e < elements ? g[e] : A(0);
-                    first[e] += own;
-                    second[e] = fma(own, e < elements ? centred[e] : A(0), second[e]);
+                    if (e >= elements) continue;
+                    D d = static_cast<D>(centred[e]);
+                    if constexpr (sizeof(D) > sizeof(A)) d = wide_centred(packs.x[b], of, e);
+                    first[e % count] += static_cast<D>(g[e]);
+                    second[e % count] = fma(static_cast<D>(g[e]), d, second[e % count]);
                 }
             });
-        if (!exact) return totals(block, first, second, result);
-#pragma unroll
-        for (int s = 0; s < width; ++s) {
-            result[s] = {sum_of_warp(block, exact_first[s]), sum_of_warp(block, exact_second[s])};
-        }
+        return {own_total(block, first), own_total(block, second)};
     }
 
-    template <class Activation, class Source>
-    FASTNORM_DEVICE void map_as(const Block& block, const Chunk& lane, const Coefficients<A>* of,
-                                std::int64_t stat, std::int64_t chunk, const Source& source) const {
-        const Gate<Activation> gate = gate_of<Activation>(block, stat, chunk);
-        constexpr int batch = batch_of<Source>;
-        Packs<batch> packs;
-        lane.template in_batches<batch>(
-            [&](int b, int i, const Position& at, int elements) {
-                load(packs, b, source, i, at, elements);
-            },
-            [&](int b, int i, const Position& at, int elements) {
-                A centred[values], g[values];
-                gradients(gate, of, packs, b, i, centred, g);
-                Pack<T> dx, dresidual;
-#pragma unroll
-                for (int e = 0; e < values; ++e) {
-                    const Coefficients<A>& c = of[width > 1 ? e : 0];
-                    const GradientMap<A> map{c.grad_a, c.grad_b, c.grad_c, c.grad_scale};
-                    narrow(args.frozen ? map.of_frozen(g[e]) : map(g[e], centred[e]),
-                           dx.element[e]);
-                    narrow(g[e], dresidual.element[e]);
-                }
-                source.put(args.dx, x_array, at, elements, dx);
-                if (args.dresidual) {
-                    source.put(args.dresidual, dy_array, at, elements, dresidual);
-                }
-            });
+    // centred(x) where float has no room for it.
+    FASTNORM_DEVICE static double wide_centred(const Pack<T>& x, const Coefficients<A>* of, int e) {
+        const Normalization<A>& z = of[width > 1 ? e : 0].z;
+        const auto prescale = static_cast<double>(z.prescale);
+        const double mean =
+            (static_cast<double>(z.mean_hi) + static_cast<double>(z.mean_lo)) / prescale;
+        return (static_cast<double>(widen(x.element[e])) - mean) * prescale;
+    }
+
+    // A lane's values for a statistic are those of one element of every pack, or all.
+    template <class D, int count>
+    FASTNORM_DEVICE double own_total(const Block& block, const D (&sums)[count]) const {
+        if constexpr (width > 1) {
+            return static_cast<double>(own_sum(block, args.rows, sums));
+        } else {
+            return static_cast<double>(sum_of_warp(block, sum_of(sums)));
+        }
     }
 };
 

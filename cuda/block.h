@@ -8,9 +8,9 @@
 //   rank() team()                              of the cluster: 0 and 1 where there is none
 //   sync() sync_warp()                         barriers; every thread takes part
 //   exchange(value, mask)                      the value of lane ^ mask; the whole warp takes part
-//   first(value)                               that of lane 0
-//   shared()                                   the block's memory, uninitialized, 16-byte aligned
-//   arrive_at_cluster() wait_for_cluster()     the two halves of a barrier of the cluster
+//   any(condition)                             whether it holds in a lane; the whole warp takes
+//   part shared()                                   the block's memory, uninitialized, 16-byte
+//   aligned arrive_at_cluster() wait_for_cluster()     the two halves of a barrier of the cluster
 //   of_peer(p, rank)                           where a cluster's block has what lies at p here
 //   load(p) store(p, pack)                     16 aligned bytes of global memory
 //   load_element(p) store_element(p, value)    one element of it

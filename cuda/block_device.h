@@ -47,10 +47,7 @@ class Block {
     FASTNORM_DEVICE A exchange(A value, int mask) const {
         return __shfl_xor_sync(~0u, value, mask);
     }
-    template <class A>
-    FASTNORM_DEVICE A first(A value) const {
-        return __shfl_sync(~0u, value, 0);
-    }
+    FASTNORM_DEVICE bool any(bool condition) const { return __any_sync(~0u, condition); }
     FASTNORM_DEVICE char* shared() const {
         extern __shared__ __align__(16) char memory[];
         return memory;

@@ -1,5 +1,6 @@
 #include "cuda/driver.h"
 
+#include <algorithm>
 #include <initializer_list>
 #include <memory>
 #include <numeric>
@@ -23,24 +24,47 @@ const KernelTable& table_of(DType dtype) {
     }
 }
 
+std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// How many packs of a run, of all that it has, a warp takes side by side: 64 bytes make good use of
+// the memory, unless too many lanes were left without one.
+int packs_across(std::int64_t packs) {
+    for (int across = 4; across > 1; across /= 2) {
+        const std::int64_t idle = divide_up(packs, across) * across - packs;
+        if (4 * idle <= packs) return across;
+    }
+    return 1;
+}
+
+// Few, as each statistic waits for their merge at the end; of few statistics more, since a warp
+// that reads them for a part is what work there is.
+std::int64_t most_parts(std::int64_t groups) {
+    return std::max<std::int64_t>(256, 2048 / std::max<std::int64_t>(groups, 1));
+}
+
 // From the view and the dtype alone: by them the chunks, and so the bits of a result, are known.
 Rows rows_of(const View& view, DType dtype) {
     const std::int64_t pack = 16 / size_of(dtype);
     const bool columns = view.inner == 1 && view.batch == 1;
-    const std::int64_t packs_of_chunk =
-        warp_size * (columns ? lane_elements : lane_elements / pack);
     Rows rows;
     rows.inner = view.inner;
     rows.runs = view.outer;
     rows.elements = view.reduced();
-    rows.packs = (view.inner + pack - 1) / pack;
-    rows.width = columns ? static_cast<int>(pack) : 1;
-    rows.chunks = (rows.runs * rows.packs + packs_of_chunk - 1) / packs_of_chunk;
+    rows.packs = divide_up(view.inner, pack);
     rows.stat = view.stat;
     rows.stats = view.stats();
-    rows.groups = (rows.stats + rows.width - 1) / rows.width;
-    rows.run_step = warp_size / rows.packs;
-    rows.pack_step = warp_size % rows.packs;
+    if (columns) {
+        rows.width = static_cast<int>(pack);
+        rows.across = packs_across(divide_up(rows.stats, pack));
+        rows.lanes = warp_size / rows.across;
+    }
+    rows.groups = divide_up(rows.stats, rows.across * rows.width);
+    rows.chunks = divide_up(rows.runs * rows.packs,
+                            rows.lanes * (columns ? lane_elements : lane_elements / pack));
+    rows.chunks_of_part = divide_up(rows.chunks, most_parts(rows.groups));
+    rows.parts = divide_up(rows.chunks, rows.chunks_of_part);
+    rows.run_step = rows.lanes / rows.packs;
+    rows.pack_step = rows.lanes % rows.packs;
     rows.outer_dims = view.outer_dims;
     for (int d = 0; d < view.outer_dims; ++d) rows.outer_extent[d] = view.outer_extent[d];
     return rows;
@@ -117,7 +141,7 @@ class Call {
     Arguments args;
 
     void map() {
-        const Plan plan = plan_pass(args.rows, table_, on_device_.limits());
+        const Plan plan = plan_pass(args.rows, args.rows.chunks, table_, on_device_.limits());
         launch("map", kernels().map[whole_][smooth_], plan);
     }
 
@@ -126,12 +150,12 @@ class Call {
     void reduce_and_map(int arrays, int arrays_of_map) {
         const Work work{arrays, arrays_of_map, whole_, granule_, bytes_of_stat_};
         Plan plan = plan_reduction(args.rows, table_, work, on_device_.limits());
-        const KernelTable::Launcher on_chip = table_.on_chip[direction_][smooth_];
+        const KernelTable::Launcher on_chip = kernels().on_chip[smooth_];
         switch (plan.tier) {
-            case Tier::staged: return launch("staged", kernels().staged[smooth_], plan);
+            case Tier::staged: return launch("staged", table_.staged[direction_][smooth_], plan);
             case Tier::block:
             case Tier::cluster: return launch("on_chip", on_chip, plan);
-            case Tier::group: {
+            case Tier::grid: {
                 const auto memory = meeting_place(plan, plan.shape.blocks / plan.share.team);
                 return launch("on_chip", on_chip, plan);
             }
@@ -139,7 +163,8 @@ class Call {
         }
         const auto memory = meeting_place(plan, args.rows.groups);
         // The map goes backwards and finds what was read last in the cache, if that was to stay.
-        const std::int64_t bytes_of_task = arrays * table_.slot_bytes * args.rows.width;
+        const std::int64_t bytes_of_task =
+            arrays * table_.slot_bytes[columns_] * args.rows.chunks_of_part;
         plan.share.soon_from = plan.share.tasks - on_device_.limits().cache / 2 / bytes_of_task;
         launch("reduce", kernels().reduce[whole_][smooth_], plan);
         if (explanation_ != nullptr) explanation_->reads = 2;
@@ -147,11 +172,11 @@ class Call {
     }
 
   private:
-    // Memory for partial results, those of statistics, and so many counters, which have to be 0.
+    // Memory for partial results of parts and statistics, and so many counters, which have to be 0.
     std::unique_ptr<Memory> meeting_place(const Plan& plan, std::int64_t counters) {
         const std::int64_t counter_bytes = (counters * 4 + 15) / 16 * 16;
         const auto partial = static_cast<std::int64_t>(sizeof(Partial));
-        const std::int64_t partials = args.rows.stats * args.rows.chunks;
+        const std::int64_t partials = args.rows.stats * args.rows.parts;
         const std::int64_t bytes = counter_bytes + partial * (partials + args.rows.stats);
         if (explanation_ != nullptr) {
             explanation_->scratch_bytes = bytes;
@@ -177,7 +202,7 @@ class Call {
         std::string text = std::string(kernel) + ": " + std::to_string(shape.blocks) +
                            " blocks of " + std::to_string(shape.threads) + " threads";
         if (shape.cluster > 1) text += ", clusters of " + std::to_string(shape.cluster);
-        if (plan.tier == Tier::group) text += ", groups of " + std::to_string(plan.share.team);
+        if (plan.tier == Tier::grid) text += ", teams of " + std::to_string(plan.share.team);
         text += ", " + std::to_string(shape.shared_bytes) + " bytes of shared memory";
         explanation_->launches.push_back(text);
     }
@@ -258,7 +283,7 @@ void normalize_backward(const Execution& execution, const Problem& problem,
 std::int64_t mask_bytes(const View& view, DType dtype) {
     if (view.elements() == 0) return 0;
     const Rows rows = rows_of(view, dtype);
-    return rows.stats * rows.chunks * warp_size * 4;
+    return rows.groups * rows.chunks * rows.width * warp_size * 4;
 }
 
 std::shared_ptr<char> allocate(const Execution& execution, std::size_t bytes) {

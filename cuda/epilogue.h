@@ -58,9 +58,11 @@ FASTNORM_DEVICE bool mask_is_ours(const Block& block, const Arguments& args) {
            block.load_element(args.mask + 1) == static_cast<std::uint32_t>(args.signature >> 32);
 }
 
-FASTNORM_DEVICE std::uint32_t* mask_word(const Arguments& args, std::int64_t stat,
-                                         std::int64_t chunk, int lane) {
-    return args.mask + signature_words + (stat * args.rows.chunks + chunk) * warp_size + lane;
+// Of the s-th statistic of the packs that a lane has in a task.
+template <int width>
+FASTNORM_DEVICE std::uint32_t* mask_word(const Arguments& args, std::int64_t task, int s,
+                                         int lane) {
+    return args.mask + signature_words + (task * width + s) * warp_size + lane;
 }
 
 }  // namespace fastnorm::cuda

@@ -17,8 +17,9 @@ struct Forward {
     using T = Element;
     using A = accumulator_t<T>;
     static constexpr bool whole = whole_packs;
-    static constexpr int width = statistics;  // of a group
+    static constexpr int width = statistics;  // of a pack
     using Chunk = Lane<T, whole, width>;
+    using Sets = MomentsOfSets;
     static constexpr int packs = lane_packs<T, width>;
     static constexpr int values = pack_elements<T>;
     enum { x_array, residual_array };
@@ -38,12 +39,11 @@ struct Forward {
 
     FASTNORM_DEVICE void prepare(Coefficients<A>&, std::int64_t) const {}
 
-    // The moments of a chunk, in every lane.
+    // The moments of a chunk, of the own statistic.
     template <class Source>
-    FASTNORM_DEVICE void reduce(const Block& block, const Chunk& lane, const Coefficients<A>*,
-                                std::int64_t, std::int64_t chunk, const Source& source,
-                                Partial (&result)[width]) const {
-        const double count = elements_of_chunk<T, whole, width>(args.rows, chunk);
+    FASTNORM_DEVICE Partial reduce(const Block& block, const Chunk& lane, const Coefficients<A>*,
+                                   const Source& source) const {
+        const double count = elements_of_chunks<T, whole, width>(args.rows, lane.chunk());
         const double share = 1.0 / count;
         const auto reread = [&](auto&& use) {
             constexpr int batch = batch_of<Source>;
@@ -57,27 +57,33 @@ struct Forward {
         if constexpr (width > 1) {
             // About the mean of the chunk's first runs: one pass, unless that was a poor guess.
             A pivots[width];
-            first_mean(block, lane, source, chunk, pivots);
-            if (about(block, pivots, count, share, reread, result)) return;
-            about_own_mean<double>(block, count, share, reread, result);
+            first_mean(block, lane, source, pivots);
+            const Sums found = about(block, pivots, count, share, reread);
+            const bool counts = lane.stat() + own_element<width>(block) < args.rows.stats;
+            if (!block.any(counts && !found.good)) return found.partial;
+            const Sums again = about_own_mean<double>(block, count, share, reread);
+            return found.good ? found.partial : again.partial;
         } else {
             const auto moments = [&](auto&& each_pack) {
-                if (about_own_mean<A>(block, count, share, each_pack, result)) return;
+                const Sums found = about_own_mean<A>(block, count, share, each_pack);
                 // Numbers whose squares leave float's range, or lie among the subnormals.
                 if constexpr (sizeof(A) == sizeof(float)) {
-                    about_own_mean<double>(block, count, share, each_pack, result);
+                    if (!found.good) {
+                        return about_own_mean<double>(block, count, share, each_pack).partial;
+                    }
                 }
+                return found.partial;
             };
             if constexpr (whole && !Source::cheap) {
                 Pack<T> x[packs];
                 lane.each([&](int i, const Position& at, int elements) {
                     x[i] = source.pack(args.x, x_array, i, at, elements);
                 });
-                moments([&](auto&& use) {
+                return moments([&](auto&& use) {
                     lane.each([&](int i, const Position&, int elements) { use(x[i], elements); });
                 });
             } else {
-                moments(reread);
+                return moments(reread);
             }
         }
     }
@@ -85,10 +91,11 @@ struct Forward {
     template <class PartialOf>
     FASTNORM_DEVICE Partial merge(const Block& block, PartialOf&& partial) const {
         const Rows& rows = args.rows;
-        const Moments m = merged_moments(
-            block, rows.chunks, static_cast<double>(rows.elements), partial,
-            [&](std::int64_t chunk) { return elements_of_chunk<T, whole, width>(rows, chunk); });
-        return {m.mean, m.m2};
+        return merged_moments(block, rows.parts, static_cast<double>(rows.elements), partial,
+                              [&](std::int64_t part) {
+                                  return elements_of_chunks<T, whole, width>(
+                                      rows, part * rows.chunks_of_part, rows.chunks_of_part);
+                              });
     }
 
     // Mean and rstd, as they are used: what is returned is that.
@@ -125,106 +132,7 @@ struct Forward {
 
     template <class Source>
     FASTNORM_DEVICE void map(const Block& block, const Chunk& lane, const Coefficients<A>* of,
-                             std::int64_t stat, std::int64_t chunk, const Source& source) const {
-        with_activation<smooth_activation>(args.kind, [&](auto activation) {
-            map_as<decltype(activation)>(block, lane, of, stat, chunk, source);
-        });
-    }
-
-  private:
-    // Packs of each array that a lane has at a time, of two arrays at most. (A smooth activation is
-    // much code for each element.)
-    template <class Source>
-    static constexpr int batch_of = !whole || smooth_activation   ? 1
-                                    : Source::cheap || packs <= 4 ? 2
-                                                                  : 4;
-
-    // The sums of a statistic's values: those of one element of every pack, or of all.
-    template <class D>
-    FASTNORM_DEVICE static void totals(const Block& block, const D (&sums)[values],
-                                       D (&result)[width]) {
-        if constexpr (width > 1) {
-#pragma unroll
-            for (int e = 0; e < width; ++e) result[e] = sum_of_warp(block, sums[e]);
-        } else {
-            result[0] = sum_of_warp(block, sum_of(sums));
-        }
-    }
-
-    // The mean of a chunk's first runs, for each statistic of a group.
-    template <class Source>
-    FASTNORM_DEVICE void first_mean(const Block& block, const Chunk& lane, const Source& source,
-                                    std::int64_t chunk, A (&means)[width]) const {
-        constexpr int looked_at = 4;  // packs of a lane
-        A sums[values] = {}, sum[width];
-        lane.template first<looked_at>([&](int i, const Position& at, int elements) {
-            const Pack<T> x = source.pack(args.x, x_array, i, at, elements);
-#pragma unroll
-            for (int e = 0; e < values; ++e) sums[e] += widen(x.element[e]);
-        });
-        totals(block, sums, sum);
-        const std::int64_t rest = args.rows.runs - chunk * (packs * warp_size);
-        const auto runs =
-            static_cast<A>(rest < looked_at * warp_size ? rest : looked_at * warp_size);
-#pragma unroll
-        for (int e = 0; e < width; ++e) {
-            const A mean = sum[e] / runs;
-            means[e] = is_finite(mean) ? mean : A(0);
-        }
-    }
-
-    // The moments from sums about pivots, and whether they can be trusted. each_pack(f) calls
-    // f(pack, elements).
-    template <class D, class EachPack>
-    FASTNORM_DEVICE static bool about(const Block& block, const D (&pivots)[width], double count,
-                                      double share, EachPack&& each_pack,
-                                      Partial (&result)[width]) {
-        D first[values] = {}, second[values] = {};
-        each_pack([&](const Pack<T>& x, int elements) {
-#pragma unroll
-            for (int e = 0; e < values; ++e) {
-                const D pivot = pivots[width > 1 ? e : 0];
-                const D d = e < elements ? static_cast<D>(widen(x.element[e])) - pivot : D(0);
-                first[e] += d;
-                second[e] = fma(d, d, second[e]);
-            }
-        });
-        D sums[width], square_sums[width];
-        totals(block, first, sums);
-        totals(block, second, square_sums);
-        bool good = true;
-#pragma unroll
-        for (int e = 0; e < width; ++e) {
-            const auto origin = static_cast<double>(pivots[e]);
-            const auto sum = static_cast<double>(sums[e]);
-            const auto square_sum = static_cast<double>(square_sums[e]);
-            const Moments m = moments_about(origin, count, share, sum, square_sum);
-            good &= trustworthy<D>(m, origin, sum, square_sum);
-            result[e] = {m.mean, m.m2};
-        }
-        return good;
-    }
-
-    template <class D, class EachPack>
-    FASTNORM_DEVICE static bool about_own_mean(const Block& block, double count, double share,
-                                               EachPack&& each_pack, Partial (&result)[width]) {
-        D sums[values] = {}, sum[width];
-        each_pack([&](const Pack<T>& x, int) {
-#pragma unroll
-            for (int e = 0; e < values; ++e) sums[e] += static_cast<D>(widen(x.element[e]));
-        });
-        totals(block, sums, sum);
-#pragma unroll
-        for (int e = 0; e < width; ++e) {
-            sum[e] *= static_cast<D>(share);
-            if (!is_finite(sum[e])) sum[e] = D(0);
-        }
-        return about(block, sum, count, share, each_pack, result);
-    }
-
-    template <class Activation, class Source>
-    FASTNORM_DEVICE void map_as(const Block& block, const Chunk& lane, const Coefficients<A>* of,
-                                std::int64_t stat, std::int64_t chunk, const Source& source) const {
+                             const Source& source) const {
         const ActParams<A> params = params_of<A>(args);
         const bool has_residual = static_cast<bool>(args.residual);
         std::uint32_t bits[width] = {};
@@ -238,34 +146,126 @@ struct Forward {
                                   : Pack<T>{};
             },
             [&](int b, int i, const Position& at, int elements) {
-                Pack<T> y;
+                A z[values];
 #pragma unroll
                 for (int e = 0; e < values; ++e) {
-                    const int s = width > 1 ? e : 0;
-                    const NormalizeMap<A> map = normalize_map(of[s]);
-                    A z = map.affine(map.centred(widen(x[b].element[e])));
-                    if (has_residual) z = z + widen(residual[b].element[e]);
-                    narrow(Activation::value(z, params), y.element[e]);
-                    if constexpr (Activation::piecewise) {
-                        bits[s] |= std::uint32_t{Activation::is_unit(z, params)}
-                                   << (width > 1 ? i : i * values + e);
-                    }
+                    const NormalizeMap<A> map = normalize_map(of[width > 1 ? e : 0]);
+                    z[e] = map.affine(map.centred(widen(x[b].element[e])));
+                    if (has_residual) z[e] = z[e] + widen(residual[b].element[e]);
                 }
+                Pack<T> y;
+                with_activation<smooth_activation>(args.kind, [&](auto activation) {
+                    using Activation = decltype(activation);
+#pragma unroll
+                    for (int e = 0; e < values; ++e) {
+                        narrow(Activation::value(z[e], params), y.element[e]);
+                        if constexpr (Activation::piecewise) {
+                            bits[width > 1 ? e : 0] |=
+                                std::uint32_t{Activation::is_unit(z[e], params)}
+                                << (width > 1 ? i : i * values + e);
+                        }
+                    }
+                });
                 source.put(args.y, x_array, at, elements, y);
             });
-        if constexpr (Activation::piecewise) {
+        if constexpr (!smooth_activation) {
             if (args.mask == nullptr) return;
 #pragma unroll
             for (int s = 0; s < width; ++s) {
-                if (stat + s >= args.rows.stats) break;
-                block.store_element(mask_word(args, stat + s, chunk, block.lane()), bits[s]);
+                block.store_element(mask_word<width>(args, lane.task(), s, block.lane()), bits[s]);
             }
-            if (stat == 0 && chunk == 0 && block.lane() < signature_words) {
+            if (lane.task() == 0 && block.lane() < signature_words) {
                 block.store_element(
                     args.mask + block.lane(),
                     static_cast<std::uint32_t>(args.signature >> (32 * block.lane())));
             }
         }
+    }
+
+  private:
+    // Packs of each array that a lane has at a time, of two arrays at most. (A smooth activation is
+    // much code for each element.)
+    template <class Source>
+    static constexpr int batch_of = !whole || smooth_activation   ? 1
+                                    : Source::cheap || packs <= 4 ? 2
+                                                                  : 4;
+
+    // The values of each statistic: a lane's are those of one element of every pack, or all.
+    template <class D>
+    FASTNORM_DEVICE static void fold(const D (&values_)[values], D (&folded)[width]) {
+        if constexpr (width > 1) {
+#pragma unroll
+            for (int e = 0; e < width; ++e) folded[e] = values_[e];
+        } else {
+            folded[0] = sum_of(values_);
+        }
+    }
+
+    // The mean of a chunk's first runs, for each statistic of the lane's packs.
+    template <class Source>
+    FASTNORM_DEVICE void first_mean(const Block& block, const Chunk& lane, const Source& source,
+                                    A (&means)[width]) const {
+        lane.first([&](const Position& at, int elements) {
+            const Pack<T> x = source.pack(args.x, x_array, 0, at, elements);
+#pragma unroll
+            for (int e = 0; e < width; ++e) means[e] = widen(x.element[e]);
+        });
+        sum_of_lanes(block, args.rows, means);
+        const std::int64_t rest = args.rows.runs - lane.chunk() * (packs * args.rows.lanes);
+        const auto runs = static_cast<A>(rest < args.rows.lanes ? rest : args.rows.lanes);
+#pragma unroll
+        for (int e = 0; e < width; ++e) {
+            means[e] /= runs;
+            if (!is_finite(means[e])) means[e] = A(0);
+        }
+    }
+
+    // The own statistic's moments, and whether they can be trusted.
+    struct Sums {
+        Partial partial;
+        bool good;
+    };
+
+    // From sums about pivots. each_pack(f) calls f(pack, elements).
+    template <class D, class EachPack>
+    FASTNORM_DEVICE Sums about(const Block& block, const D (&pivots)[width], double count,
+                               double share, EachPack&& each_pack) const {
+        D first[values] = {}, second[values] = {};
+        each_pack([&](const Pack<T>& x, int elements) {
+#pragma unroll
+            for (int e = 0; e < values; ++e) {
+                const D pivot = pivots[width > 1 ? e : 0];
+                const D d = e < elements ? static_cast<D>(widen(x.element[e])) - pivot : D(0);
+                first[e] += d;
+                second[e] = fma(d, d, second[e]);
+            }
+        });
+        D sums[width], square_sums[width];
+        fold(first, sums);
+        fold(second, square_sums);
+        const auto origin = static_cast<double>(own_value(block, pivots));
+        const auto sum = static_cast<double>(own_sum(block, args.rows, sums));
+        const auto square_sum = static_cast<double>(own_sum(block, args.rows, square_sums));
+        const Moments m = moments_about(origin, count, share, sum, square_sum);
+        return {{m.mean, m.m2}, trustworthy<D>(m, origin, sum, square_sum)};
+    }
+
+    template <class D, class EachPack>
+    FASTNORM_DEVICE Sums about_own_mean(const Block& block, double count, double share,
+                                        EachPack&& each_pack) const {
+        D sums[values] = {}, means[width];
+        each_pack([&](const Pack<T>& x, int) {
+#pragma unroll
+            for (int e = 0; e < values; ++e) sums[e] += static_cast<D>(widen(x.element[e]));
+        });
+        fold(sums, means);
+        sum_of_lanes(block, args.rows, means);
+#pragma unroll
+        for (int e = 0; e < width; ++e) {
+            means[e] *= static_cast<D>(share);
+            if (!is_finite(means[e])) means[e] = D(0);
+        }
+        return about(block, means, count, share, each_pack);
     }
 };
 

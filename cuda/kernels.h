@@ -1,9 +1,9 @@
 // The kernels, over a pass (forward.h, backward.h):
 //   OnChip   reduce, finish, map with all that is read twice kept in shared memory: each tensor
-//   moves
-//            once. A statistic's chunks lie in one block, in a cluster, or in a group of blocks.
-//   Reduce   the chunks' partial results into global memory; the last block that works on a
-//            statistic finishes it.
+//            moves once. The chunks of a group of statistics lie in one block, in a cluster, or in
+//            several blocks that wait for each other.
+//   Reduce   the parts' partial results into global memory; the last block that works on a group
+//            of statistics finishes them.
 //   Map      what follows a Reduce, or given statistics.
 // All give the same bits: those follow from the chunks, not from who works on them.
 #pragma once
@@ -15,54 +15,74 @@
 
 namespace fastnorm::cuda {
 
-// Tasks [first, last) of one block, and the statistics that they belong to.
+// Tasks [first, last) of one block, so many of them a group, and the groups that they belong to.
 struct Tasks {
-    std::int64_t first, last;
-    std::int64_t stat0, stats;
+    std::int64_t first, last, of_group;
+    std::int64_t group0, groups;
 
-    FASTNORM_DEVICE static Tasks of_several_stats(const Rows& rows, const Share& share,
-                                                  std::int64_t unit) {
+    FASTNORM_DEVICE static Tasks of_several_groups(std::int64_t of_group, const Share& share,
+                                                   std::int64_t unit) {
         const std::int64_t first = unit * share.tasks_of_block;
         const std::int64_t end = first + share.tasks_of_block;
-        return with_stats(rows, first, end < share.tasks ? end : share.tasks);
+        const std::int64_t last = end < share.tasks ? end : share.tasks;
+        const std::int64_t group0 = first / of_group;
+        return {first, last, of_group, group0, (last - 1) / of_group + 1 - group0};
     }
-    FASTNORM_DEVICE static Tasks of_shared_stat(const Rows& rows, const Share& share,
-                                                std::int64_t stat, int rank) {
+    FASTNORM_DEVICE static Tasks of_shared_group(std::int64_t of_group, const Share& share,
+                                                 std::int64_t group, int rank) {
         const std::int64_t from = rank * share.tasks_of_block;
         const std::int64_t to = from + share.tasks_of_block;
-        const std::int64_t base = stat * rows.chunks;
-        return {base + (from < rows.chunks ? from : rows.chunks),
-                base + (to < rows.chunks ? to : rows.chunks), stat, 1};
+        const std::int64_t base = group * of_group;
+        return {base + (from < of_group ? from : of_group), base + (to < of_group ? to : of_group),
+                of_group, group, 1};
     }
 
-  private:
-    FASTNORM_DEVICE static Tasks with_stats(const Rows& rows, std::int64_t first,
-                                            std::int64_t last) {
-        const std::int64_t group = first / rows.chunks;
-        const std::int64_t stat0 = group * rows.width;
-        const std::int64_t end = ((last - 1) / rows.chunks + 1) * rows.width;
-        return {first, last, stat0, (end < rows.stats ? end : rows.stats) - stat0};
+    // Calls f(group, which of its tasks) for the warp's tasks.
+    template <class F>
+    FASTNORM_DEVICE void each(const Block& block, F&& f) const {
+        for (std::int64_t task = first + block.warp(); task < last; task += block.warps()) {
+            const std::int64_t group = task / of_group;
+            f(group, task - group * of_group);
+        }
     }
 };
 
-// Calls f(task, the first statistic of its group, chunk) for the warp's tasks.
-template <class F>
-FASTNORM_DEVICE void for_tasks(const Block& block, const Rows& rows, const Tasks& tasks, F&& f) {
-    for (std::int64_t task = tasks.first + block.warp(); task < tasks.last; task += block.warps()) {
-        const std::int64_t group = task / rows.chunks;
-        f(task, group * rows.width, task - group * rows.chunks);
-    }
-}
+// Where the coefficients of a block's statistics lie, at the start of its shared memory.
+template <class Pass>
+struct OfBlock {
+    using Own = Coefficients<typename Pass::A>;
+    Own* coefficients;
+    std::int64_t stat0, stats;  // those of the last group may be too many
+    int stats_of_group;
 
-// Calls f(statistic, result) for each statistic of a group, in one lane each.
-template <int width, class F>
-FASTNORM_DEVICE void for_partials(const Block& block, const Rows& rows, std::int64_t stat,
-                                  const Partial (&partials)[width], F&& f) {
-#pragma unroll
-    for (int s = 0; s < width; ++s) {
-        if (block.lane() == s && stat + s < rows.stats) f(stat + s, partials[s]);
+    FASTNORM_DEVICE OfBlock(const Block& block, const Rows& rows, const Tasks& tasks)
+        : coefficients(reinterpret_cast<Own*>(block.shared())),
+          stats_of_group(fastnorm::cuda::stats_of_group<Pass::width>(rows)) {
+        stat0 = tasks.group0 * stats_of_group;
+        stats = tasks.groups * stats_of_group;
     }
-}
+    // Behind them.
+    FASTNORM_DEVICE char* rest(const Block& block) const {
+        return block.shared() + (stats * static_cast<std::int64_t>(sizeof(Own)) + 15) / 16 * 16;
+    }
+    FASTNORM_DEVICE Own* of(const typename Pass::Chunk& lane) const {
+        return coefficients + (lane.stat() - stat0);
+    }
+    // Calls f(coefficients, statistic) for the thread's statistics.
+    template <class F>
+    FASTNORM_DEVICE void each(const Block& block, const Rows& rows, F&& f) const {
+        for (std::int64_t s = block.thread(); s < stats; s += block.threads()) {
+            if (stat0 + s < rows.stats) f(coefficients[s], stat0 + s);
+        }
+    }
+    // Calls f(coefficients, statistic, its number in the block) for the warp's statistics.
+    template <class F>
+    FASTNORM_DEVICE void each_of_warp(const Block& block, const Rows& rows, F&& f) const {
+        for (std::int64_t s = block.warp(); s < stats; s += block.warps()) {
+            if (stat0 + s < rows.stats) f(coefficients[s], stat0 + s, s);
+        }
+    }
+};
 
 // Where a pass has its packs from, and where its results go:
 //   pack(operand, array, i, position, elements)   pack i of what the reduction reads, by its number
@@ -91,13 +111,13 @@ struct FromGlobal {
 };
 
 // What each lane has copied to shared memory for itself.
-template <class T>
+template <class T, int width>
 struct FromShared {
     static constexpr bool cheap = true;
     static constexpr int pack_stride = warp_size * 16;
-    static constexpr int array_stride = pack_stride * lane_packs<T>;
+    static constexpr int array_stride = pack_stride * lane_packs<T, width>;
     const Block& block;
-    const Lane<T, true, 1>& lane;
+    const Lane<T, true, width>& lane;
     char* slots;  // of the lane: for each array, its packs
 
     FASTNORM_DEVICE char* slot(int array, int i) const {
@@ -117,36 +137,67 @@ struct FromShared {
     }
 };
 
+// From the partial results of a block's chunks to those of parts, in the place of their first
+// chunk's, and to where other blocks find them.
+template <class Pass>
+FASTNORM_DEVICE void gather(const Block& block, const Arguments& args, const Share& share,
+                            const Tasks& tasks, const OfBlock<Pass>& own, Partial* partials) {
+    const Rows& rows = args.rows;
+    const std::int64_t chunks_of_group = (tasks.last - tasks.first) / tasks.groups;
+    const std::int64_t parts_of_group =
+        (chunks_of_group + rows.chunks_of_part - 1) / rows.chunks_of_part;
+    for (std::int64_t i = block.thread(); i < own.stats * parts_of_group; i += block.threads()) {
+        const std::int64_t s = i % own.stats_of_group;
+        const std::int64_t part = i / own.stats_of_group % parts_of_group;
+        const std::int64_t group = i / own.stats_of_group / parts_of_group;
+        const std::int64_t stat = own.stat0 + group * own.stats_of_group + s;
+        if (stat >= rows.stats) continue;
+        const std::int64_t task = group * chunks_of_group + part * rows.chunks_of_part;
+        const std::int64_t chunk = (tasks.first + task) % rows.chunks;
+        Partial* const place = partials + task * own.stats_of_group + s;
+        if (rows.chunks_of_part > 1) {
+            typename Pass::Sets sets(*place);
+            for (std::int64_t q = 0; q < rows.chunks_of_part && chunk + q < rows.chunks; ++q) {
+                sets.add(place[q * own.stats_of_group],
+                         elements_of_chunks<typename Pass::T, Pass::whole, Pass::width>(rows,
+                                                                                        chunk + q));
+            }
+            *place = sets.together();
+        }
+        if (share.in_global) {
+            publish(block, args.partials + stat * rows.parts + chunk / rows.chunks_of_part, *place);
+        }
+    }
+}
+
 template <class Pass>
 struct OnChip {
     using T = typename Pass::T;
     using A = typename Pass::A;
+    static constexpr int width = Pass::width;
+    using Chunk = typename Pass::Chunk;
+    using Held = FromShared<T, width>;
     static constexpr const char* name = "on_chip";
-    static constexpr int most_threads = 512;
-    static constexpr int least_blocks = 1;  // of a multiprocessor
-
-    // Of shared memory; slots come behind what is counted per statistic and task.
-    static constexpr std::int64_t bytes_of_stat = (sizeof(Coefficients<A>) + 15) / 16 * 16;
-    static constexpr std::int64_t bytes_of_task(int arrays) {
-        return static_cast<std::int64_t>(sizeof(Partial)) + arrays * slot_bytes;
-    }
-    static constexpr std::int64_t slot_bytes = FromShared<T>::array_stride;  // an array, a task
+    static constexpr int most_threads = width > 1 ? 256 : 512;      // many registers a statistic
+    static constexpr int least_blocks = 1;                          // of a multiprocessor
+    static constexpr std::int64_t slot_bytes = Held::array_stride;  // an array, a task
 
     Arguments args;
     Share share;
 
     FASTNORM_DEVICE void operator()(const Block& block) const {
+        const Rows& rows = args.rows;
         const Pass pass(block, args);
         const int team = share.team;
         const int rank = static_cast<int>(block.index() % team);
         const std::int64_t units =
-            team > 1 ? args.rows.stats
+            team > 1 ? rows.groups
                      : (share.tasks + share.tasks_of_block - 1) / share.tasks_of_block;
         std::uint32_t meetings = 0;
         for (std::int64_t unit = block.index() / team; unit < units;
              unit += block.blocks() / team) {
-            const Tasks tasks = team > 1 ? Tasks::of_shared_stat(args.rows, share, unit, rank)
-                                         : Tasks::of_several_stats(args.rows, share, unit);
+            const Tasks tasks = team > 1 ? Tasks::of_shared_group(rows.chunks, share, unit, rank)
+                                         : Tasks::of_several_groups(rows.chunks, share, unit);
             one_unit(block, pass, tasks, rank, ++meetings);
         }
     }
@@ -156,72 +207,70 @@ struct OnChip {
                                   int rank, std::uint32_t meetings) const {
         const Rows& rows = args.rows;
         const bool cluster = share.team > 1 && !share.in_global;
-        auto* const coefficients = reinterpret_cast<Coefficients<A>*>(block.shared());
-        auto* const partials =
-            reinterpret_cast<Partial*>(block.shared() + tasks.stats * bytes_of_stat);
-        char* const slots = reinterpret_cast<char*>(partials + share.tasks_of_block);
+        const OfBlock<Pass> own(block, rows, tasks);
+        auto* const partials = reinterpret_cast<Partial*>(own.rest(block));
+        char* const slots =
+            reinterpret_cast<char*>(partials + share.tasks_of_block * own.stats_of_group);
         const int arrays = pass.arrays();
-        const auto coefficients_of = [&](std::int64_t stat) -> Coefficients<A>& {
-            return *reinterpret_cast<Coefficients<A>*>(reinterpret_cast<char*>(coefficients) +
-                                                       (stat - tasks.stat0) * bytes_of_stat);
-        };
-        const auto held = [&](const Lane<T, true, 1>& lane, std::int64_t task) {
-            return FromShared<T>{
+        const auto held = [&](const Chunk& lane) {
+            return Held{
                 block, lane,
-                slots + (task - tasks.first) * arrays * slot_bytes + block.lane() * 16};
+                slots + (lane.task() - tasks.first) * arrays * slot_bytes + block.lane() * 16};
         };
 
-        for_tasks(block, rows, tasks,
-                  [&](std::int64_t task, std::int64_t stat, std::int64_t chunk) {
-                      const Lane<T, true, 1> lane(block, rows, stat, chunk);
-                      const FromShared<T> to = held(lane, task);
-                      lane.each([&](int i, const Position& at, int elements) {
-                          if (elements == 0) return;
-                          for (int k = 0; k < arrays; ++k) {
-                              block.copy(to.slot(k, i), lane.address(pass.array(k), at));
-                          }
-                      });
-                  });
-        for (std::int64_t s = block.thread(); s < tasks.stats; s += block.threads()) {
-            pass.prepare(coefficients_of(tasks.stat0 + s), tasks.stat0 + s);
-        }
+        tasks.each(block, [&](std::int64_t group, std::int64_t chunk) {
+            const Chunk lane(block, rows, group, chunk);
+            const Held to = held(lane);
+            lane.template in_batches<2>(
+                [&](int, int i, const Position& at, int elements) {
+                    if (elements == 0) return;
+                    for (int k = 0; k < arrays; ++k) {
+                        block.copy(to.slot(k, i), lane.address(pass.array(k), at));
+                    }
+                },
+                [](int, int, const Position&, int) {});
+        });
+        own.each(block, rows, [&](auto& of, std::int64_t stat) { pass.prepare(of, stat); });
         block.sync();
         block.wait_for_copies();
 
-        for_tasks(block, rows, tasks,
-                  [&](std::int64_t task, std::int64_t stat, std::int64_t chunk) {
-                      const Lane<T, true, 1> lane(block, rows, stat, chunk);
-                      Partial result[1];
-                      pass.reduce(block, lane, &coefficients_of(stat), stat, chunk,
-                                  held(lane, task), result);
-                      const Partial partial = result[0];
-                      if (block.lane() != 0) return;
-                      partials[task - tasks.first] = partial;
-                      if (share.in_global) publish(block, args.partials + task, partial);
-                  });
+        tasks.each(block, [&](std::int64_t group, std::int64_t chunk) {
+            const Chunk lane(block, rows, group, chunk);
+            const Partial partial = pass.reduce(block, lane, own.of(lane), held(lane));
+            if (!owns_stat<width>(block, rows)) return;
+            partials[(lane.task() - tasks.first) * own.stats_of_group +
+                     own_stat<width>(block, rows)] = partial;
+        });
+        if (rows.chunks_of_part > 1 || share.in_global) {
+            block.sync();
+            gather(block, args, share, tasks, own, partials);
+        }
         meet(block, cluster, meetings);
 
-        for (std::int64_t s = block.warp(); s < tasks.stats; s += block.warps()) {
-            const std::int64_t stat = tasks.stat0 + s;
-            const Partial merged = pass.merge(block, [&](std::int64_t chunk) -> Partial {
-                if (share.in_global)
-                    return fresh(block, args.partials + stat * rows.chunks + chunk);
-                if (!cluster) return partials[stat * rows.chunks + chunk - tasks.first];
-                const std::int64_t owner = chunk / share.tasks_of_block;
-                return *block.of_peer(partials + (chunk - owner * share.tasks_of_block),
-                                      static_cast<int>(owner));
+        own.each_of_warp(block, rows, [&](auto& of, std::int64_t stat, std::int64_t s) {
+            const std::int64_t group = s / own.stats_of_group;
+            const std::int64_t s_of_group = s - group * own.stats_of_group;
+            const Partial merged = pass.merge(block, [&](std::int64_t part) -> Partial {
+                if (share.in_global) {
+                    return fresh(block, args.partials + stat * rows.parts + part);
+                }
+                const std::int64_t chunk = part * rows.chunks_of_part;
+                const std::int64_t owner = cluster ? chunk / share.tasks_of_block : 0;
+                const std::int64_t task =
+                    group * rows.chunks + chunk - owner * share.tasks_of_block;
+                const Partial* const at = partials + task * own.stats_of_group + s_of_group;
+                return cluster ? *block.of_peer(at, static_cast<int>(owner)) : *at;
             });
             const Partial finished = pass.finish(merged, stat, block.lane() == 0 && rank == 0);
-            if (block.lane() == 0) pass.set(coefficients_of(stat), stat, finished);
-        }
+            if (block.lane() == 0) pass.set(of, stat, finished);
+        });
         if (cluster) block.arrive_at_cluster();  // nothing of the others is needed from here on
         block.sync();
 
-        for_tasks(block, rows, tasks,
-                  [&](std::int64_t task, std::int64_t stat, std::int64_t chunk) {
-                      const Lane<T, true, 1> lane(block, rows, stat, chunk);
-                      pass.map(block, lane, &coefficients_of(stat), stat, chunk, held(lane, task));
-                  });
+        tasks.each(block, [&](std::int64_t group, std::int64_t chunk) {
+            const Chunk lane(block, rows, group, chunk);
+            pass.map(block, lane, own.of(lane), held(lane));
+        });
         if (cluster) block.wait_for_cluster();
         block.sync();
     }
@@ -248,60 +297,70 @@ template <class Pass>
 struct Reduce {
     using T = typename Pass::T;
     using A = typename Pass::A;
+    static constexpr int width = Pass::width;
     static constexpr const char* name = "reduce";
     static constexpr int most_threads = 256;
-    static constexpr int least_blocks = sizeof(A) == sizeof(double) || Pass::width > 1 ? 1 : 2;
+    static constexpr int least_blocks = sizeof(A) == sizeof(double) || width > 1 ? 1 : 2;
 
     Arguments args;
-    Share share;
+    Share share;  // of parts
 
     FASTNORM_DEVICE void operator()(const Block& block) const {
         const Rows& rows = args.rows;
         const Pass pass(block, args);
-        const Tasks tasks = Tasks::of_several_stats(rows, share, block.index());
-        auto* const coefficients = reinterpret_cast<Coefficients<A>*>(block.shared());
-        for (std::int64_t s = block.thread(); s < tasks.stats; s += block.threads()) {
-            pass.prepare(coefficients[s], tasks.stat0 + s);
-        }
+        const Tasks tasks = Tasks::of_several_groups(rows.parts, share, block.index());
+        const OfBlock<Pass> own(block, rows, tasks);
+        auto* const last_of_group = reinterpret_cast<bool*>(own.rest(block));
+        own.each(block, rows, [&](auto& of, std::int64_t stat) { pass.prepare(of, stat); });
         block.sync();
-        for_tasks(
-            block, rows, tasks, [&](std::int64_t task, std::int64_t stat, std::int64_t chunk) {
-                const typename Pass::Chunk lane(block, rows, stat, chunk);
-                const Reuse reuse = task >= share.soon_from ? Reuse::soon : Reuse::none;
-                Partial result[Pass::width];
-                pass.reduce(block, lane, coefficients + (stat - tasks.stat0), stat, chunk,
-                            FromGlobal<T, Pass::whole, Pass::width>{block, lane, reuse}, result);
-                for_partials(block, rows, stat, result,
-                             [&](std::int64_t s, const Partial& partial) {
-                                 publish(block, args.partials + s * rows.chunks + chunk, partial);
-                             });
-            });
-        block.sync();
-        const std::int64_t groups = (tasks.stats + Pass::width - 1) / Pass::width;
-        for (std::int64_t g = block.warp(); g < groups; g += block.warps()) {
-            const std::int64_t group = tasks.stat0 / Pass::width + g;
-            const std::int64_t base = group * rows.chunks;
-            const std::int64_t from = tasks.first > base ? tasks.first : base;
-            const std::int64_t end = base + rows.chunks;
-            const auto mine =
-                static_cast<std::uint32_t>((tasks.last < end ? tasks.last : end) - from);
-            std::uint32_t before = 0;
-            block.sync_warp();
-            if (block.lane() == 0) before = block.add(args.counters + group, mine);
-            before = block.first(before);
-            block.sync_warp();
-            if (before + mine != static_cast<std::uint32_t>(rows.chunks)) continue;
-#pragma unroll 1
-            for (int s = 0; s < Pass::width; ++s) {
-                const std::int64_t stat = group * Pass::width + s;
-                if (stat >= rows.stats) break;
-                const Partial merged = pass.merge(block, [&](std::int64_t chunk) {
-                    return fresh(block, args.partials + stat * rows.chunks + chunk);
-                });
-                const Partial finished = pass.finish(merged, stat, block.lane() == 0);
-                if (block.lane() == 0) args.totals[stat] = finished;
+
+        tasks.each(block, [&](std::int64_t group, std::int64_t part) {
+            const Reuse reuse =
+                group * rows.parts + part >= share.soon_from ? Reuse::soon : Reuse::none;
+            const Partial partial = of_part(block, pass, own, group, part, reuse);
+            const std::int64_t stat = group * own.stats_of_group + own_stat<width>(block, rows);
+            if (owns_stat<width>(block, rows) && stat < rows.stats) {
+                publish(block, args.partials + stat * rows.parts + part, partial);
             }
+        });
+        block.sync();
+        for (std::int64_t g = block.thread(); g < tasks.groups; g += block.threads()) {
+            const std::int64_t base = (tasks.group0 + g) * rows.parts;
+            const std::int64_t from = tasks.first > base ? tasks.first : base;
+            const std::int64_t end = base + rows.parts;
+            const std::int64_t mine = (tasks.last < end ? tasks.last : end) - from;
+            const std::uint32_t before =
+                block.add(args.counters + tasks.group0 + g, static_cast<std::uint32_t>(mine));
+            last_of_group[g] = before + mine == rows.parts;
         }
+        block.sync();
+        own.each_of_warp(block, rows, [&](auto&, std::int64_t stat, std::int64_t s) {
+            if (!last_of_group[s / own.stats_of_group]) return;
+            const Partial merged = pass.merge(block, [&](std::int64_t part) {
+                return fresh(block, args.partials + stat * rows.parts + part);
+            });
+            const Partial finished = pass.finish(merged, stat, block.lane() == 0);
+            if (block.lane() == 0) args.totals[stat] = finished;
+        });
+    }
+
+  private:
+    // That of the own statistic.
+    FASTNORM_DEVICE Partial of_part(const Block& block, const Pass& pass, const OfBlock<Pass>& own,
+                                    std::int64_t group, std::int64_t part, Reuse reuse) const {
+        const Rows& rows = args.rows;
+        typename Pass::Sets sets({});
+        Partial partial;
+        const std::int64_t first = part * rows.chunks_of_part;
+#pragma unroll 1
+        for (std::int64_t q = 0; q < rows.chunks_of_part && first + q < rows.chunks; ++q) {
+            const typename Pass::Chunk lane(block, rows, group, first + q);
+            partial = pass.reduce(block, lane, own.of(lane),
+                                  FromGlobal<T, Pass::whole, width>{block, lane, reuse});
+            if (q == 0) sets = typename Pass::Sets(partial);
+            sets.add(partial, elements_of_chunks<T, Pass::whole, width>(rows, first + q));
+        }
+        return rows.chunks_of_part > 1 ? sets.together() : partial;
     }
 };
 
@@ -321,21 +380,20 @@ struct Map {
         const Pass pass(block, args);
         // Backwards: what a reduction has read last is in the cache still.
         const Tasks tasks =
-            Tasks::of_several_stats(rows, share, block.blocks() - 1 - block.index());
-        auto* const coefficients = reinterpret_cast<Coefficients<A>*>(block.shared());
-        for (std::int64_t s = block.thread(); s < tasks.stats; s += block.threads()) {
-            const std::int64_t stat = tasks.stat0 + s;
+            Tasks::of_several_groups(rows.chunks, share, block.blocks() - 1 - block.index());
+        const OfBlock<Pass> own(block, rows, tasks);
+        own.each(block, rows, [&](auto& of, std::int64_t stat) {
             if (args.totals == nullptr) {
-                pass.set_given(coefficients[s], stat);
+                pass.set_given(of, stat);
             } else {
-                pass.prepare(coefficients[s], stat);
-                pass.set(coefficients[s], stat, args.totals[stat]);
+                pass.prepare(of, stat);
+                pass.set(of, stat, args.totals[stat]);
             }
-        }
+        });
         block.sync();
-        for_tasks(block, rows, tasks, [&](std::int64_t, std::int64_t stat, std::int64_t chunk) {
-            const typename Pass::Chunk lane(block, rows, stat, chunk);
-            pass.map(block, lane, coefficients + (stat - tasks.stat0), stat, chunk,
+        tasks.each(block, [&](std::int64_t group, std::int64_t chunk) {
+            const typename Pass::Chunk lane(block, rows, group, chunk);
+            pass.map(block, lane, own.of(lane),
                      FromGlobal<T, Pass::whole, Pass::width>{block, lane, Reuse::none});
         });
     }

@@ -19,9 +19,8 @@ void launch_kernel_of(const char* op, const Arguments& args, const Share& share,
 // the activation.
 template <template <class, bool, bool, int> class Pass, class T, int width, bool smooth_reduction>
 constexpr KernelTable::OfTraversal kernels_of() {
-    constexpr bool staged_whole = width > 1;
-    return {{launch_kernel_of<Staged<Pass<T, staged_whole, false, width>>>,
-             launch_kernel_of<Staged<Pass<T, staged_whole, true, width>>>},
+    return {{launch_kernel_of<OnChip<Pass<T, true, false, width>>>,
+             launch_kernel_of<OnChip<Pass<T, true, true, width>>>},
             {{launch_kernel_of<Reduce<Pass<T, false, false, width>>>,
               launch_kernel_of<Reduce<Pass<T, false, smooth_reduction, width>>>},
              {launch_kernel_of<Reduce<Pass<T, true, false, width>>>,
@@ -36,15 +35,14 @@ template <class T>
 constexpr KernelTable make_table() {
     constexpr int width = pack_elements<T>;
     return {
-        {{launch_kernel_of<OnChip<Forward<T, true, false, 1>>>,
-          launch_kernel_of<OnChip<Forward<T, true, true, 1>>>},
-         {launch_kernel_of<OnChip<Backward<T, true, false, 1>>>,
-          launch_kernel_of<OnChip<Backward<T, true, true, 1>>>}},
         {{kernels_of<Forward, T, 1, false>(), kernels_of<Forward, T, width, false>()},
          {kernels_of<Backward, T, 1, true>(), kernels_of<Backward, T, width, true>()}},
-        OnChip<Forward<T, true, false, 1>>::bytes_of_stat,
-        OnChip<Forward<T, true, false, 1>>::slot_bytes,
+        {{launch_kernel_of<Staged<Forward<T, false, false>>>,
+          launch_kernel_of<Staged<Forward<T, false, true>>>},
+         {launch_kernel_of<Staged<Backward<T, false, false>>>,
+          launch_kernel_of<Staged<Backward<T, false, true>>>}},
         sizeof(Coefficients<accumulator_t<T>>),
+        {FromShared<T, 1>::array_stride, FromShared<T, width>::array_stride},
     };
 }
 

@@ -8,9 +8,9 @@ namespace fastnorm::cuda {
 namespace {
 
 // The numbers of the policy. On a machine: none of them has been measured on one yet.
-constexpr int most_warps_on_chip = 16;
-constexpr int most_warps_of_pass = 8;
+constexpr int most_warps_of_rows = 16;  // on chip
 constexpr int most_warps_of_columns = 8;
+constexpr int most_warps_of_pass = 8;
 constexpr std::int64_t most_tasks_of_pass = 32;  // of a block
 constexpr std::int64_t enough_tasks = 16;        // of a block that has several statistics
 constexpr std::int64_t waves_of_pass = 8;        // blocks for each place on the machine, if there
@@ -20,6 +20,7 @@ constexpr double alone = 1.25;                   // a block that has a multiproc
 constexpr double of_doubling_a_team = 1.02;      // what it costs to meet
 
 std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+std::int64_t round_up(std::int64_t a, std::int64_t b) { return divide_up(a, b) * b; }
 
 int threads_for(std::int64_t tasks, int most_warps) {
     // As many rounds as the most warps need, and no more warps than those rounds need.
@@ -27,27 +28,44 @@ int threads_for(std::int64_t tasks, int most_warps) {
     return static_cast<int>(divide_up(tasks, rounds)) * warp_size;
 }
 
+int most_warps_on_chip(const Rows& rows) {
+    return rows.width > 1 ? most_warps_of_columns : most_warps_of_rows;
+}
+
 struct Costs {
+    const Rows& rows;
     const KernelTable& table;
     int arrays;
 
-    std::int64_t bytes(std::int64_t stats, std::int64_t tasks) const {
-        return stats * table.bytes_of_stat +
-               tasks * (static_cast<std::int64_t>(sizeof(Partial)) + arrays * table.slot_bytes);
+    std::int64_t bytes_of_task() const {
+        return std::int64_t{rows.across} * rows.width * std::int64_t{sizeof(Partial)} +
+               arrays * table.slot_bytes[rows.width > 1];
+    }
+    std::int64_t bytes_of_groups(std::int64_t groups) const {
+        return round_up(groups * rows.across * rows.width * table.bytes_of_stat, 16);
+    }
+    std::int64_t bytes(std::int64_t groups, std::int64_t tasks) const {
+        return bytes_of_groups(groups) + tasks * bytes_of_task();
     }
     std::int64_t most_tasks(std::int64_t bytes_of_block) const {
-        return (bytes_of_block - table.bytes_of_stat) / (bytes(0, 1));
+        return (bytes_of_block - bytes_of_groups(1)) / bytes_of_task();
     }
 };
+
+// A block's tasks where a team has a group's: whole parts.
+std::int64_t tasks_in_team(const Rows& rows, std::int64_t team) {
+    return round_up(divide_up(rows.chunks, team), rows.chunks_of_part);
+}
 
 // How long it takes, in tasks of the busiest multiprocessor: blocks come in waves that fill all
 // places, and what is left over at the end spreads out.
 double time_of(const Costs& costs, const Rows& rows, int team, const Limits& limits) {
-    const std::int64_t tasks = divide_up(rows.chunks, team);
+    const std::int64_t tasks = team > 1 ? tasks_in_team(rows, team) : rows.chunks;
     const std::int64_t bytes = costs.bytes(1, tasks) + limits.shared_reserved;
-    const std::int64_t places = std::min<std::int64_t>(
-        limits.shared_of_multiprocessor / bytes, 2048 / threads_for(tasks, most_warps_on_chip));
-    const std::int64_t blocks = rows.stats * team;
+    const std::int64_t places =
+        std::min<std::int64_t>(limits.shared_of_multiprocessor / bytes,
+                               2048 / threads_for(tasks, most_warps_on_chip(rows)));
+    const std::int64_t blocks = rows.groups * team;
     const std::int64_t waves = blocks / (limits.multiprocessors * places);
     const std::int64_t rest = blocks % (limits.multiprocessors * places);
     auto time =
@@ -64,47 +82,49 @@ Plan on_chip(const Costs& costs, const Rows& rows, const Limits& limits) {
     if (most_tasks < 1) return plan;
     double best = std::numeric_limits<double>::infinity();
     int team = 0;
-    for (int candidate = 1; candidate <= limits.cluster && candidate <= rows.chunks;
+    for (int candidate = 1; candidate <= limits.cluster && candidate <= rows.parts;
          candidate *= 2) {
-        if (divide_up(rows.chunks, candidate) > most_tasks) continue;
+        if (tasks_in_team(rows, candidate) > most_tasks) continue;
         const double time = time_of(costs, rows, candidate, limits);
         if (time >= best) continue;
         best = time;
         team = candidate;
     }
     Share& share = plan.share;
-    share.tasks = rows.stats * rows.chunks;
+    share.tasks = rows.groups * rows.chunks;
     if (team == 1) {
         plan.tier = Tier::block;
-        // Several statistics to a block, as long as every multiprocessor has blocks.
+        // Several groups to a block, as long as every multiprocessor has blocks.
         const std::int64_t fit = limits.shared_of_block / costs.bytes(1, rows.chunks);
         const std::int64_t enough = std::max<std::int64_t>(enough_tasks / rows.chunks, 1);
-        const std::int64_t stats = std::clamp<std::int64_t>(
-            rows.stats / (4 * limits.multiprocessors), 1, std::min(fit, enough));
-        share.tasks_of_block = stats * rows.chunks;
+        const std::int64_t groups = std::clamp<std::int64_t>(
+            rows.groups / (4 * limits.multiprocessors), 1, std::min(fit, enough));
+        share.tasks_of_block = groups * rows.chunks;
         plan.shape.blocks = divide_up(share.tasks, share.tasks_of_block);
-        plan.shape.shared_bytes = costs.bytes(stats, share.tasks_of_block);
+        plan.shape.shared_bytes = costs.bytes(groups, share.tasks_of_block);
     } else if (team > 1) {
         plan.tier = Tier::cluster;
         share.team = plan.shape.cluster = team;
-        share.tasks_of_block = divide_up(rows.chunks, team);
-        plan.shape.blocks = rows.stats * team;
+        share.tasks_of_block = tasks_in_team(rows, team);
+        plan.shape.blocks = rows.groups * team;
         plan.shape.shared_bytes = costs.bytes(1, share.tasks_of_block);
     } else {
-        // A multiprocessor a block; as many groups as there is room for.
-        const std::int64_t blocks = divide_up(rows.chunks, most_tasks);
+        // A multiprocessor a block; as many teams as there is room for.
+        const std::int64_t whole_parts = most_tasks / rows.chunks_of_part * rows.chunks_of_part;
+        if (whole_parts == 0) return plan;
+        const std::int64_t blocks = divide_up(rows.chunks, whole_parts);
         if (blocks > limits.multiprocessors) return plan;
-        const std::int64_t groups =
-            std::min<std::int64_t>(limits.multiprocessors / blocks, rows.stats);
-        share.team = static_cast<int>(limits.multiprocessors / groups);
-        share.tasks_of_block = divide_up(rows.chunks, share.team);
-        plan.tier = Tier::group;
+        const std::int64_t teams =
+            std::min<std::int64_t>(limits.multiprocessors / blocks, rows.groups);
+        share.team = static_cast<int>(limits.multiprocessors / teams);
+        share.tasks_of_block = tasks_in_team(rows, share.team);
+        plan.tier = Tier::grid;
         share.in_global = true;
-        plan.shape.blocks = groups * share.team;
+        plan.shape.blocks = teams * share.team;
         plan.shape.resident = true;
         plan.shape.shared_bytes = costs.bytes(1, share.tasks_of_block);
     }
-    plan.shape.threads = threads_for(share.tasks_of_block, most_warps_on_chip);
+    plan.shape.threads = threads_for(share.tasks_of_block, most_warps_on_chip(rows));
     return plan;
 }
 
@@ -113,7 +133,7 @@ Plan staged(const Rows& rows, const KernelTable& table, const Work& work, const 
     Plan plan;
     plan.tier = Tier::two_passes;
     const auto bytes = [&](std::int64_t stats) {
-        return (stats * table.bytes_of_coefficients + 15) / 16 * 16 +
+        return round_up(stats * table.bytes_of_stat, 16) +
                stats * rows.chunks * static_cast<std::int64_t>(sizeof(Partial)) +
                work.arrays_of_map * stats * work.bytes_of_stat;
     };
@@ -132,36 +152,7 @@ Plan staged(const Rows& rows, const KernelTable& table, const Work& work, const 
     plan.share.tasks_of_block = stats * rows.chunks;
     plan.shape.blocks = divide_up(rows.stats, stats);
     plan.shape.shared_bytes = bytes(stats);
-    plan.shape.threads = threads_for(plan.share.tasks_of_block, most_warps_on_chip);
-    return plan;
-}
-
-// Of columns: some groups to a block, whose packs of a run then are 128 contiguous bytes, or 32 at
-// least.
-Plan staged_columns(const Rows& rows, const KernelTable& table, const Work& work,
-                    const Limits& limits) {
-    Plan plan;
-    plan.tier = Tier::two_passes;
-    const auto bytes = [&](std::int64_t groups) {
-        const std::int64_t stats = groups * rows.width;
-        return (stats * table.bytes_of_coefficients + 15) / 16 * 16 +
-               stats * rows.chunks * static_cast<std::int64_t>(sizeof(Partial)) +
-               work.arrays_of_map * groups * (rows.runs | 1) * 16;
-    };
-    constexpr std::int64_t most_groups = 8, least_groups = 2;
-    std::int64_t groups = std::min(most_groups, rows.groups);
-    // As many blocks as there are multiprocessors, if that leaves whole sectors.
-    while (groups > least_groups && (bytes(groups) > limits.shared_of_multiprocessor / 2 ||
-                                     divide_up(rows.groups, groups) < limits.multiprocessors)) {
-        groups /= 2;
-    }
-    if (bytes(groups) > limits.shared_of_block) return plan;
-    plan.tier = Tier::staged;
-    plan.share.tasks = rows.groups * rows.chunks;
-    plan.share.tasks_of_block = groups * rows.chunks;
-    plan.shape.blocks = divide_up(rows.groups, groups);
-    plan.shape.shared_bytes = bytes(groups);
-    plan.shape.threads = warp_size * most_warps_of_columns;  // to load, however few the tasks are
+    plan.shape.threads = threads_for(plan.share.tasks_of_block, most_warps_of_rows);
     return plan;
 }
 
@@ -171,26 +162,28 @@ Plan plan_reduction(const Rows& rows, const KernelTable& table, const Work& work
                     const Limits& limits) {
     Plan plan;
     plan.tier = Tier::two_passes;
-    if (rows.width > 1) {
-        if (work.whole) plan = staged_columns(rows, table, work, limits);
-    } else if (work.whole) {
-        plan = on_chip({table, work.arrays}, rows, limits);
+    if (work.whole) {
+        plan = on_chip({rows, table, work.arrays}, rows, limits);
     } else if (work.granule > 0) {
         plan = staged(rows, table, work, limits);
     }
-    return plan.tier == Tier::two_passes ? plan_pass(rows, table, limits) : plan;
+    return plan.tier == Tier::two_passes ? plan_pass(rows, rows.parts, table, limits) : plan;
 }
 
-Plan plan_pass(const Rows& rows, const KernelTable& table, const Limits& limits) {
+Plan plan_pass(const Rows& rows, std::int64_t tasks_of_group, const KernelTable& table,
+               const Limits& limits) {
     Plan plan;
     plan.tier = Tier::two_passes;
     Share& share = plan.share;
-    share.tasks = rows.groups * rows.chunks;
+    share.tasks = rows.groups * tasks_of_group;
     const std::int64_t places = std::int64_t{limits.multiprocessors} * waves_of_pass;
     share.tasks_of_block = std::clamp<std::int64_t>(share.tasks / places, 1, most_tasks_of_pass);
     plan.shape.threads = threads_for(share.tasks_of_block, most_warps_of_pass);
     plan.shape.blocks = divide_up(share.tasks, share.tasks_of_block);
-    plan.shape.shared_bytes = share.tasks_of_block * rows.width * table.bytes_of_coefficients;
+    // Groups of a block at most, each with a flag.
+    const std::int64_t groups = divide_up(share.tasks_of_block - 1, tasks_of_group) + 1;
+    plan.shape.shared_bytes =
+        round_up(groups * rows.across * rows.width * table.bytes_of_stat, 16) + groups;
     return plan;
 }
 

@@ -11,9 +11,9 @@
 namespace fastnorm::cuda {
 
 enum class Tier {
-    block,       // on chip, a statistic or several in a block
-    cluster,     // on chip, a statistic in a cluster of blocks
-    group,       // on chip, a statistic in a group of blocks that wait for each other
+    block,       // on chip, a group of statistics or several in a block
+    cluster,     // on chip, a group in a cluster of blocks
+    grid,        // on chip, a group in several blocks that wait for each other
     staged,      // on chip, several statistics of short runs in a block
     two_passes,  // a reduction, and then a map
 };
@@ -38,7 +38,8 @@ struct Work {
 Plan plan_reduction(const Rows& rows, const KernelTable& table, const Work& work,
                     const Limits& limits);
 
-// Of a Reduce or a Map alone.
-Plan plan_pass(const Rows& rows, const KernelTable& table, const Limits& limits);
+// Of a Reduce or a Map alone, whose tasks are parts or chunks.
+Plan plan_pass(const Rows& rows, std::int64_t tasks_of_group, const KernelTable& table,
+               const Limits& limits);
 
 }  // namespace fastnorm::cuda

@@ -1,7 +1,7 @@
-// How a warp walks over a chunk of a statistic (rows), or of a group of them (columns): in packs of
-// 16 bytes, neighbouring lanes on neighbouring packs or runs, until each has 32 elements of every
-// statistic. Chunks follow from the shape alone, and so do the bits of their sums, whatever block
-// works on them and however it reaches the memory.
+// How a warp walks over a chunk of a group: in packs of 16 bytes, neighbouring lanes on
+// neighbouring packs, until each has 32 elements of every statistic of its own. Chunks follow from
+// the shape alone, and so do the bits of their sums, whatever block works on them and however it
+// reaches the memory.
 #pragma once
 
 #include <cstdint>
@@ -11,12 +11,26 @@
 
 namespace fastnorm::cuda {
 
-// Where a lane's packs lie, the i-th 32 packs behind the one before.
+// A statistic's share of a warp: so many lanes.
+template <int width>
+FASTNORM_DEVICE int lanes_of_stat(const Rows& rows) {
+    return width > 1 ? rows.lanes : warp_size;
+}
+// Statistics of a group.
+template <int width>
+FASTNORM_DEVICE int stats_of_group(const Rows& rows) {
+    return width > 1 ? rows.across * width : 1;
+}
+
+// Where a lane's packs lie.
 struct Position {
     std::int64_t run, pack;
 
+    // The first pack of a chunk in the lane-th of a statistic's lanes.
+    template <int width>
     FASTNORM_DEVICE static Position of(const Rows& rows, std::int64_t chunk, int packs, int lane) {
-        const std::int64_t first = chunk * (packs * warp_size) + lane;
+        const std::int64_t first = chunk * (packs * lanes_of_stat<width>(rows)) + lane;
+        if (width > 1) return {first, 0};
         const std::int64_t run = first / rows.packs;
         return {run, first - run * rows.packs};
     }
@@ -64,9 +78,10 @@ FASTNORM_DEVICE std::int64_t elements_before(const Rows& rows, std::int64_t pack
 }
 
 template <class T, bool whole, int width>
-FASTNORM_DEVICE double elements_of_chunk(const Rows& rows, std::int64_t chunk) {
-    constexpr int packs = lane_packs<T, width> * warp_size;
-    return static_cast<double>(elements_before<T, whole, width>(rows, (chunk + 1) * packs) -
+FASTNORM_DEVICE double elements_of_chunks(const Rows& rows, std::int64_t chunk,
+                                          std::int64_t count = 1) {
+    const int packs = lane_packs<T, width> * lanes_of_stat<width>(rows);
+    return static_cast<double>(elements_before<T, whole, width>(rows, (chunk + count) * packs) -
                                elements_before<T, whole, width>(rows, chunk * packs));
 }
 
@@ -77,9 +92,21 @@ class Lane {
   public:
     static constexpr int packs = lane_packs<T, width>;
 
-    FASTNORM_DEVICE Lane(const Block& block, const Rows& rows, std::int64_t stat,
+    FASTNORM_DEVICE Lane(const Block& block, const Rows& rows, std::int64_t group,
                          std::int64_t chunk)
-        : rows_(rows), stat_(stat), first_(Position::of(rows, chunk, packs, block.lane())) {}
+        : rows_(rows),
+          group_(group),
+          chunk_(chunk),
+          column_(width > 1 ? block.lane() % rows.across : 0),
+          first_(Position::of<width>(rows, chunk, packs,
+                                     width > 1 ? block.lane() / rows.across : block.lane())) {}
+
+    FASTNORM_DEVICE std::int64_t chunk() const { return chunk_; }
+    FASTNORM_DEVICE std::int64_t task() const { return group_ * rows_.chunks + chunk_; }
+    // The first statistic of the lane's packs.
+    FASTNORM_DEVICE std::int64_t stat() const {
+        return group_ * stats_of_group<width>(rows_) + column_ * width;
+    }
 
     // Calls f(i, position, how many elements of the pack there are) for each pack.
     template <class F>
@@ -92,15 +119,10 @@ class Lane {
         }
     }
 
-    // The same for the first few.
-    template <int count, class F>
+    // Calls f(position, elements) for the first one.
+    template <class F>
     FASTNORM_DEVICE void first(F&& f) const {
-        Position at = first_;
-#pragma unroll
-        for (int i = 0; i < count; ++i) {
-            f(i, at, elements(at));
-            at.advance(rows_);
-        }
+        f(first_, elements(first_));
     }
 
     // Calls load(b, i, position, elements) for packs i on which b counts from 0 to batch, then
@@ -126,7 +148,7 @@ class Lane {
     }
 
     FASTNORM_DEVICE char* address(const Operand& operand, const Position& at) const {
-        return operand.data + offset_of<!whole>(rows_, operand, stat_, at.run) + at.pack * 16;
+        return operand.data + offset_of<!whole>(rows_, operand, stat(), at.run) + at.pack * 16;
     }
 
     FASTNORM_DEVICE Pack<T> load(const Block& block, const Operand& operand, const Position& at,
@@ -165,12 +187,14 @@ class Lane {
     FASTNORM_DEVICE int elements(const Position& at) const {
         if (at.run >= rows_.runs) return 0;
         const std::int64_t rest =
-            width > 1 ? rows_.stats - stat_ : rows_.inner - at.pack * pack_elements<T>;
-        return whole || rest > pack_elements<T> ? pack_elements<T> : static_cast<int>(rest);
+            width > 1 ? rows_.stats - stat() : rows_.inner - at.pack * pack_elements<T>;
+        if (width > 1 && rest <= 0) return 0;
+        return (whole || rest > pack_elements<T>) ? pack_elements<T> : static_cast<int>(rest);
     }
 
     const Rows& rows_;
-    std::int64_t stat_;
+    std::int64_t group_, chunk_;
+    int column_;
     Position first_;
 };
 

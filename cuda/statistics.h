@@ -1,6 +1,6 @@
-// From the chunks' partial results to statistics, and from those to the coefficients of the maps.
-// Chunk q belongs to lane q % 32 of one warp; a lane adds up its chunks in order, and the lanes'
-// sums meet in a butterfly: an order that follows from the number of chunks alone.
+// From partial results to statistics, and from those to the coefficients of the maps. A part's
+// chunks are added up in order. Part q belongs to lane q % 32 of one warp; a lane adds up its parts
+// in order, and the lanes' sums meet in a butterfly: an order that follows from the shape alone.
 #pragma once
 
 #include "core/stats.h"
@@ -20,6 +20,73 @@ FASTNORM_DEVICE A sum_of_warp(const Block& block, A value) {
     return value;
 }
 
+// The sums over all lanes that share statistics, `width` of them, the same in each.
+template <int width, class A>
+FASTNORM_DEVICE void sum_of_lanes(const Block& block, const Rows& rows, A (&values)[width]) {
+#pragma unroll
+    for (int mask = warp_size / 2; mask > 0; mask /= 2) {
+        if (width > 1 && mask < rows.across) break;
+#pragma unroll
+        for (int e = 0; e < width; ++e) values[e] += block.exchange(values[e], mask);
+    }
+}
+
+// Of a group's statistics each lane has one of its own, perhaps as its neighbours do: which of its
+// `width`, which of the group's, and whether it is the one of those lanes to speak for it.
+template <int width>
+FASTNORM_DEVICE int own_element(const Block& block) {
+    return block.lane() / (warp_size / width);
+}
+template <int width>
+FASTNORM_DEVICE int own_stat(const Block& block, const Rows& rows) {
+    if constexpr (width == 1) return 0;
+    return block.lane() % rows.across * width + own_element<width>(block);
+}
+template <int width>
+FASTNORM_DEVICE bool owns_stat(const Block& block, const Rows& rows) {
+    return block.lane() % (warp_size / width) < (width > 1 ? rows.across : 1);
+}
+
+// Of `width` values that of the own statistic.
+template <int width, class A>
+FASTNORM_DEVICE A own_value(const Block& block, const A (&values)[width]) {
+    A left[width];
+#pragma unroll
+    for (int e = 0; e < width; ++e) left[e] = values[e];
+#pragma unroll
+    for (int half = width / 2, mask = warp_size / 2; half > 0; half /= 2, mask /= 2) {
+        const bool upper = (block.lane() & mask) != 0;
+#pragma unroll
+        for (int e = 0; e < half; ++e) left[e] = upper ? left[e + half] : left[e];
+    }
+    return left[0];
+}
+
+// The sum over all lanes that share the own statistic: with each exchange a lane gives up half of
+// the values, until one is left. The same bits as those of sum_of_lanes().
+template <int width, class A>
+FASTNORM_DEVICE A own_sum(const Block& block, const Rows& rows, const A (&values)[width]) {
+    A left[width];
+#pragma unroll
+    for (int e = 0; e < width; ++e) left[e] = values[e];
+    int mask = warp_size / 2;
+#pragma unroll
+    for (int half = width / 2; half > 0; half /= 2, mask /= 2) {
+        const bool upper = (block.lane() & mask) != 0;
+#pragma unroll
+        for (int e = 0; e < half; ++e) {
+            const A sent = upper ? left[e] : left[e + half];
+            left[e] = (upper ? left[e + half] : left[e]) + block.exchange(sent, mask);
+        }
+    }
+#pragma unroll
+    for (; mask > 0; mask /= 2) {
+        if (width > 1 && mask < rows.across) break;
+        left[0] += block.exchange(left[0], mask);
+    }
+    return left[0];
+}
+
 // The sum of V values that one lane has.
 template <int count, class A>
 FASTNORM_DEVICE A sum_of(const A (&values)[count]) {
@@ -34,55 +101,79 @@ FASTNORM_DEVICE A sum_of(const A (&values)[count]) {
     return folded[0];
 }
 
-// Calls use(chunk, partial(chunk)) for the lane's chunks, in order; a few of them are on their way
+// Calls use(part, partial(part)) for the lane's parts, in order; a few of them are on their way
 // together.
 template <class PartialOf, class Use>
-FASTNORM_DEVICE void for_partials_of_lane(const Block& block, std::int64_t chunks,
+FASTNORM_DEVICE void for_partials_of_lane(const Block& block, std::int64_t parts,
                                           PartialOf&& partial, Use&& use) {
     constexpr int together = 4;
 #pragma unroll 1
-    for (std::int64_t q = block.lane(); q < chunks; q += together * warp_size) {
+    for (std::int64_t q = block.lane(); q < parts; q += together * warp_size) {
         Partial found[together];
 #pragma unroll
         for (int i = 0; i < together; ++i) {
-            if (q + i * warp_size < chunks) found[i] = partial(q + i * warp_size);
+            if (q + i * warp_size < parts) found[i] = partial(q + i * warp_size);
         }
 #pragma unroll
         for (int i = 0; i < together; ++i) {
-            if (q + i * warp_size < chunks) use(q + i * warp_size, found[i]);
+            if (q + i * warp_size < parts) use(q + i * warp_size, found[i]);
         }
     }
 }
 
-// The moments of a statistic from those of its chunks, partial(q) each of count(q) values: Chan,
-// Golub and LeVeque's merge for any number of sets at once, about a mean that one of them has. As
-// that lies no further from the whole's mean than sqrt(chunks) standard deviations, double has
-// digits to spare.
-template <class PartialOf, class CountOf>
-FASTNORM_DEVICE Moments merged_moments(const Block& block, std::int64_t chunks, double count,
-                                       PartialOf&& partial, CountOf&& count_of) {
-    const double some_mean = partial(0).first;
-    const double origin = is_finite(some_mean) ? some_mean : 0.0;
-    double sum = 0, square_sum = 0;
-    for_partials_of_lane(block, chunks, partial, [&](std::int64_t chunk, const Partial& of) {
+// The moments of any number of sets: Chan, Golub and LeVeque's merge about a mean that one of them
+// has. As that lies no further from the whole's mean than sqrt(sets) standard deviations, double
+// has digits to spare.
+struct MomentsOfSets {
+    double origin, count = 0, sum = 0, square_sum = 0;
+
+    FASTNORM_DEVICE explicit MomentsOfSets(const Partial& some)
+        : origin(is_finite(some.first) ? some.first : 0.0) {}
+    FASTNORM_DEVICE void add(const Partial& of, double count_of) {
         const double delta = of.first - origin;
-        const double weighted = delta * count_of(chunk);
+        const double weighted = delta * count_of;
+        count += count_of;
         sum += weighted;
         square_sum += fma(weighted, delta, of.second);
+    }
+    FASTNORM_DEVICE Partial together() const {
+        const Moments m = moments_about(origin, count, 1.0 / count, sum, square_sum);
+        return {m.mean, m.m2};
+    }
+};
+
+// The same interface for sums.
+struct SumsOfSets {
+    Partial sums{0, 0};
+
+    FASTNORM_DEVICE explicit SumsOfSets(const Partial&) {}
+    FASTNORM_DEVICE void add(const Partial& of, double) {
+        sums.first += of.first;
+        sums.second += of.second;
+    }
+    FASTNORM_DEVICE Partial together() const { return sums; }
+};
+
+// A statistic's moments from those of its parts, partial(q) each of count_of(q) values.
+template <class PartialOf, class CountOf>
+FASTNORM_DEVICE Partial merged_moments(const Block& block, std::int64_t parts, double count,
+                                       PartialOf&& partial, CountOf&& count_of) {
+    MomentsOfSets of_lane(partial(0));
+    for_partials_of_lane(block, parts, partial, [&](std::int64_t part, const Partial& of) {
+        of_lane.add(of, count_of(part));
     });
-    sum = sum_of_warp(block, sum);
-    square_sum = sum_of_warp(block, square_sum);
-    return moments_about(origin, count, 1.0 / count, sum, square_sum);
+    of_lane.count = count;
+    of_lane.sum = sum_of_warp(block, of_lane.sum);
+    of_lane.square_sum = sum_of_warp(block, of_lane.square_sum);
+    return of_lane.together();
 }
 
 template <class PartialOf>
-FASTNORM_DEVICE Partial merged_sums(const Block& block, std::int64_t chunks, PartialOf&& partial) {
-    Partial sums{0, 0};
-    for_partials_of_lane(block, chunks, partial, [&](std::int64_t, const Partial& of) {
-        sums.first += of.first;
-        sums.second += of.second;
-    });
-    return {sum_of_warp(block, sums.first), sum_of_warp(block, sums.second)};
+FASTNORM_DEVICE Partial merged_sums(const Block& block, std::int64_t parts, PartialOf&& partial) {
+    SumsOfSets of_lane({});
+    for_partials_of_lane(block, parts, partial,
+                         [&](std::int64_t, const Partial& of) { of_lane.add(of, 0); });
+    return {sum_of_warp(block, of_lane.sums.first), sum_of_warp(block, of_lane.sums.second)};
 }
 
 FASTNORM_DEVICE void publish(const Block& block, Partial* to, const Partial& partial) {

@@ -21,7 +21,7 @@ if not host.available:
 
 
 class Tier(NamedTuple):
-    """A machine on which `CASE` takes a kernel."""
+    """A machine on which `CASES` take a kernel."""
 
     tasks: int  # that fit into a block's shared memory; 0: all that a large machine has
     multiprocessors: int
@@ -30,22 +30,25 @@ class Tier(NamedTuple):
     resident: bool = False
     reads: int = 1
 
-    def limits(self, dtype: str, arrays: int = 1) -> Limits:
+    def limits(self, columns: bool, dtype: str, arrays: int = 1) -> Limits:
         """Of a block that has so many arrays of its tasks' elements."""
         if self.tasks == 0:
-            return Limits(self.multiprocessors)
-        task = arrays * 1024 * to_dtype(dtype).itemsize + 16
+            return Limits(self.multiprocessors, cluster=self.cluster)
+        itemsize = to_dtype(dtype).itemsize
+        stats = 64 // itemsize if columns else 1
+        task = arrays * (256 * 64 if columns else 1024 * itemsize) + stats * 16
         block = self.tasks * task + task // 2
         return Limits(self.multiprocessors, block, block + 1024, cluster=self.cluster)
 
 
 # 4 chunks a statistic.
-CASE = Case("tiers", (4, 8, 32, 32), residual=False)
+CASE = Case("rows", (4, 8, 32, 32), residual=False)
+COLUMNS = Case("columns", (1024, 64), residual=False)
 TIERS = {
     "block": Tier(0, 4),
     "cluster_of_2": Tier(3, 2, cluster=2),
     "cluster_of_4": Tier(1, 2, cluster=4),
-    "group": Tier(2, 9, resident=True),
+    "grid": Tier(2, 9, resident=True),
     "two_passes": Tier(1, 1, ("reduce", "map"), reads=2),
 }
 
@@ -63,27 +66,36 @@ def _everything(case: Case, dtype: str) -> tuple[Any, Any]:
     return fwd, grads
 
 
+def _assert_same(found: tuple[Any, Any], expected: tuple[Any, Any]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        for field, a, b in zip(one._fields, one, other, strict=True):
+            assert_same_bits(a, b, field)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", TIERS)
-def test_tier_and_its_bytes(name: str, dtype: str) -> None:
+@pytest.mark.parametrize("case", (CASE, COLUMNS), ids=lambda case: case.name)
+def test_tier_and_its_bytes(case: Case, name: str, dtype: str) -> None:
     """Training reads x and writes y, backward reads x and dy and writes dx: once each on chip."""
-    tier, data = TIERS[name], make(CASE, dtype)
-    size = data.x.nbytes
+    tier, data = TIERS[name], make(case, dtype)
+    columns, size = case is COLUMNS, data.x.nbytes
+    # A reduction of columns looks at every lane's first pack of 32 for a pivot.
+    of_pivots = size // 32 if columns and tier.reads == 2 else 0
 
-    def check(reads: int) -> None:
-        assert host.traffic() == (reads * tier.reads * size, size, 0, 0)
+    def check(reads: int, more: int = 0) -> None:
+        assert host.traffic() == (reads * tier.reads * size + more, size, 0, 0)
         launches = host.launches()
         assert tuple(launch.kernel for launch in launches) == tier.kernels
         assert launches[0].resident == tier.resident
         assert launches[0].cluster == tier.cluster
 
-    host.reset(tier.limits(dtype))
+    host.reset(tier.limits(columns, dtype))
     fwd = ops.batch_norm_train(data.x)
-    check(1)
-    host.reset(tier.limits(dtype, arrays=2))
+    check(1, of_pivots)
+    host.reset(tier.limits(columns, dtype, arrays=2))
     ops.batch_norm_backward(data.dy, data.x, fwd.mean, fwd.rstd)
     check(2)
-    host.reset(tier.limits(dtype))
+    host.reset(tier.limits(columns, dtype))
     ops.batch_norm(data.x, data.mean, data.var)
     assert host.traffic() == (size, size, 0, 0)
     assert [launch.kernel for launch in host.launches()] == ["map"]
@@ -115,7 +127,7 @@ def test_fused_bytes(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(5, 16, 7, 7), (3, 24, 14, 14), (6, 8, 9), (40, 16)], ids=str)
+@pytest.mark.parametrize("shape", [(5, 16, 7, 7), (3, 24, 14, 14), (6, 8, 9)], ids=str)
 def test_short_runs_are_staged(shape: tuple[int, ...], dtype: str) -> None:
     """Neighbouring statistics together are whole packs: 16 bytes at a time, each once."""
     case = Case("staged", shape, residual=True, activation="relu")
@@ -142,8 +154,12 @@ SAME = (
     Case("same_whole", (4, 8, 32, 32), residual=True, activation="relu"),
     Case("same_smooth", (3, 8, 20, 24), residual=True, activation="silu"),
     Case("same_ragged", (9, 16, 7, 7), residual=True, activation="relu"),
-    Case("same_columns", (300, 16), activation="leaky_relu"),
+    Case("same_columns", (600, 64), activation="leaky_relu"),
+    Case("same_smooth_columns", (260, 32), residual=True, activation="gelu"),
+    Case("same_ragged_columns", (70, 5, 3, 3), layout="channels_last", activation="relu"),
 )
+# More chunks than there may be parts of a statistic.
+MANY_CHUNKS = (Case("many_rows", (258, 8, 32, 32)), Case("many_columns", (258 * 256, 128)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -151,13 +167,55 @@ SAME = (
 def test_same_bits_on_every_machine_and_in_every_order(case: Case, dtype: str) -> None:
     host.reset()
     expected = _everything(case, dtype)
+    columns = "columns" in case.name
     for tier in TIERS.values():
         for order in ORDERS:
-            host.reset(tier.limits(dtype), order)
-            found = _everything(case, dtype)
-            for one, other in zip(found, expected, strict=True):
-                for field, a, b in zip(one._fields, one, other, strict=True):
-                    assert_same_bits(a, b, field)
+            host.reset(tier.limits(columns, dtype), order)
+            _assert_same(_everything(case, dtype), expected)
+
+
+@pytest.mark.parametrize("case", MANY_CHUNKS, ids=lambda case: case.name)
+def test_same_bits_of_many_chunks(case: Case) -> None:
+    """Parts of several chunks: their partial results are put together in a block or in a warp."""
+    kernels = set()
+    results = []
+    # A cluster for rows; blocks that wait for each other; two passes.
+    for limits in (Limits(), Limits(132, 100_000, 101_024, cluster=1), Limits(1, cluster=1)):
+        host.reset(limits)
+        results.append(_everything(case, "float32"))
+        kernels |= {(launch.kernel, launch.resident) for launch in host.launches()}
+    assert kernels >= {("on_chip", True), ("reduce", False)}
+    assert ("on_chip", False) in kernels or "columns" in case.name
+    for found in results[1:]:
+        _assert_same(found, results[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_column_does_not_depend_on_its_neighbours(dtype: str) -> None:
+    """A statistic that has to be computed once more, in double, leaves the others' bits alone."""
+    rng = np.random.default_rng(5)
+    x, dy = (rng.standard_normal((300, 64)).astype(to_dtype(dtype)) for _ in range(2))
+    ugly_x, ugly_dy = x.copy(), dy.copy()
+    ugly_x[:40, 3] = 1000  # a poor guess of the mean
+    ugly_x[7, 21], ugly_x[9, 22], ugly_dy[11, 40] = np.nan, np.inf, np.inf
+    clean = [c for c in range(64) if c not in (3, 21, 22, 40)]
+    host.reset()
+    results = []
+    for a, b in ((x, dy), (ugly_x, ugly_dy)):
+        fwd = ops.batch_norm_train(a)
+        results.append((fwd, ops.batch_norm_backward(b, a, fwd.mean, fwd.rstd)))
+    for one, other in zip(*results, strict=True):
+        for field, a, b in zip(one._fields, one, other, strict=True):
+            if a is not None:
+                assert_same_bits(a[..., clean], b[..., clean], field)
+    fwd, grads = results[1]
+    assert np.isnan(fwd.mean[21])
+    assert fwd.mean[22] == np.inf
+    assert not np.isfinite(grads.dbias[40])
+    expected = x[:, 3].astype(np.float64)
+    expected[:40] = 1000
+    np.testing.assert_allclose(fwd.mean[3], expected.mean(), rtol=1e-6)
+    np.testing.assert_allclose(fwd.rstd[3], 1 / np.sqrt(expected.var() + 1e-5), rtol=1e-6)
 
 
 def test_same_bits_of_arrays_that_are_not_aligned() -> None:
@@ -200,15 +258,15 @@ def test_explained() -> None:
     assert inference.least_bytes == 2 * data.x.nbytes
     assert [text.split(":")[0] for text in inference.launches] == ["map"]
     for name, tier in TIERS.items():
-        host.reset(tier.limits("float32"))
+        host.reset(tier.limits(False, "float32"))
         found = fn.explain(fn.batch_norm_train, arrays[0], out=out)
         assert host.launches() == []
         assert tuple(text.split(":")[0] for text in found.launches) == tier.kernels
         assert found.reads == tier.reads
-        assert (found.scratch_bytes > 0) == (name in ("group", "two_passes"))
+        assert (found.scratch_bytes > 0) == (name in ("grid", "two_passes"))
         text = str(found)
         assert text.startswith("cuda, rows\nview:    batch 1, outer 4, stat 8, inner 1024\nlaunch:")
-        assert ("groups of" in text) == (name == "group")
+        assert ("teams of" in text) == (name == "grid")
         assert ("clusters of" in text) == name.startswith("cluster")
     assert not np.any(out.numpy())
     strided = Foreign(np.ones((4, 8, 32, 64), np.float32)[..., ::2])

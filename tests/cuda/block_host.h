@@ -108,11 +108,16 @@ class Block {
     }
     template <class A>
     A exchange(A value, int mask, int line = __builtin_LINE()) const {
-        return from_lane(value, lane() ^ mask, "exchange", line);
+        exchanged(value, "exchange", line, [&](const std::uint64_t* slots) {
+            std::memcpy(&value, &slots[lane() ^ mask], sizeof(A));
+        });
+        return value;
     }
-    template <class A>
-    A first(A value, int line = __builtin_LINE()) const {
-        return from_lane(value, 0, "first", line);
+    bool any(bool condition, int line = __builtin_LINE()) const {
+        exchanged(std::uint64_t{condition}, "any", line, [&](const std::uint64_t* slots) {
+            condition = std::any_of(slots, slots + warp_size, [](auto c) { return c != 0; });
+        });
+        return condition;
     }
     char* shared() const { return state_.shared; }
 
@@ -187,14 +192,14 @@ class Block {
         const std::uint32_t generation = barrier.arrive(what, line);
         host::wait_until(what, [&] { return barrier.passed(generation); });
     }
-    template <class A>
-    A from_lane(A value, int lane_of, const char* what, int line) const {
+    // Calls look(the values of all lanes).
+    template <class A, class Look>
+    void exchanged(A value, const char* what, int line, Look&& look) const {
         static_assert(sizeof(A) <= sizeof(std::uint64_t));
         auto& slots = my_warp().exchanged[own_.exchanges++ % 2];  // nobody is two ahead
         std::memcpy(&slots[lane()], &value, sizeof(A));
         meet(my_warp().barrier, what, line);
-        std::memcpy(&value, &slots[lane_of], sizeof(A));
-        return value;
+        look(slots);
     }
     template <class V, class P>
     static V* aligned(P* p) {

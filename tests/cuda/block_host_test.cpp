@@ -136,8 +136,8 @@ void test_meetings() {
             for (int rank = 0; rank < block.team(); ++rank) {
                 expect(*block.of_peer(shared, rank) == 100 + rank, "a peer's memory");
             }
-            const int sum = block.exchange(block.lane(), 3) + block.first(block.thread());
-            expect(sum == (block.lane() ^ 3) + 32 * block.warp(), "an exchange");
+            expect(block.exchange(block.lane(), 3) == (block.lane() ^ 3), "an exchange");
+            expect(block.any(block.thread() == 40) == (block.warp() == 1), "any");
         });
         static std::uint32_t counter;
         counter = 0;
