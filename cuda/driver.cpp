@@ -4,6 +4,7 @@
 #include <initializer_list>
 #include <memory>
 #include <numeric>
+#include <stdexcept>
 #include <string>
 
 #include "core/activations.h"
@@ -112,6 +113,8 @@ class Call {
           on_device_(execution.op, execution.device),
           table_(table_of(problem.dtype)),
           direction_(static_cast<int>(direction)),
+          scratch_(problem.scratch),
+          scratch_bytes_(problem.scratch_bytes),
           explanation_(problem.explanation) {
         const Tensors& t = problem.tensors;
         args.rows = rows_of(t.view, problem.dtype);
@@ -172,7 +175,8 @@ class Call {
     }
 
   private:
-    // Memory for partial results of parts and statistics, and so many counters, which have to be 0.
+    // A place for partial results of parts and statistics, and so many counters, which have to be
+    // 0: in the caller's scratch, or in memory that lives as long as what is returned.
     std::unique_ptr<Memory> meeting_place(const Plan& plan, std::int64_t counters) {
         const std::int64_t counter_bytes = (counters * 4 + 15) / 16 * 16;
         const auto partial = static_cast<std::int64_t>(sizeof(Partial));
@@ -182,12 +186,21 @@ class Call {
             explanation_->scratch_bytes = bytes;
             return nullptr;
         }
-        auto memory = std::make_unique<Memory>(static_cast<std::size_t>(bytes), execution_.stream);
-        memory->clear(0, static_cast<std::size_t>(counter_bytes));
-        args.counters = reinterpret_cast<std::uint32_t*>(memory->data());
-        args.partials = reinterpret_cast<Partial*>(memory->data() + counter_bytes);
+        std::unique_ptr<Memory> own;
+        char* place = scratch_;
+        if (place == nullptr) {
+            own = std::make_unique<Memory>(static_cast<std::size_t>(bytes), execution_.stream);
+            place = own->data();
+        } else if (scratch_bytes_ < bytes) {
+            throw std::invalid_argument(std::string(execution_.op) + ": scratch has " +
+                                        std::to_string(scratch_bytes_) +
+                                        " bytes, expected at least " + std::to_string(bytes));
+        }
+        clear(place, static_cast<std::size_t>(counter_bytes), execution_.stream);
+        args.counters = reinterpret_cast<std::uint32_t*>(place);
+        args.partials = reinterpret_cast<Partial*>(place + counter_bytes);
         if (plan.tier == Tier::two_passes) args.totals = args.partials + partials;
-        return memory;
+        return own;
     }
 
     const KernelTable::OfTraversal& kernels() const { return table_.of[direction_][columns_]; }
@@ -230,6 +243,8 @@ class Call {
     OnDevice on_device_;
     const KernelTable& table_;
     int direction_;
+    char* scratch_;
+    std::int64_t scratch_bytes_;
     Explanation* explanation_;  // or null: then something is to be done
     bool columns_ = false, whole_ = false, smooth_ = false;
     std::int64_t granule_ = 0, bytes_of_stat_ = 0;

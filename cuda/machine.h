@@ -46,13 +46,15 @@ class Memory {
     Memory& operator=(const Memory&) = delete;
 
     char* data() const { return data_; }
-    void clear(std::size_t offset, std::size_t bytes) const;
 
   private:
     char* data_ = nullptr;
     Stream stream_;
     int device_ = 0;
 };
+
+// Makes memory of the current device zero, in the stream's order.
+void clear(char* memory, std::size_t bytes, Stream stream);
 
 // How many devices there are; why there is none, or empty.
 int device_count();

@@ -216,8 +216,8 @@ Memory::~Memory() {
     cudaGetLastError();
 }
 
-void Memory::clear(std::size_t offset, std::size_t bytes) const {
-    check(cudaMemsetAsync(data_ + offset, 0, bytes, as_stream(stream_)), "cuda: memory of zeros");
+void clear(char* memory, std::size_t bytes, Stream stream) {
+    check(cudaMemsetAsync(memory, 0, bytes, as_stream(stream)), "cuda: memory of zeros");
 }
 
 void launch_kernel(const char* op, const char* kernel, const void* function, void** arguments,

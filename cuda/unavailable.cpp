@@ -25,7 +25,7 @@ OnDevice::~OnDevice() = default;
 const Limits& OnDevice::limits() const { unavailable("cuda"); }
 Memory::Memory(std::size_t, Stream) { unavailable("cuda"); }
 Memory::~Memory() = default;
-void Memory::clear(std::size_t, std::size_t) const {}
+void clear(char*, std::size_t, Stream) {}
 
 void normalize(const Execution& execution, const Problem&, const PerStatistic&, const PerStatistic&,
                double) {

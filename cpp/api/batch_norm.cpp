@@ -56,6 +56,10 @@ Problem problem_of(const TensorView& x, const Options& options, const TensorView
     problem.tensors.beta = activation.beta;
     problem.weight = per_statistic(weight);
     problem.bias = per_statistic(bias);
+    if (options.scratch.given()) {
+        problem.scratch = static_cast<char*>(options.scratch.data);
+        problem.scratch_bytes = options.scratch.shape[0];
+    }
     return problem;
 }
 
@@ -85,7 +89,9 @@ void batch_norm(const TensorView& x, const TensorView& mean, const TensorView& v
     check.like_data("out", out);
     check.eps(options.eps);
     check.activation(options.activation);
+    if (options.scratch.given()) check.scratch(options.scratch);
     check.writes("out", out, &x);
+    check.writes("scratch", options.scratch);
     check.reads("x", x);
     check.reads("mean", mean);
     check.reads("var", var);
@@ -123,11 +129,13 @@ void batch_norm_train(const TensorView& x, const TensorView& weight, const Tenso
     check.eps(options.eps);
     check.momentum(options.momentum);
     check.activation(options.activation);
+    if (options.scratch.given()) check.scratch(options.scratch);
     check.more_than_one_value();
     const auto backend = backend_of("batch_norm_train", x.device, options.stream);
     Staging staging(*backend, x, channel_axis, options.explanation);
     if (mask.given()) check.mask(mask, staging.mask_bytes(), options.activation);
     check.writes("out", out, &x);
+    check.writes("scratch", options.scratch);
     check.writes("running_mean", options.running_mean);
     check.writes("running_var", options.running_var);
     check.writes("mean", mean);
@@ -182,6 +190,7 @@ void batch_norm_backward(const TensorView& dy, const TensorView& x, const Tensor
     check.per_channel_if_given("dbias", gradients.dbias);
     if (gradients.dresidual.given()) check.like_data("dresidual", gradients.dresidual);
     check.activation(options.activation);
+    if (options.scratch.given()) check.scratch(options.scratch);
     const auto backend = backend_of("batch_norm_backward", x.device, options.stream);
     Staging staging(*backend, x, channel_axis, options.explanation);
     const std::uint64_t signature = staging.mask_signature(options.activation);
@@ -192,6 +201,7 @@ void batch_norm_backward(const TensorView& dy, const TensorView& x, const Tensor
         }
     }
     check.writes("out", gradients.out, &dy);
+    check.writes("scratch", options.scratch);
     check.writes("dweight", gradients.dweight);
     check.writes("dbias", gradients.dbias);
     check.writes("dresidual", gradients.dresidual);

@@ -104,8 +104,18 @@ void expect_pointer(const char* function, const char* argument, const void* poin
                                 " is null, expected a pointer");
 }
 
-CUstream_st* stream_of(const fastnorm_batch_norm_options& options) {
-    return static_cast<CUstream_st*>(options.stream);
+// Runs f(options) with what the options of all ops have in common; or asks for its scratch.
+template <class Options, class F>
+void with_common(Options& to, const fastnorm_batch_norm_options& from, F&& f) {
+    fastnorm::Explanation explanation;
+    to.channel_axis = from.channel_axis;
+    to.activation = activation(from.activation);
+    to.residual = view(from.residual);
+    to.stream = static_cast<CUstream_st*>(from.stream);
+    to.scratch = view(from.scratch);
+    if (from.scratch_bytes != nullptr) to.explanation = &explanation;
+    f(to);
+    if (from.scratch_bytes != nullptr) *from.scratch_bytes = explanation.scratch_bytes;
 }
 
 fastnorm_batch_norm_options or_defaults(const fastnorm_batch_norm_options* options) {
@@ -167,9 +177,12 @@ fastnorm_status fastnorm_batch_norm(const fastnorm_tensor* x, const fastnorm_ten
                                     const fastnorm_batch_norm_options* options) {
     return guarded([&] {
         const fastnorm_batch_norm_options o = or_defaults(options);
-        fastnorm::batch_norm(view(x), view(mean), view(var), view(weight), view(bias), view(out),
-                             {o.eps, o.channel_axis, activation(o.activation), view(o.residual),
-                              nullptr, stream_of(o)});
+        fastnorm::BatchNormOptions given;
+        given.eps = o.eps;
+        with_common(given, o, [&](const auto& all) {
+            fastnorm::batch_norm(view(x), view(mean), view(var), view(weight), view(bias),
+                                 view(out), all);
+        });
     });
 }
 
@@ -181,16 +194,14 @@ fastnorm_status fastnorm_batch_norm_train(const fastnorm_tensor* x, const fastno
         const fastnorm_batch_norm_options o = or_defaults(options);
         fastnorm::BatchNormTrainOptions t;
         t.eps = o.eps;
-        t.channel_axis = o.channel_axis;
-        t.activation = activation(o.activation);
-        t.residual = view(o.residual);
         t.running_mean = view(o.running_mean);
         t.running_var = view(o.running_var);
         t.momentum = o.momentum;
         t.unbiased = o.unbiased != 0;
-        t.stream = stream_of(o);
-        fastnorm::batch_norm_train(view(x), view(weight), view(bias), view(out), view(mean),
-                                   view(rstd), view(o.mask), t);
+        with_common(t, o, [&](const auto& all) {
+            fastnorm::batch_norm_train(view(x), view(weight), view(bias), view(out), view(mean),
+                                       view(rstd), view(o.mask), all);
+        });
     });
 }
 
@@ -203,14 +214,12 @@ fastnorm_status fastnorm_batch_norm_backward(
         const fastnorm_batch_norm_options o = or_defaults(options);
         fastnorm::BatchNormBackwardOptions b;
         b.training = o.training != 0;
-        b.channel_axis = o.channel_axis;
-        b.activation = activation(o.activation);
-        b.residual = view(o.residual);
         b.mask = view(o.mask);
-        b.stream = stream_of(o);
-        fastnorm::batch_norm_backward(view(dy), view(x), view(mean), view(rstd), view(weight),
-                                      view(bias),
-                                      {view(dx), view(dweight), view(dbias), view(dresidual)}, b);
+        with_common(b, o, [&](const auto& all) {
+            fastnorm::batch_norm_backward(
+                view(dy), view(x), view(mean), view(rstd), view(weight), view(bias),
+                {view(dx), view(dweight), view(dbias), view(dresidual)}, all);
+        });
     });
 }
 

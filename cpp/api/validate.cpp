@@ -212,6 +212,23 @@ void Validation::mask(const TensorView& mask, std::int64_t bytes, const Activati
     }
 }
 
+void Validation::scratch(const TensorView& scratch) const {
+    if (x_.device.kind == DeviceKind::cpu) {
+        fail("scratch is given, expected none: on the CPU each thread keeps its own");
+    }
+    if (scratch.dtype != DType::uint8) {
+        throw dtype_error(std::string(op_) + ": scratch has " + dtype_text(scratch.dtype) +
+                          ", expected uint8");
+    }
+    shape("scratch", scratch, scratch.shape, 1);
+    if (scratch.strides[0] != 1) fail("scratch has strides, expected a contiguous array");
+    memory("scratch", scratch);
+    device("scratch", scratch);
+    if (reinterpret_cast<std::uintptr_t>(scratch.data) % 16 != 0) {
+        fail("scratch is not aligned to 16 bytes");
+    }
+}
+
 void Validation::mask_signature(std::uint64_t found, std::uint64_t expected) const {
     if (found == expected) return;
     fail(

@@ -30,6 +30,8 @@ class Validation {
     void mask(const TensorView& mask, std::int64_t bytes, const Activation& of) const;
     // The signature found in a mask is that of this call.
     void mask_signature(std::uint64_t found, std::uint64_t expected) const;
+    // Memory for a call on a device.
+    void scratch(const TensorView& scratch) const;
     void given(const char* argument, const TensorView& tensor) const;
     void eps(double eps) const;
     void momentum(double momentum) const;

@@ -23,6 +23,8 @@ struct Problem {
     DType dtype = DType::float32;
     ActivationKind activation = ActivationKind::identity;
     PerStatistic weight, bias;
+    char* scratch = nullptr;  // on a device, for partial results; null: there is a pool
+    std::int64_t scratch_bytes = 0;
     Explanation* explanation = nullptr;  // if given: it is filled, and nothing is computed
 };
 

@@ -154,6 +154,7 @@ static void test_errors(void) {
     const fastnorm_tensor vector_t = vector_of(four);
     float x[SIZE], y[SIZE];
     fastnorm_tensor x_t, y_t;
+    fastnorm_batch_norm_options options;
     int64_t bytes;
     int i;
 
@@ -188,6 +189,18 @@ static void test_errors(void) {
     expect_error(fastnorm_batch_norm_train(&x_t, NULL, NULL, &y_t, NULL, NULL, NULL),
                  FASTNORM_INVALID_ARGUMENT,
                  "batch_norm_train: x has no memory (null), expected an array of shape (2, 3, 4)");
+    x_t = data_of(x);
+    options = fastnorm_batch_norm_defaults();
+    options.scratch = &x_t;
+    expect_error(fastnorm_batch_norm_train(&x_t, NULL, NULL, &y_t, NULL, NULL, &options),
+                 FASTNORM_INVALID_ARGUMENT,
+                 "batch_norm_train: scratch is given, expected none: on the CPU each thread keeps "
+                 "its own");
+    options.scratch = NULL;
+    options.scratch_bytes = &bytes;
+    expect(fastnorm_batch_norm_train(&x_t, NULL, NULL, &y_t, NULL, NULL, &options) == FASTNORM_OK,
+           "scratch_bytes");
+    expect(bytes > 0, "scratch on the CPU");
     expect_error(fastnorm_set_num_threads(-1), FASTNORM_INVALID_ARGUMENT,
                  "set_num_threads: n is -1, expected a number >= 1");
     for (i = 0; i < SIZE; ++i) expect(y[i] == -7.0f, "y was written in spite of an error");

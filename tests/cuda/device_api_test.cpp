@@ -13,7 +13,7 @@ namespace {
 using fastnorm::Device;
 using fastnorm::TensorView;
 
-constexpr std::int64_t images = 3, channels = 6, plane = 40;
+constexpr std::int64_t images = 3, channels = 6, plane = 41;  // two passes: scratch is needed
 
 // A copy on device 0, for as long as it lives.
 class Copy {
@@ -28,6 +28,11 @@ class Copy {
         fastnorm::cuda::download(values.data(), memory_.data(), bytes_, nullptr);
     }
     void* data() const { return memory_.data(); }
+    TensorView bytes() const {
+        return TensorView(reinterpret_cast<std::uint8_t*>(memory_.data()),
+                          {static_cast<std::int64_t>(bytes_)})
+            .on(Device::cuda());
+    }
 
   private:
     std::size_t bytes_;
@@ -68,11 +73,11 @@ int main() {
     std::vector<std::uint8_t> bits(
         static_cast<std::size_t>(fastnorm::batch_norm_mask_bytes(data(x_copy))));
     const Copy mask(bits);
-    const TensorView mask_view = TensorView(static_cast<std::uint8_t*>(mask.data()),
-                                            {static_cast<std::int64_t>(bits.size())})
-                                     .on(Device::cuda());
-    fastnorm::batch_norm_train(data(x_copy), {}, {}, data(y_copy), vector(mean_copy),
-                               vector(rstd_copy), mask_view, options);
+    const auto train = [&] {
+        fastnorm::batch_norm_train(data(x_copy), {}, {}, data(y_copy), vector(mean_copy),
+                                   vector(rstd_copy), mask.bytes(), options);
+    };
+    train();
     y_copy.get(on_device);
     mean_copy.get(found_mean);
     expect(largest_difference(on_device, y) < 1e-5, "y on the device is another");
@@ -81,6 +86,36 @@ int main() {
         expect(std::fabs(mean[c] - found_mean[c]) < 4 * 0x1p-24 * 5,
                "a mean on the device is another");
     }
+
+    // The caller's scratch: the same bits.
+    fastnorm::Explanation explanation;
+    options.explanation = &explanation;
+    train();
+    options.explanation = nullptr;
+    const auto scratch_bytes = static_cast<std::size_t>(explanation.scratch_bytes);
+    expect(explanation.launches.size() == 2 && scratch_bytes > 0, "two passes need scratch");
+    const std::vector<std::uint8_t> mark(scratch_bytes, 0xab);
+    const Copy scratch(mark), too_small(std::vector<std::uint8_t>(scratch_bytes - 1));
+    options.scratch = scratch.bytes();
+    train();
+    std::vector<float> again(y.size());
+    y_copy.get(again);
+    expect(again == on_device, "scratch changes results");
+    std::vector<std::uint8_t> written(scratch_bytes);
+    scratch.get(written);
+    expect(written != mark, "scratch is not used");
+    options.scratch = too_small.bytes();
+    expect_error<std::invalid_argument>(
+        "batch_norm_train: scratch has " + std::to_string(scratch_bytes - 1) +
+            " bytes, expected at least " + std::to_string(scratch_bytes),
+        train);
+    options.scratch = data(scratch);
+    expect_error<fastnorm::dtype_error>(
+        "batch_norm_train: scratch has dtype float32, expected uint8", train);
+    options.scratch = TensorView(written.data(), {static_cast<std::int64_t>(scratch_bytes)});
+    expect_error<std::invalid_argument>(
+        "batch_norm_train: scratch is on the CPU, expected cuda:0 as x is", train);
+    options.scratch = {};
     expect_error<std::invalid_argument>(
         "batch_norm_train: out is on the CPU, expected cuda:0 as x is",
         [&] { fastnorm::batch_norm_train(data(x_copy), {}, {}, x_view, {}, {}, {}, options); });
@@ -97,6 +132,22 @@ int main() {
         fastnorm_on_cuda(fastnorm_dense(rstd_copy.data(), FASTNORM_FLOAT64, 1, of_channels), 0);
     fastnorm_batch_norm_options c_options = fastnorm_batch_norm_defaults();
     c_options.activation.kind = FASTNORM_RELU;
+    std::int64_t needed = 0;
+    const std::int64_t of_scratch[] = {explanation.scratch_bytes};
+    const fastnorm_tensor scratch_t =
+        fastnorm_on_cuda(fastnorm_dense(scratch.data(), FASTNORM_UINT8, 1, of_scratch), 0);
+    const auto train_from_c = [&] {
+        return fastnorm_batch_norm_train(&x_t, nullptr, nullptr, &y_t, nullptr, nullptr,
+                                         &c_options);
+    };
+    c_options.scratch_bytes = &needed;
+    expect(train_from_c() == FASTNORM_OK && needed == explanation.scratch_bytes,
+           "how much scratch C is told of");
+    c_options.scratch_bytes = nullptr;
+    c_options.scratch = &scratch_t;
+    expect(train_from_c() == FASTNORM_OK, fastnorm_last_error());
+    y_copy.get(again);
+    expect(again == on_device, "scratch from C changes results");
     expect(fastnorm_batch_norm(&x_t, &mean_t, &var_t, nullptr, nullptr, &y_t, &c_options) ==
                FASTNORM_OK,
            fastnorm_last_error());

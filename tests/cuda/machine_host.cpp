@@ -111,9 +111,7 @@ Memory::~Memory() {
     std::free(data_);
     --host::control().memory_in_use;
 }
-void Memory::clear(std::size_t offset, std::size_t bytes) const {
-    std::memset(data_ + offset, 0, bytes);
-}
+void clear(char* memory, std::size_t bytes, Stream) { std::memset(memory, 0, bytes); }
 
 }  // namespace fastnorm::cuda
 

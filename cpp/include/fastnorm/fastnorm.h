@@ -90,7 +90,9 @@ typedef struct fastnorm_batch_norm_options {
     int unbiased;                        /* training */
     int training;                        /* backward: 0 if mean and rstd are constants */
     const fastnorm_tensor* mask;         /* training: written; backward: read */
-    void* stream; /* a cudaStream_t: where a call on a device does its work */
+    void* stream;                   /* a cudaStream_t: where a call on a device does its work */
+    const fastnorm_tensor* scratch; /* memory for its partial results, else from a pool */
+    int64_t* scratch_bytes; /* if given: receives how much of it is needed, and nothing is done */
 } fastnorm_batch_norm_options;
 
 fastnorm_batch_norm_options fastnorm_batch_norm_defaults(void);

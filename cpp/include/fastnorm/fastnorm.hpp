@@ -153,8 +153,10 @@ struct Explanation {
     bool interleaved = false;  // a unit's results are written while the next one is summed
     bool stream = false;       // results are written past the cache
     int reads = 0;  // how often inputs come from memory: 2 where a unit exceeds the L2 cache
-    std::int64_t least_bytes = 0;    // every tensor of x's size, and the mask, once
-    std::int64_t scratch_bytes = 0;  // partial results and coefficients, kept by the calling thread
+    std::int64_t least_bytes = 0;  // every tensor of x's size, and the mask, once
+    // For partial results and coefficients, kept by the calling thread; on a device see the
+    // options.
+    std::int64_t scratch_bytes = 0;
     // On a device, what is launched: kernels, blocks, threads, shared memory. There a unit is a
     // statistic, a chunk what a warp reduces at a time, reads is 2 where two kernels read the
     // inputs, and of tile, threads, shared, interleaved and stream nothing is said.
@@ -171,8 +173,9 @@ struct Explanation {
 // another output or of its own elements, is an error.
 // Sizes are 64-bit; tensors without elements are valid, and need no memory.
 // On a device, all tensors are on the same one, each aligned to its elements; a call puts its work
-// into a stream and returns: it neither waits nor takes memory but from a pool in the stream's
-// order, so that it can be captured in a CUDA graph. Results have the same bits in every run and on
+// into a stream and returns, so that it can be captured in a CUDA graph: it does not wait, and what
+// memory it needs is the scratch of the options, or from a pool in the stream's order (as that for
+// copies of tensors which are not dense always is). Results have the same bits in every run and on
 // every device; they can differ from the CPU's in the last ones. A mask of another call, for whose
 // signature nobody waits, makes all results NaN.
 // Variances are float64: a batch of float64 x with a standard deviation below 1e-154 or beyond
@@ -187,7 +190,10 @@ struct BatchNormOptions {
     Activation activation{};
     TensorView residual{};  // added before the activation
     Explanation* explanation = nullptr;
-    CUstream_st* stream = nullptr;  // of tensors on a device: where the call does its work
+    // Of tensors on a device: where the call does its work, and memory for partial results: uint8,
+    // one-dimensional, contiguous, aligned to 16 bytes, of Explanation::scratch_bytes at least.
+    CUstream_st* stream = nullptr;
+    TensorView scratch{};
 };
 
 // out = activation((x - mean) / sqrt(var + eps) * weight + bias + residual), mean and var given.
@@ -224,6 +230,7 @@ struct BatchNormBackwardOptions {
     TensorView mask{};
     Explanation* explanation = nullptr;
     CUstream_st* stream = nullptr;
+    TensorView scratch{};
 };
 
 // Every one is written; all but out are optional.
