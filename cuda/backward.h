@@ -212,8 +212,7 @@ struct Backward {
     FASTNORM_DEVICE Partial sums(const Block& block, const Chunk& lane, const Coefficients<A>* of,
                                  const Source& source) const {
         const Gate gate = gate_of(block, lane);
-        // Doubles take much room: one sum of all that are of one statistic.
-        constexpr int count = width == 1 && sizeof(D) > sizeof(A) ? 1 : values;
+        constexpr int count = width == 1 && sizeof(D) > sizeof(A) ? 1 : sums_of_lane<T, width>;
         D first[count] = {}, second[count] = {};
         constexpr int batch = batch_of<Source>;
         Packs<batch> packs;

@@ -190,14 +190,15 @@ struct Forward {
                                     : Source::cheap || packs <= 4 ? 2
                                                                   : 4;
 
-    // The values of each statistic: a lane's are those of one element of every pack, or all.
+    // One for each statistic.
+    static constexpr int sum_count = sums_of_lane<T, width>;
     template <class D>
-    FASTNORM_DEVICE static void fold(const D (&values_)[values], D (&folded)[width]) {
+    FASTNORM_DEVICE static void fold(const D (&sums)[sum_count], D (&folded)[width]) {
         if constexpr (width > 1) {
 #pragma unroll
-            for (int e = 0; e < width; ++e) folded[e] = values_[e];
+            for (int e = 0; e < width; ++e) folded[e] = sums[e];
         } else {
-            folded[0] = sum_of(values_);
+            folded[0] = sum_of(sums);
         }
     }
 
@@ -230,14 +231,14 @@ struct Forward {
     template <class D, class EachPack>
     FASTNORM_DEVICE Sums about(const Block& block, const D (&pivots)[width], double count,
                                double share, EachPack&& each_pack) const {
-        D first[values] = {}, second[values] = {};
+        D first[sum_count] = {}, second[sum_count] = {};
         each_pack([&](const Pack<T>& x, int elements) {
 #pragma unroll
             for (int e = 0; e < values; ++e) {
                 const D pivot = pivots[width > 1 ? e : 0];
                 const D d = e < elements ? static_cast<D>(widen(x.element[e])) - pivot : D(0);
-                first[e] += d;
-                second[e] = fma(d, d, second[e]);
+                first[e % sum_count] += d;
+                second[e % sum_count] = fma(d, d, second[e % sum_count]);
             }
         });
         D sums[width], square_sums[width];
@@ -253,10 +254,12 @@ struct Forward {
     template <class D, class EachPack>
     FASTNORM_DEVICE Sums about_own_mean(const Block& block, double count, double share,
                                         EachPack&& each_pack) const {
-        D sums[values] = {}, means[width];
+        D sums[sum_count] = {}, means[width];
         each_pack([&](const Pack<T>& x, int) {
 #pragma unroll
-            for (int e = 0; e < values; ++e) sums[e] += static_cast<D>(widen(x.element[e]));
+            for (int e = 0; e < values; ++e) {
+                sums[e % sum_count] += static_cast<D>(widen(x.element[e]));
+            }
         });
         fold(sums, means);
         sum_of_lanes(block, args.rows, means);

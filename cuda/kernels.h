@@ -178,7 +178,7 @@ struct OnChip {
     using Chunk = typename Pass::Chunk;
     using Held = FromShared<T, width>;
     static constexpr const char* name = "on_chip";
-    static constexpr int most_threads = width > 1 ? 256 : 512;      // many registers a statistic
+    static constexpr int most_threads = width > 1 ? 256 : 384;      // so that registers suffice
     static constexpr int least_blocks = 1;                          // of a multiprocessor
     static constexpr std::int64_t slot_bytes = Held::array_stride;  // an array, a task
 

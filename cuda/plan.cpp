@@ -8,8 +8,8 @@ namespace fastnorm::cuda {
 namespace {
 
 // The numbers of the policy. On a machine: none of them has been measured on one yet.
-constexpr int most_warps_of_rows = 16;  // on chip
-constexpr int most_warps_of_columns = 8;
+constexpr int warps_of_rows = 12;    // on chip, of a multiprocessor: as its registers suffice for
+constexpr int warps_of_columns = 8;  // the same
 constexpr int most_warps_of_pass = 8;
 constexpr std::int64_t most_tasks_of_pass = 32;  // of a block
 constexpr std::int64_t enough_tasks = 16;        // of a block that has several statistics
@@ -26,10 +26,6 @@ int threads_for(std::int64_t tasks, int most_warps) {
     // As many rounds as the most warps need, and no more warps than those rounds need.
     const std::int64_t rounds = divide_up(tasks, most_warps);
     return static_cast<int>(divide_up(tasks, rounds)) * warp_size;
-}
-
-int most_warps_on_chip(const Rows& rows) {
-    return rows.width > 1 ? most_warps_of_columns : most_warps_of_rows;
 }
 
 struct Costs {
@@ -57,14 +53,27 @@ std::int64_t tasks_in_team(const Rows& rows, std::int64_t team) {
     return round_up(divide_up(rows.chunks, team), rows.chunks_of_part);
 }
 
+// Blocks that a multiprocessor has at a time, each with a warp at least.
+std::int64_t places_of(const Rows& rows, std::int64_t shared_bytes, const Limits& limits) {
+    return std::clamp<std::int64_t>(
+        limits.shared_of_multiprocessor / (shared_bytes + limits.shared_reserved), 1,
+        rows.width > 1 ? warps_of_columns : warps_of_rows);
+}
+
+// The blocks on a multiprocessor share its warps.
+int threads_on_chip(const Rows& rows, const Plan& plan, const Limits& limits) {
+    const std::int64_t blocks = divide_up(plan.shape.blocks, limits.multiprocessors);
+    const std::int64_t places = places_of(rows, plan.shape.shared_bytes, limits);
+    const int warps = rows.width > 1 ? warps_of_columns : warps_of_rows;
+    return threads_for(plan.share.tasks_of_block,
+                       warps / static_cast<int>(std::min(blocks, places)));
+}
+
 // How long it takes, in tasks of the busiest multiprocessor: blocks come in waves that fill all
 // places, and what is left over at the end spreads out.
 double time_of(const Costs& costs, const Rows& rows, int team, const Limits& limits) {
     const std::int64_t tasks = team > 1 ? tasks_in_team(rows, team) : rows.chunks;
-    const std::int64_t bytes = costs.bytes(1, tasks) + limits.shared_reserved;
-    const std::int64_t places =
-        std::min<std::int64_t>(limits.shared_of_multiprocessor / bytes,
-                               2048 / threads_for(tasks, most_warps_on_chip(rows)));
+    const std::int64_t places = places_of(rows, costs.bytes(1, tasks), limits);
     const std::int64_t blocks = rows.groups * team;
     const std::int64_t waves = blocks / (limits.multiprocessors * places);
     const std::int64_t rest = blocks % (limits.multiprocessors * places);
@@ -124,7 +133,7 @@ Plan on_chip(const Costs& costs, const Rows& rows, const Limits& limits) {
         plan.shape.resident = true;
         plan.shape.shared_bytes = costs.bytes(1, share.tasks_of_block);
     }
-    plan.shape.threads = threads_for(share.tasks_of_block, most_warps_on_chip(rows));
+    plan.shape.threads = threads_on_chip(rows, plan, limits);
     return plan;
 }
 
@@ -152,7 +161,7 @@ Plan staged(const Rows& rows, const KernelTable& table, const Work& work, const 
     plan.share.tasks_of_block = stats * rows.chunks;
     plan.shape.blocks = divide_up(rows.stats, stats);
     plan.shape.shared_bytes = bytes(stats);
-    plan.shape.threads = threads_for(plan.share.tasks_of_block, most_warps_of_rows);
+    plan.shape.threads = threads_on_chip(rows, plan, limits);
     return plan;
 }
 

@@ -48,7 +48,7 @@ struct Staged {
     using T = typename Pass::T;
     static_assert(Pass::width == 1 && !Pass::whole);
     static constexpr const char* name = "staged";
-    static constexpr int most_threads = 512;
+    static constexpr int most_threads = 384;
     static constexpr int least_blocks = 1;
 
     Arguments args;

@@ -87,7 +87,13 @@ FASTNORM_DEVICE A own_sum(const Block& block, const Rows& rows, const A (&values
     return left[0];
 }
 
-// The sum of V values that one lane has.
+// Sums that a lane keeps, as registers are few: one for each of its statistics, or some for one.
+template <class T, int width>
+inline constexpr int sums_of_lane = width > 1              ? width
+                                    : pack_elements<T> > 4 ? 4
+                                                           : pack_elements<T>;
+
+// The sum of values that one lane has.
 template <int count, class A>
 FASTNORM_DEVICE A sum_of(const A (&values)[count]) {
     A folded[count];

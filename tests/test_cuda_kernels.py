@@ -74,7 +74,7 @@ def _assert_same(found: tuple[Any, Any], expected: tuple[Any, Any]) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", TIERS)
-@pytest.mark.parametrize("case", (CASE, COLUMNS), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [CASE, COLUMNS], ids=lambda case: case.name)
 def test_tier_and_its_bytes(case: Case, name: str, dtype: str) -> None:
     """Training reads x and writes y, backward reads x and dy and writes dx: once each on chip."""
     tier, data = TIERS[name], make(case, dtype)
