@@ -16,7 +16,9 @@ namespace fastnorm::cuda {
 //   columns   inner = 1: the elements of a pack belong to `width` neighbouring statistics, a run
 //             each, and a warp has packs of `across` neighbours, each in `lanes` of its lanes.
 // A group is the statistics that a warp has at a time. Their elements are cut into chunks, which a
-// warp reduces at once, and chunks make parts, which are what partial results are kept of.
+// warp reduces at once, and chunks make parts, which are what partial results are kept of. Packs
+// that fill runs are cut without regard to these. Where they do not, a chunk is of whole runs, or a
+// piece of one, so that blocks can share a statistic run by run.
 struct Rows {
     std::int64_t inner = 0;     // elements of a run
     std::int64_t runs = 0;      // of a statistic
@@ -28,6 +30,8 @@ struct Rows {
     std::int64_t stat = 0;  // statistics of a batch index, and so parameters
     std::int64_t stats = 0;
     std::int64_t groups = 0;
+    std::int64_t runs_of_chunk = 0, chunks_of_run = 0;  // one of them is 1; 0: without regard
+    std::int64_t packs_of_piece = 0;
     std::int64_t run_step = 0, pack_step = 0;  // from a lane's pack to its next
     int width = 1, across = 1, lanes = warp_size;
     int outer_dims = 1;
@@ -65,14 +69,16 @@ struct Arguments {
     std::uint32_t* counters = nullptr;
 };
 
-// What of the tasks (the chunks of all groups of statistics, one group's after the other's; of
-// Reduce the parts) each block does. A group's are shared by `team` blocks, or a block has those of
-// several.
+// Who does what. On chip units of groups are shared out, each to a team of blocks that have some of
+// its chunks each. In two passes blocks have tasks, the chunks of all groups, one group's after the
+// other's (or the parts, for Reduce), wherever a group ends.
 struct Share {
-    std::int64_t tasks = 0;           // of all blocks
-    std::int64_t tasks_of_block = 0;  // at most
-    int team = 1;                     // blocks that share a group
-    bool in_global = false;           // where those meet; else they are a cluster
+    std::int64_t units = 0, groups_of_unit = 1;  // of the last one perhaps fewer
+    std::int64_t chunks_of_block = 0;            // of each group
+    int team = 1;
+    bool in_global = false;  // where a team meets; else it is a cluster
+
+    std::int64_t tasks = 0, tasks_of_block = 0;
     std::int64_t soon_from = 0;  // the tasks from here on the next kernel will find in the cache
 };
 

@@ -60,9 +60,22 @@ Rows rows_of(const View& view, DType dtype) {
         rows.lanes = warp_size / rows.across;
     }
     rows.groups = divide_up(rows.stats, rows.across * rows.width);
-    rows.chunks = divide_up(rows.runs * rows.packs,
-                            rows.lanes * (columns ? lane_elements : lane_elements / pack));
+    const std::int64_t packs_of_chunk =
+        rows.lanes * (columns ? lane_elements : lane_elements / pack);
+    if (columns || view.inner % pack == 0) {
+        rows.chunks = divide_up(rows.runs * rows.packs, packs_of_chunk);
+    } else {
+        rows.runs_of_chunk = std::max<std::int64_t>(packs_of_chunk / rows.packs, 1);
+        rows.chunks_of_run = divide_up(rows.packs, packs_of_chunk);
+        rows.packs_of_piece = divide_up(rows.packs, rows.chunks_of_run);
+        rows.chunks = divide_up(rows.runs * rows.chunks_of_run, rows.runs_of_chunk);
+    }
+    // Parts are of whole runs, too.
     rows.chunks_of_part = divide_up(rows.chunks, most_parts(rows.groups));
+    if (rows.chunks_of_part > 1 && rows.chunks_of_run > 1) {
+        rows.chunks_of_part =
+            divide_up(rows.chunks_of_part, rows.chunks_of_run) * rows.chunks_of_run;
+    }
     rows.parts = divide_up(rows.chunks, rows.chunks_of_part);
     rows.run_step = rows.lanes / rows.packs;
     rows.pack_step = rows.lanes % rows.packs;
@@ -135,7 +148,7 @@ class Call {
         columns_ = args.rows.width > 1;
         whole_ = packs_are_whole(t.view, problem.dtype, args.rows.width, operands);
         granule_ = granule_of(t.view, problem.dtype, operands);
-        bytes_of_stat_ = t.view.reduced() * size_of(problem.dtype);
+        bytes_of_run_ = t.view.inner * size_of(problem.dtype);
         const ActivationInfo& info = kActivations[static_cast<int>(problem.activation)];
         smooth_ = !info.piecewise && info.kind != ActivationKind::identity;
         if (explanation_ != nullptr) explain(problem);
@@ -151,16 +164,18 @@ class Call {
     // arrays: the tensors that are read both before the statistics are known and after; and those
     // that the map reads in all.
     void reduce_and_map(int arrays, int arrays_of_map) {
-        const Work work{arrays, arrays_of_map, whole_, granule_, bytes_of_stat_};
+        const Work work{arrays, arrays_of_map, whole_, granule_, bytes_of_run_};
         Plan plan = plan_reduction(args.rows, table_, work, on_device_.limits());
-        const KernelTable::Launcher on_chip = kernels().on_chip[smooth_];
+        const auto on_chip = [&] {
+            if (whole_) return launch("on_chip", kernels().on_chip[smooth_], plan);
+            launch("staged", table_.staged[direction_][smooth_], plan);
+        };
         switch (plan.tier) {
-            case Tier::staged: return launch("staged", table_.staged[direction_][smooth_], plan);
             case Tier::block:
-            case Tier::cluster: return launch("on_chip", on_chip, plan);
+            case Tier::cluster: return on_chip();
             case Tier::grid: {
                 const auto memory = meeting_place(plan, plan.shape.blocks / plan.share.team);
-                return launch("on_chip", on_chip, plan);
+                return on_chip();
             }
             case Tier::two_passes: break;
         }
@@ -247,7 +262,7 @@ class Call {
     std::int64_t scratch_bytes_;
     Explanation* explanation_;  // or null: then something is to be done
     bool columns_ = false, whole_ = false, smooth_ = false;
-    std::int64_t granule_ = 0, bytes_of_stat_ = 0;
+    std::int64_t granule_ = 0, bytes_of_run_ = 0;
 };
 
 }  // namespace

@@ -4,7 +4,7 @@
 #include "cuda/backward.h"
 #include "cuda/forward.h"
 #include "cuda/kernels.h"
-#include "cuda/staged.h"
+#include "cuda/on_chip.h"
 #include "cuda/table.h"
 
 namespace fastnorm::cuda {
@@ -19,8 +19,8 @@ void launch_kernel_of(const char* op, const Arguments& args, const Share& share,
 // the activation.
 template <template <class, bool, bool, int> class Pass, class T, int width, bool smooth_reduction>
 constexpr KernelTable::OfTraversal kernels_of() {
-    return {{launch_kernel_of<OnChip<Pass<T, true, false, width>>>,
-             launch_kernel_of<OnChip<Pass<T, true, true, width>>>},
+    return {{launch_kernel_of<OnChip<Pass<T, true, false, width>, Slots>>,
+             launch_kernel_of<OnChip<Pass<T, true, true, width>, Slots>>},
             {{launch_kernel_of<Reduce<Pass<T, false, false, width>>>,
               launch_kernel_of<Reduce<Pass<T, false, smooth_reduction, width>>>},
              {launch_kernel_of<Reduce<Pass<T, true, false, width>>>,
@@ -37,10 +37,10 @@ constexpr KernelTable make_table() {
     return {
         {{kernels_of<Forward, T, 1, false>(), kernels_of<Forward, T, width, false>()},
          {kernels_of<Backward, T, 1, true>(), kernels_of<Backward, T, width, true>()}},
-        {{launch_kernel_of<Staged<Forward<T, false, false>>>,
-          launch_kernel_of<Staged<Forward<T, false, true>>>},
-         {launch_kernel_of<Staged<Backward<T, false, false>>>,
-          launch_kernel_of<Staged<Backward<T, false, true>>>}},
+        {{launch_kernel_of<OnChip<Forward<T, false, false>, Images>>,
+          launch_kernel_of<OnChip<Forward<T, false, true>, Images>>},
+         {launch_kernel_of<OnChip<Backward<T, false, false>, Images>>,
+          launch_kernel_of<OnChip<Backward<T, false, true>, Images>>}},
         sizeof(Coefficients<accumulator_t<T>>),
         {FromShared<T, 1>::array_stride, FromShared<T, width>::array_stride},
     };

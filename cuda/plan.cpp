@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
 
 namespace fastnorm::cuda {
 
@@ -28,30 +29,33 @@ int threads_for(std::int64_t tasks, int most_warps) {
     return static_cast<int>(divide_up(tasks, rounds)) * warp_size;
 }
 
+// What is kept in shared memory: slots, or images of rows that are no whole packs.
 struct Costs {
     const Rows& rows;
     const KernelTable& table;
-    int arrays;
+    const Work& work;
 
-    std::int64_t bytes_of_task() const {
-        return std::int64_t{rows.across} * rows.width * std::int64_t{sizeof(Partial)} +
-               arrays * table.slot_bytes[rows.width > 1];
+    // The fewest groups that a unit may have, and what its chunks are shared out by: whole parts,
+    // and whole runs.
+    std::int64_t least_groups() const { return work.whole ? 1 : work.granule; }
+    std::int64_t least_chunks() const {
+        return work.whole ? rows.chunks_of_part : std::lcm(rows.chunks_of_part, rows.chunks_of_run);
     }
-    std::int64_t bytes_of_groups(std::int64_t groups) const {
-        return round_up(groups * rows.across * rows.width * table.bytes_of_stat, 16);
+    std::int64_t chunks_in_team(std::int64_t team) const {
+        return team == 1 ? rows.chunks : round_up(divide_up(rows.chunks, team), least_chunks());
     }
-    std::int64_t bytes(std::int64_t groups, std::int64_t tasks) const {
-        return bytes_of_groups(groups) + tasks * bytes_of_task();
-    }
-    std::int64_t most_tasks(std::int64_t bytes_of_block) const {
-        return (bytes_of_block - bytes_of_groups(1)) / bytes_of_task();
+    // Of a block.
+    std::int64_t bytes(std::int64_t groups, std::int64_t chunks) const {
+        const std::int64_t stats = groups * rows.across * rows.width;
+        const std::int64_t partials = stats * chunks * std::int64_t{sizeof(Partial)};
+        const std::int64_t all = round_up(stats * table.bytes_of_stat, 16) + partials;
+        if (work.whole)
+            return all + work.arrays * groups * chunks * table.slot_bytes[rows.width > 1];
+        const std::int64_t runs =
+            std::min(rows.runs, divide_up(chunks * rows.runs_of_chunk, rows.chunks_of_run));
+        return all + work.arrays_of_map * groups * runs * work.bytes_of_run;
     }
 };
-
-// A block's tasks where a team has a group's: whole parts.
-std::int64_t tasks_in_team(const Rows& rows, std::int64_t team) {
-    return round_up(divide_up(rows.chunks, team), rows.chunks_of_part);
-}
 
 // Blocks that a multiprocessor has at a time, each with a warp at least.
 std::int64_t places_of(const Rows& rows, std::int64_t shared_bytes, const Limits& limits) {
@@ -65,102 +69,78 @@ int threads_on_chip(const Rows& rows, const Plan& plan, const Limits& limits) {
     const std::int64_t blocks = divide_up(plan.shape.blocks, limits.multiprocessors);
     const std::int64_t places = places_of(rows, plan.shape.shared_bytes, limits);
     const int warps = rows.width > 1 ? warps_of_columns : warps_of_rows;
-    return threads_for(plan.share.tasks_of_block,
+    return threads_for(plan.share.groups_of_unit * plan.share.chunks_of_block,
                        warps / static_cast<int>(std::min(blocks, places)));
 }
 
-// How long it takes, in tasks of the busiest multiprocessor: blocks come in waves that fill all
+// How long it takes, in chunks of the busiest multiprocessor: blocks come in waves that fill all
 // places, and what is left over at the end spreads out.
-double time_of(const Costs& costs, const Rows& rows, int team, const Limits& limits) {
-    const std::int64_t tasks = team > 1 ? tasks_in_team(rows, team) : rows.chunks;
-    const std::int64_t places = places_of(rows, costs.bytes(1, tasks), limits);
-    const std::int64_t blocks = rows.groups * team;
+double time_of(const Costs& costs, int team, const Limits& limits) {
+    const std::int64_t groups = costs.least_groups(), chunks = costs.chunks_in_team(team);
+    const std::int64_t places = places_of(costs.rows, costs.bytes(groups, chunks), limits);
+    const std::int64_t blocks = divide_up(costs.rows.groups, groups) * team;
     const std::int64_t waves = blocks / (limits.multiprocessors * places);
     const std::int64_t rest = blocks % (limits.multiprocessors * places);
-    auto time =
-        static_cast<double>(tasks * (waves * places + divide_up(rest, limits.multiprocessors)));
+    auto time = static_cast<double>(groups * chunks *
+                                    (waves * places + divide_up(rest, limits.multiprocessors)));
     if (places == 1) time *= alone;
     for (int t = team; t > 1; t /= 2) time *= of_doubling_a_team;
     return time;
 }
 
-Plan on_chip(const Costs& costs, const Rows& rows, const Limits& limits) {
-    Plan plan;
-    plan.tier = Tier::two_passes;
-    const std::int64_t most_tasks = costs.most_tasks(limits.shared_of_block);
-    if (most_tasks < 1) return plan;
+Plan on_chip(const Costs& costs, const Limits& limits) {
+    const Rows& rows = costs.rows;
+    const std::int64_t least = costs.least_groups();
+    const auto fits = [&](std::int64_t groups, std::int64_t chunks) {
+        return costs.bytes(groups, chunks) <= limits.shared_of_block;
+    };
     double best = std::numeric_limits<double>::infinity();
     int team = 0;
-    for (int candidate = 1; candidate <= limits.cluster && candidate <= rows.parts;
+    for (int candidate = 1; candidate <= limits.cluster && candidate <= rows.chunks;
          candidate *= 2) {
-        if (tasks_in_team(rows, candidate) > most_tasks) continue;
-        const double time = time_of(costs, rows, candidate, limits);
+        const std::int64_t chunks = costs.chunks_in_team(candidate);
+        if (!fits(least, chunks)) continue;
+        const double time = time_of(costs, candidate, limits);
         if (time >= best) continue;
         best = time;
         team = candidate;
     }
+    Plan plan;
     Share& share = plan.share;
-    share.tasks = rows.groups * rows.chunks;
+    share.groups_of_unit = least;
+    share.units = divide_up(rows.groups, least);
     if (team == 1) {
         plan.tier = Tier::block;
-        // Several groups to a block, as long as every multiprocessor has blocks.
-        const std::int64_t fit = limits.shared_of_block / costs.bytes(1, rows.chunks);
-        const std::int64_t enough = std::max<std::int64_t>(enough_tasks / rows.chunks, 1);
-        const std::int64_t groups = std::clamp<std::int64_t>(
-            rows.groups / (4 * limits.multiprocessors), 1, std::min(fit, enough));
-        share.tasks_of_block = groups * rows.chunks;
-        plan.shape.blocks = divide_up(share.tasks, share.tasks_of_block);
-        plan.shape.shared_bytes = costs.bytes(groups, share.tasks_of_block);
+        // Several units' groups to a block, as long as every multiprocessor has blocks.
+        std::int64_t more = std::min(share.units / (4 * limits.multiprocessors),
+                                     enough_tasks / (least * rows.chunks));
+        while (more > 1 && !fits(more * least, rows.chunks)) more /= 2;
+        if (more > 1) share.groups_of_unit = more * least;
+        share.units = divide_up(rows.groups, share.groups_of_unit);
+        share.chunks_of_block = rows.chunks;
+        plan.shape.blocks = share.units;
     } else if (team > 1) {
         plan.tier = Tier::cluster;
         share.team = plan.shape.cluster = team;
-        share.tasks_of_block = tasks_in_team(rows, team);
-        plan.shape.blocks = rows.groups * team;
-        plan.shape.shared_bytes = costs.bytes(1, share.tasks_of_block);
+        share.chunks_of_block = costs.chunks_in_team(team);
+        plan.shape.blocks = share.units * team;
     } else {
         // A multiprocessor a block; as many teams as there is room for.
-        const std::int64_t whole_parts = most_tasks / rows.chunks_of_part * rows.chunks_of_part;
-        if (whole_parts == 0) return plan;
-        const std::int64_t blocks = divide_up(rows.chunks, whole_parts);
+        std::int64_t blocks = 1;
+        while (blocks <= limits.multiprocessors && !fits(least, costs.chunks_in_team(blocks))) {
+            ++blocks;
+        }
+        plan.tier = Tier::two_passes;
         if (blocks > limits.multiprocessors) return plan;
-        const std::int64_t teams =
-            std::min<std::int64_t>(limits.multiprocessors / blocks, rows.groups);
-        share.team = static_cast<int>(limits.multiprocessors / teams);
-        share.tasks_of_block = tasks_in_team(rows, share.team);
+        const std::int64_t teams = std::min(limits.multiprocessors / blocks, share.units);
         plan.tier = Tier::grid;
         share.in_global = true;
+        share.team = static_cast<int>(limits.multiprocessors / teams);
+        share.chunks_of_block = costs.chunks_in_team(share.team);
         plan.shape.blocks = teams * share.team;
         plan.shape.resident = true;
-        plan.shape.shared_bytes = costs.bytes(1, share.tasks_of_block);
     }
-    plan.shape.threads = threads_on_chip(rows, plan, limits);
-    return plan;
-}
-
-// As few statistics to a block as make whole packs, but some work for its warps.
-Plan staged(const Rows& rows, const KernelTable& table, const Work& work, const Limits& limits) {
-    Plan plan;
-    plan.tier = Tier::two_passes;
-    const auto bytes = [&](std::int64_t stats) {
-        return round_up(stats * table.bytes_of_stat, 16) +
-               stats * rows.chunks * static_cast<std::int64_t>(sizeof(Partial)) +
-               work.arrays_of_map * stats * work.bytes_of_stat;
-    };
-    if (bytes(work.granule) > limits.shared_of_block) return plan;
-    const std::int64_t granules = rows.stats / work.granule;
-    std::int64_t of_block = 1;
-    // A quarter of a multiprocessor's memory, so that blocks load while others compute.
-    while (of_block * 2 * work.granule * rows.chunks <= enough_tasks &&
-           granules >= of_block * 2 * 4 * limits.multiprocessors &&
-           bytes(of_block * 2 * work.granule) <= limits.shared_of_multiprocessor / 4) {
-        of_block *= 2;
-    }
-    const std::int64_t stats = of_block * work.granule;
-    plan.tier = Tier::staged;
-    plan.share.tasks = rows.stats * rows.chunks;
-    plan.share.tasks_of_block = stats * rows.chunks;
-    plan.shape.blocks = divide_up(rows.stats, stats);
-    plan.shape.shared_bytes = bytes(stats);
+    plan.shape.shared_bytes = costs.bytes(share.groups_of_unit, share.chunks_of_block);
     plan.shape.threads = threads_on_chip(rows, plan, limits);
     return plan;
 }
@@ -169,14 +149,11 @@ Plan staged(const Rows& rows, const KernelTable& table, const Work& work, const 
 
 Plan plan_reduction(const Rows& rows, const KernelTable& table, const Work& work,
                     const Limits& limits) {
-    Plan plan;
-    plan.tier = Tier::two_passes;
-    if (work.whole) {
-        plan = on_chip({rows, table, work.arrays}, rows, limits);
-    } else if (work.granule > 0) {
-        plan = staged(rows, table, work, limits);
+    if (work.whole || (work.granule > 0 && rows.chunks_of_run > 0)) {
+        const Plan plan = on_chip({rows, table, work}, limits);
+        if (plan.tier != Tier::two_passes) return plan;
     }
-    return plan.tier == Tier::two_passes ? plan_pass(rows, rows.parts, table, limits) : plan;
+    return plan_pass(rows, rows.parts, table, limits);
 }
 
 Plan plan_pass(const Rows& rows, std::int64_t tasks_of_group, const KernelTable& table,

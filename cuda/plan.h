@@ -11,10 +11,9 @@
 namespace fastnorm::cuda {
 
 enum class Tier {
-    block,       // on chip, a group of statistics or several in a block
-    cluster,     // on chip, a group in a cluster of blocks
-    grid,        // on chip, a group in several blocks that wait for each other
-    staged,      // on chip, several statistics of short runs in a block
+    block,       // on chip, a unit of statistics in a block
+    cluster,     // on chip, a unit in a cluster of blocks
+    grid,        // on chip, a unit in several blocks that wait for each other
     two_passes,  // a reduction, and then a map
 };
 
@@ -29,9 +28,9 @@ struct Work {
     int arrays = 0;         // tensors that are read by both
     int arrays_of_map = 0;  // and those that the map reads in all
     bool whole = false;     // packs are whole: they are 16 aligned bytes each
-    // Of short runs: how many neighbouring statistics make rows that are whole packs; 0 if none do.
+    // Else: how many neighbouring statistics make rows that are whole packs; 0 if none do.
     std::int64_t granule = 0;
-    std::int64_t bytes_of_stat = 0;  // of an array
+    std::int64_t bytes_of_run = 0;
 };
 
 // Of a reduction and its map.

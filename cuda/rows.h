@@ -29,6 +29,14 @@ struct Position {
     // The first pack of a chunk in the lane-th of a statistic's lanes.
     template <int width>
     FASTNORM_DEVICE static Position of(const Rows& rows, std::int64_t chunk, int packs, int lane) {
+        if (width == 1 && rows.chunks_of_run > 1) {
+            const std::int64_t run = chunk / rows.chunks_of_run;
+            return {run, (chunk - run * rows.chunks_of_run) * rows.packs_of_piece + lane};
+        }
+        if (width == 1 && rows.chunks_of_run == 1) {
+            const std::int64_t run = lane / rows.packs;
+            return {chunk * rows.runs_of_chunk + run, lane - run * rows.packs};
+        }
         const std::int64_t first = chunk * (packs * lanes_of_stat<width>(rows)) + lane;
         if (width > 1) return {first, 0};
         const std::int64_t run = first / rows.packs;
@@ -65,14 +73,25 @@ FASTNORM_DEVICE std::int64_t offset_of(const Rows& rows, const Operand& operand,
     return offset + run * operand.outer_stride[0];
 }
 
-// How many of a statistic's elements lie before a pack.
+// The runs before a chunk, where it is of whole ones or of a piece.
+FASTNORM_DEVICE std::int64_t runs_before(const Rows& rows, std::int64_t chunk) {
+    const std::int64_t runs =
+        rows.chunks_of_run > 1 ? chunk / rows.chunks_of_run : chunk * rows.runs_of_chunk;
+    return runs < rows.runs ? runs : rows.runs;
+}
+
+// How many of a statistic's elements lie before a chunk.
 template <class T, bool whole, int width>
-FASTNORM_DEVICE std::int64_t elements_before(const Rows& rows, std::int64_t pack) {
-    std::int64_t elements = width > 1 ? pack : pack * pack_elements<T>;
-    if constexpr (!whole && width == 1) {
-        const std::int64_t run = pack / rows.packs;
-        const std::int64_t rest = (pack - run * rows.packs) * pack_elements<T>;
-        elements = run * rows.inner + (rest < rows.inner ? rest : rows.inner);
+FASTNORM_DEVICE std::int64_t elements_before(const Rows& rows, std::int64_t chunk) {
+    std::int64_t elements;
+    if (!whole && width == 1 && rows.chunks_of_run > 0) {
+        const std::int64_t runs = runs_before(rows, chunk);
+        const std::int64_t piece = chunk - runs * rows.chunks_of_run;  // behind whole runs
+        elements = runs * rows.inner;
+        if (rows.chunks_of_run > 1) elements += piece * rows.packs_of_piece * pack_elements<T>;
+    } else {
+        const std::int64_t pack = chunk * (lane_packs<T, width> * lanes_of_stat<width>(rows));
+        elements = width > 1 ? pack : pack * pack_elements<T>;
     }
     return elements < rows.elements ? elements : rows.elements;
 }
@@ -80,9 +99,8 @@ FASTNORM_DEVICE std::int64_t elements_before(const Rows& rows, std::int64_t pack
 template <class T, bool whole, int width>
 FASTNORM_DEVICE double elements_of_chunks(const Rows& rows, std::int64_t chunk,
                                           std::int64_t count = 1) {
-    const int packs = lane_packs<T, width> * lanes_of_stat<width>(rows);
-    return static_cast<double>(elements_before<T, whole, width>(rows, (chunk + count) * packs) -
-                               elements_before<T, whole, width>(rows, chunk * packs));
+    return static_cast<double>(elements_before<T, whole, width>(rows, chunk + count) -
+                               elements_before<T, whole, width>(rows, chunk));
 }
 
 // The share of one lane in a chunk. whole: every pack is whole and aligned, so that it is one
@@ -99,7 +117,11 @@ class Lane {
           chunk_(chunk),
           column_(width > 1 ? block.lane() % rows.across : 0),
           first_(Position::of<width>(rows, chunk, packs,
-                                     width > 1 ? block.lane() / rows.across : block.lane())) {}
+                                     width > 1 ? block.lane() / rows.across : block.lane())),
+          own_packs_(
+              own_packs(rows, chunk, width > 1 ? block.lane() / rows.across : block.lane())) {
+        if (width > 1 && stat() >= rows.stats) own_packs_ = 0;
+    }
 
     FASTNORM_DEVICE std::int64_t chunk() const { return chunk_; }
     FASTNORM_DEVICE std::int64_t task() const { return group_ * rows_.chunks + chunk_; }
@@ -114,7 +136,7 @@ class Lane {
         Position at = first_;
 #pragma unroll
         for (int i = 0; i < packs; ++i) {
-            f(i, at, elements(at));
+            f(i, at, elements(i, at));
             at.advance(rows_);
         }
     }
@@ -122,7 +144,7 @@ class Lane {
     // Calls f(position, elements) for the first one.
     template <class F>
     FASTNORM_DEVICE void first(F&& f) const {
-        f(first_, elements(first_));
+        f(first_, elements(0, first_));
     }
 
     // Calls load(b, i, position, elements) for packs i on which b counts from 0 to batch, then
@@ -136,12 +158,12 @@ class Lane {
             Position again = at;
 #pragma unroll
             for (int b = 0; b < batch; ++b) {
-                load(b, from + b, at, elements(at));
+                load(b, from + b, at, elements(from + b, at));
                 at.advance(rows_);
             }
 #pragma unroll
             for (int b = 0; b < batch; ++b) {
-                use(b, from + b, again, elements(again));
+                use(b, from + b, again, elements(from + b, again));
                 again.advance(rows_);
             }
         }
@@ -184,18 +206,36 @@ class Lane {
     }
 
   private:
-    FASTNORM_DEVICE int elements(const Position& at) const {
-        if (at.run >= rows_.runs) return 0;
+    FASTNORM_DEVICE int elements(int i, const Position& at) const {
+        if (i >= own_packs_) return 0;
+        if (whole) return pack_elements<T>;
         const std::int64_t rest =
             width > 1 ? rows_.stats - stat() : rows_.inner - at.pack * pack_elements<T>;
-        if (width > 1 && rest <= 0) return 0;
-        return (whole || rest > pack_elements<T>) ? pack_elements<T> : static_cast<int>(rest);
+        return rest > pack_elements<T> ? pack_elements<T> : static_cast<int>(rest);
+    }
+
+    // How many packs of a chunk the lane-th of a statistic's lanes has.
+    FASTNORM_DEVICE static int own_packs(const Rows& rows, std::int64_t chunk, int lane) {
+        const int lanes = lanes_of_stat<width>(rows), most = packs * lanes;
+        std::int64_t count = rows.runs * rows.packs - chunk * most;
+        if (!whole && width == 1 && rows.chunks_of_run > 0) {
+            const std::int64_t run = runs_before(rows, chunk);
+            count = (runs_before(rows, chunk + 1) - run) * rows.packs;
+            if (rows.chunks_of_run > 1) {
+                const std::int64_t piece = chunk - run * rows.chunks_of_run;
+                count = rows.packs - piece * rows.packs_of_piece;
+                if (count > rows.packs_of_piece) count = rows.packs_of_piece;
+            }
+        }
+        const int own = static_cast<int>(count < most ? count : most) - lane;
+        return own > 0 ? (own + lanes - 1) / lanes : 0;
     }
 
     const Rows& rows_;
     std::int64_t group_, chunk_;
     int column_;
     Position first_;
+    int own_packs_;
 };
 
 }  // namespace fastnorm::cuda

@@ -131,18 +131,18 @@ FASTNORM_DEVICE void for_partials_of_lane(const Block& block, std::int64_t parts
 // has. As that lies no further from the whole's mean than sqrt(sets) standard deviations, double
 // has digits to spare.
 struct MomentsOfSets {
-    double origin, count = 0, sum = 0, square_sum = 0;
+    double origin, sum = 0, square_sum = 0;
 
     FASTNORM_DEVICE explicit MomentsOfSets(const Partial& some)
         : origin(is_finite(some.first) ? some.first : 0.0) {}
     FASTNORM_DEVICE void add(const Partial& of, double count_of) {
         const double delta = of.first - origin;
         const double weighted = delta * count_of;
-        count += count_of;
         sum += weighted;
         square_sum += fma(weighted, delta, of.second);
     }
-    FASTNORM_DEVICE Partial together() const {
+    // Of so many values in all.
+    FASTNORM_DEVICE Partial together(double count) const {
         const Moments m = moments_about(origin, count, 1.0 / count, sum, square_sum);
         return {m.mean, m.m2};
     }
@@ -157,7 +157,7 @@ struct SumsOfSets {
         sums.first += of.first;
         sums.second += of.second;
     }
-    FASTNORM_DEVICE Partial together() const { return sums; }
+    FASTNORM_DEVICE Partial together(double) const { return sums; }
 };
 
 // A statistic's moments from those of its parts, partial(q) each of count_of(q) values.
@@ -168,10 +168,9 @@ FASTNORM_DEVICE Partial merged_moments(const Block& block, std::int64_t parts, d
     for_partials_of_lane(block, parts, partial, [&](std::int64_t part, const Partial& of) {
         of_lane.add(of, count_of(part));
     });
-    of_lane.count = count;
     of_lane.sum = sum_of_warp(block, of_lane.sum);
     of_lane.square_sum = sum_of_warp(block, of_lane.square_sum);
-    return of_lane.together();
+    return of_lane.together(count);
 }
 
 template <class PartialOf>

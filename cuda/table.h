@@ -14,13 +14,13 @@ struct KernelTable {
 
     // By whether packs are whole, where either may be, and whether the activation is smooth.
     struct OfTraversal {
-        Launcher on_chip[2];  // whole packs
+        Launcher on_chip[2];  // in slots: whole packs
         Launcher reduce[2][2];
         Launcher map[2][2];
     };
     // By direction, of rows and of columns.
     OfTraversal of[2][2];
-    // By direction and whether the activation is smooth: rows of short runs.
+    // By direction and whether the activation is smooth: rows that are no whole packs, in images.
     Launcher staged[2][2];
 
     // Shared memory: of a statistic, and OnChip's of an array's task, of rows and of columns.

@@ -6,6 +6,7 @@ of each tier says.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -148,6 +149,49 @@ def test_short_runs_are_staged(shape: tuple[int, ...], dtype: str) -> None:
     assert [launch.kernel for launch in host.launches()] == ["staged"]
     traffic = host.traffic()
     assert (traffic.loaded, traffic.stored) == (2 * size, 2 * size)
+
+
+# A unit is the statistics whose rows are whole packs together: what part of its bytes a block has
+# room for, and the machine.
+IMAGES = {"block": (1.0, 4, 1), "cluster": (0.4, 2, 4), "grid": (0.4, 9, 1)}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(150, 8, 7, 7), (6, 8, 37, 37), (7000, 16, 3)], ids=str)
+def test_short_runs_on_every_machine(shape: tuple[int, ...], dtype: str) -> None:
+    """Images of whole runs in a block, a cluster and a grid: each byte once, and the same bits."""
+    data = make(Case("images", shape), dtype)
+    size, itemsize = data.x.nbytes, data.x.itemsize
+    run = data.x[0, 0].nbytes
+    unit = size // shape[1] * (16 // math.gcd(run, 16))
+
+    def limits(of_unit: float, multiprocessors: int, cluster: int, arrays: int) -> Limits:
+        block = int(arrays * of_unit * unit * 1.2) + 4096 * (16 // itemsize)
+        return Limits(multiprocessors, block, block + 1024, cluster=cluster)
+
+    host.reset(Limits(1, 16000, 17024, cluster=1))
+    fwd = ops.batch_norm_train(data.x)
+    expected = fwd, ops.batch_norm_backward(data.dy, data.x, fwd.mean, fwd.rstd)
+    assert {launch.kernel for launch in host.launches()} == {"reduce", "map"}
+    for name, machine in IMAGES.items():
+        for order in ORDERS:
+            found = []
+            for arrays, (op, args) in enumerate(
+                (
+                    (ops.batch_norm_train, (data.x,)),
+                    (ops.batch_norm_backward, (data.dy, data.x, fwd.mean, fwd.rstd)),
+                ),
+                start=1,
+            ):
+                host.reset(limits(*machine, arrays), order)
+                found.append(op(*args))
+                (launch,) = host.launches()
+                assert launch.kernel == "staged"
+                assert (launch.cluster > 1, launch.resident) == (name == "cluster", name == "grid")
+                traffic = host.traffic()
+                assert (traffic.loaded, traffic.stored) == (arrays * size, size)
+                assert (traffic.loaded_elements, traffic.stored_elements) == (0, 0)
+            _assert_same((found[0], found[1]), expected)
 
 
 SAME = (

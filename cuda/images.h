@@ -1,0 +1,115 @@
+// A store of OnChip for statistics whose elements are not whole packs, but those of neighbouring
+// ones together are: planes of 7 x 7, say. A block copies the rows that its statistics make up to
+// shared memory, writes results in the place of what they were made from, and copies them out.
+#pragma once
+
+#include "cuda/share.h"
+
+namespace fastnorm::cuda {
+
+// Packs of a chunk in images of the runs, one for each array. A statistic's elements are taken out
+// of aligned packs one by one.
+template <class T>
+struct FromImage {
+    static constexpr bool cheap = true;
+    char* images;
+    std::int64_t bytes_of_image, bytes_of_row;
+    std::int64_t bytes_before;  // the statistic's, in a row
+    std::int64_t run0;
+
+    FASTNORM_DEVICE T* at(int array, const Position& position) const {
+        return reinterpret_cast<T*>(images + array * bytes_of_image +
+                                    (position.run - run0) * bytes_of_row + bytes_before +
+                                    position.pack * 16);
+    }
+    FASTNORM_DEVICE Pack<T> pack(const Operand&, int array, int, const Position& position,
+                                 int elements) const {
+        Pack<T> pack{};
+#pragma unroll
+        for (int e = 0; e < pack_elements<T>; ++e) {
+            if (e < elements) pack.element[e] = at(array, position)[e];
+        }
+        return pack;
+    }
+    FASTNORM_DEVICE Pack<T> more(const Operand& operand, int array, const Position& position,
+                                 int elements) const {
+        return pack(operand, array, 0, position, elements);
+    }
+    FASTNORM_DEVICE void put(const Operand&, int array, const Position& position, int elements,
+                             const Pack<T>& pack) const {
+#pragma unroll
+        for (int e = 0; e < pack_elements<T>; ++e) {
+            if (e < elements) at(array, position)[e] = pack.element[e];
+        }
+    }
+};
+
+template <class Pass>
+struct Images {
+    using T = typename Pass::T;
+    using Chunk = typename Pass::Chunk;
+    using Source = FromImage<T>;
+    static_assert(Pass::width == 1 && !Pass::whole);
+    static constexpr const char* name = "staged";
+
+    const Block& block;
+    const Pass& pass;
+    char* memory;
+    std::int64_t stat0, run0, run1;
+    std::int64_t bytes_of_stat, bytes_of_row, bytes_of_image;
+
+    FASTNORM_DEVICE Images(const Block& block, const Rows& rows, const Pass& pass, const Tile& tile,
+                           const OfBlock<Pass>& own, char* memory)
+        : block(block),
+          pass(pass),
+          memory(memory),
+          stat0(own.stat0),
+          run0(runs_before(rows, tile.chunk0)),
+          run1(runs_before(rows, tile.chunk0 + tile.chunks)),
+          bytes_of_stat(rows.inner * static_cast<std::int64_t>(sizeof(T))),
+          bytes_of_row(own.stats * bytes_of_stat),
+          bytes_of_image((run1 - run0) * bytes_of_row) {}
+
+    FASTNORM_DEVICE Source source(const Chunk& lane, std::int64_t) const {
+        return {memory, bytes_of_image, bytes_of_row, (lane.stat() - stat0) * bytes_of_stat, run0};
+    }
+    FASTNORM_DEVICE void load(const Rows& rows, const Tile&) const {
+        for (int k = 0; k < pass.arrays_of_map(); ++k) {
+            each_pack(rows, k, pass.array(k),
+                      [&](char* to, const char* from) { block.copy(to, from); });
+        }
+    }
+    FASTNORM_DEVICE void store(const Rows& rows, const Tile&) const {
+        block.sync();
+        for (int k = 0; k < 2; ++k) {
+            const Operand& result = pass.result(k);
+            if (!result) continue;
+            each_pack(rows, k, result, [&](const char* from, char* to) {
+                block.store(to, *reinterpret_cast<const Pack<T>*>(from));
+            });
+        }
+    }
+
+  private:
+    // Calls f(where a pack lies in the image, and where in global memory).
+    template <class F>
+    FASTNORM_DEVICE void each_pack(const Rows& rows, int array, const Operand& operand,
+                                   F&& f) const {
+        const auto packs = static_cast<int>(bytes_of_row / 16);
+        const int run_step = block.threads() / packs, pack_step = block.threads() % packs;
+        std::int64_t run = run0 + block.thread() / packs;
+        int pack = block.thread() % packs;
+        while (run < run1) {
+            f(memory + array * bytes_of_image + (run - run0) * bytes_of_row + pack * 16,
+              operand.data + offset_of<false>(rows, operand, stat0, run) + pack * 16);
+            run += run_step;
+            pack += pack_step;
+            if (pack >= packs) {
+                pack -= packs;
+                ++run;
+            }
+        }
+    }
+};
+
+}  // namespace fastnorm::cuda

@@ -1,0 +1,147 @@
+// The kernel that moves each tensor once: reduce, finish and map, with all that is read twice kept
+// in shared memory, in a store (slots.h, images.h). The chunks of a unit of statistics lie in one
+// block, in a cluster, or in several blocks that wait for each other.
+#pragma once
+
+#include "cuda/images.h"
+#include "cuda/slots.h"
+
+namespace fastnorm::cuda {
+
+template <class Pass, template <class> class StoreOf>
+struct OnChip {
+    using T = typename Pass::T;
+    using A = typename Pass::A;
+    using Chunk = typename Pass::Chunk;
+    using Store = StoreOf<Pass>;
+    static constexpr int width = Pass::width;
+    static constexpr const char* name = Store::name;
+    static constexpr int most_threads = width > 1 ? 256 : 384;  // so that registers suffice
+    static constexpr int least_blocks = 1;                      // of a multiprocessor
+
+    Arguments args;
+    Share share;
+
+    FASTNORM_DEVICE void operator()(const Block& block) const {
+        const Pass pass(block, args);
+        const int rank = static_cast<int>(block.index() % share.team);
+        std::uint32_t meetings = 0;
+        for (std::int64_t unit = block.index() / share.team; unit < share.units;
+             unit += block.blocks() / share.team) {
+            one_unit(block, pass, Tile(args.rows, share, unit, rank), rank, ++meetings);
+        }
+    }
+
+  private:
+    FASTNORM_DEVICE void one_unit(const Block& block, const Pass& pass, const Tile& tile, int rank,
+                                  std::uint32_t meetings) const {
+        const Rows& rows = args.rows;
+        const bool cluster = share.team > 1 && !share.in_global;
+        const OfBlock<Pass> own(block, rows, tile);
+        auto* const partials = reinterpret_cast<Partial*>(own.rest(block));
+        // Where a unit's team finds them all, each has as much room for them.
+        char* const memory = reinterpret_cast<char*>(partials + share.chunks_of_block * own.stats);
+        const Store store(block, rows, pass, tile, own, memory);
+        // The place of a partial result, by the chunk's number in its block.
+        const auto place = [&](std::int64_t group, std::int64_t chunk, std::int64_t s) {
+            return partials +
+                   ((group - tile.group0) * share.chunks_of_block + chunk) * own.stats_of_group + s;
+        };
+
+        store.load(rows, tile);
+        own.each(block, rows, [&](auto& of, std::int64_t stat) { pass.prepare(of, stat); });
+        block.wait_for_copies();
+        block.sync();
+
+        tile.each(block, [&](std::int64_t group, std::int64_t chunk, std::int64_t task) {
+            const Chunk lane(block, rows, group, chunk);
+            const Partial partial =
+                pass.reduce(block, lane, own.of(lane), store.source(lane, task));
+            if (!owns_stat<width>(block, rows)) return;
+            *place(group, chunk - tile.chunk0, own_stat<width>(block, rows)) = partial;
+        });
+        if (rows.chunks_of_part > 1 || share.in_global) {
+            block.sync();
+            gather(block, tile, own, place);
+        }
+        meet(block, cluster, meetings);
+
+        own.each_of_warp(block, rows, [&](auto& of, std::int64_t stat, std::int64_t s) {
+            const std::int64_t group = s / own.stats_of_group;
+            const std::int64_t s_of_group = s - group * own.stats_of_group;
+            const Partial merged = pass.merge(block, [&](std::int64_t part) -> Partial {
+                if (share.in_global) {
+                    return fresh(block, args.partials + stat * rows.parts + part);
+                }
+                const std::int64_t chunk = part * rows.chunks_of_part;
+                const std::int64_t owner = cluster ? chunk / share.chunks_of_block : 0;
+                const Partial* const at =
+                    place(tile.group0 + group, chunk - owner * share.chunks_of_block, s_of_group);
+                return cluster ? *block.of_peer(at, static_cast<int>(owner)) : *at;
+            });
+            const Partial finished = pass.finish(merged, stat, block.lane() == 0 && rank == 0);
+            if (block.lane() == 0) pass.set(of, stat, finished);
+        });
+        if (cluster) block.arrive_at_cluster();  // nothing of the others is needed from here on
+        block.sync();
+
+        tile.each(block, [&](std::int64_t group, std::int64_t chunk, std::int64_t task) {
+            const Chunk lane(block, rows, group, chunk);
+            pass.map(block, lane, own.of(lane), store.source(lane, task));
+        });
+        store.store(rows, tile);
+        if (cluster) block.wait_for_cluster();
+        block.sync();
+    }
+
+    // From the partial results of the block's chunks to those of parts, in the place of their first
+    // chunk's, and to where other blocks find them.
+    template <class Place>
+    FASTNORM_DEVICE void gather(const Block& block, const Tile& tile, const OfBlock<Pass>& own,
+                                Place&& place) const {
+        const Rows& rows = args.rows;
+        const std::int64_t parts = (tile.chunks + rows.chunks_of_part - 1) / rows.chunks_of_part;
+        for (std::int64_t i = block.thread(); i < own.stats * parts; i += block.threads()) {
+            const std::int64_t group = i / own.stats_of_group / parts;
+            const std::int64_t part = i / own.stats_of_group % parts;
+            const std::int64_t s = i % own.stats_of_group;
+            const std::int64_t stat = own.stat0 + group * own.stats_of_group + s;
+            if (stat >= rows.stats) continue;
+            const std::int64_t first = part * rows.chunks_of_part;
+            Partial* const of_part = place(tile.group0 + group, first, s);
+            if (rows.chunks_of_part > 1) {
+                typename Pass::Sets sets(*of_part);
+                for (std::int64_t q = 0; q < rows.chunks_of_part && first + q < tile.chunks; ++q) {
+                    sets.add(
+                        of_part[q * own.stats_of_group],
+                        elements_of_chunks<T, Pass::whole, width>(rows, tile.chunk0 + first + q));
+                }
+                *of_part = sets.together(elements_of_chunks<T, Pass::whole, width>(
+                    rows, tile.chunk0 + first, rows.chunks_of_part));
+            }
+            if (share.in_global) {
+                const std::int64_t part_of_stat = tile.chunk0 / rows.chunks_of_part + part;
+                publish(block, args.partials + stat * rows.parts + part_of_stat, *of_part);
+            }
+        }
+    }
+
+    // Until all partial results of the unit are there to be read.
+    FASTNORM_DEVICE void meet(const Block& block, bool cluster, std::uint32_t meetings) const {
+        if (cluster) {
+            block.arrive_at_cluster();
+            block.wait_for_cluster();
+            return;
+        }
+        block.sync();
+        if (!share.in_global) return;
+        if (block.thread() == 0) {
+            std::uint32_t* const counter = args.counters + block.index() / share.team;
+            block.add(counter, 1);
+            block.wait_until(counter, meetings * static_cast<std::uint32_t>(share.team));
+        }
+        block.sync();
+    }
+};
+
+}  // namespace fastnorm::cuda

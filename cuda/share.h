@@ -1,0 +1,80 @@
+// What the kernels have in common: what of the work a block has, and where a pass has its packs
+// from.
+#pragma once
+
+#include "cuda/arguments.h"
+#include "cuda/block.h"
+#include "cuda/rows.h"
+#include "cuda/statistics.h"
+
+namespace fastnorm::cuda {
+
+// A pass has its packs from a Source, which its results go to:
+//   pack(operand, array, i, position, elements)   pack i of what the reduction reads, by its number
+//   more(operand, array, position, elements)      of what the map reads besides
+//   put(operand, array, position, elements, pack) a result, in the place of an array if need be
+// cheap: so near that a pack can as well be read twice.
+
+// What a block has of a unit: some chunks of some groups.
+struct Tile {
+    std::int64_t group0, groups, chunk0, chunks;
+
+    FASTNORM_DEVICE Tile(const Rows& rows, const Share& share, std::int64_t unit, int rank)
+        : group0(unit * share.groups_of_unit), chunk0(rank * share.chunks_of_block) {
+        const std::int64_t groups_left = rows.groups - group0;
+        groups = groups_left < share.groups_of_unit ? groups_left : share.groups_of_unit;
+        const std::int64_t chunks_left = rows.chunks - chunk0;
+        chunks = chunks_left < share.chunks_of_block ? chunks_left : share.chunks_of_block;
+        if (chunks < 0) chunks = 0;
+    }
+
+    // Calls f(group, chunk, their number in the tile) for the warp's.
+    template <class F>
+    FASTNORM_DEVICE void each(const Block& block, F&& f) const {
+        for (std::int64_t task = block.warp(); task < groups * chunks; task += block.warps()) {
+            const std::int64_t group = task / chunks;
+            f(group0 + group, chunk0 + task - group * chunks, task);
+        }
+    }
+};
+
+// Where the coefficients of a block's statistics lie, at the start of its shared memory.
+template <class Pass>
+struct OfBlock {
+    using Own = Coefficients<typename Pass::A>;
+    Own* coefficients;
+    std::int64_t stat0, stats;  // those of the last group may be too many
+    int stats_of_group;
+
+    // Tasks: anything that has groups.
+    template <class Tasks>
+    FASTNORM_DEVICE OfBlock(const Block& block, const Rows& rows, const Tasks& tasks)
+        : coefficients(reinterpret_cast<Own*>(block.shared())),
+          stats_of_group(fastnorm::cuda::stats_of_group<Pass::width>(rows)) {
+        stat0 = tasks.group0 * stats_of_group;
+        stats = tasks.groups * stats_of_group;
+    }
+    // Behind them.
+    FASTNORM_DEVICE char* rest(const Block& block) const {
+        return block.shared() + (stats * static_cast<std::int64_t>(sizeof(Own)) + 15) / 16 * 16;
+    }
+    FASTNORM_DEVICE Own* of(const typename Pass::Chunk& lane) const {
+        return coefficients + (lane.stat() - stat0);
+    }
+    // Calls f(coefficients, statistic) for the thread's statistics.
+    template <class F>
+    FASTNORM_DEVICE void each(const Block& block, const Rows& rows, F&& f) const {
+        for (std::int64_t s = block.thread(); s < stats; s += block.threads()) {
+            if (stat0 + s < rows.stats) f(coefficients[s], stat0 + s);
+        }
+    }
+    // Calls f(coefficients, statistic, its number in the block) for the warp's statistics.
+    template <class F>
+    FASTNORM_DEVICE void each_of_warp(const Block& block, const Rows& rows, F&& f) const {
+        for (std::int64_t s = block.warp(); s < stats; s += block.warps()) {
+            if (stat0 + s < rows.stats) f(coefficients[s], stat0 + s, s);
+        }
+    }
+};
+
+}  // namespace fastnorm::cuda
