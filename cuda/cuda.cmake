@@ -58,9 +58,10 @@ file(REAL_PATH ${FASTNORM_NVCC_PATH} nvcc)
 get_filename_component(toolkit ${nvcc} DIRECTORY)
 get_filename_component(toolkit ${toolkit} DIRECTORY)
 find_library(FASTNORM_CUDART cudart_static HINTS ${toolkit} PATH_SUFFIXES lib64 lib
-             targets/x86_64-linux/lib NO_DEFAULT_PATH)
+             targets/x86_64-linux/lib)
 if(NOT FASTNORM_CUDART)
-  message(FATAL_ERROR "fastnorm: ${nvcc} has no libcudart_static.a beside it")
+  message(FATAL_ERROR "fastnorm: there is no libcudart_static.a, neither with ${nvcc} nor where "
+      "the system has libraries; set FASTNORM_CUDART")
 endif()
 message(STATUS "fastnorm: CUDA kernels for ${FASTNORM_CUDA_ARCHITECTURES} by ${nvcc}")
 

@@ -46,7 +46,8 @@ class Explanation:
         Every tensor of x's size, and the mask, read or written once: divided by the bandwidth of a
         copy, the time that no implementation undercuts where data come from memory.
     scratch_bytes : int
-        Partial results and coefficients, in memory that the calling thread keeps.
+        Partial results and coefficients, in memory that the calling thread keeps; on a device from
+        a pool in the stream's order.
     launches : tuple of str
         On a device, the kernels with their blocks, threads and shared memory. There a unit is a
         statistic, a chunk is what a warp reduces at a time, reads is 2 where two kernels read the

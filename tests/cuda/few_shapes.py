@@ -7,7 +7,7 @@ import numpy as np
 
 import fastnorm as fn
 
-# In a block, in a cluster, staged (runs and columns), element by element.
+# In a block, in a cluster, in images, columns, element by element.
 SHAPES = ((4, 8, 4, 8), (8, 4, 40, 40), (3, 8, 7, 7), (50, 64), (3, 5, 7, 9))
 # By a group of blocks, and in two passes: of one dtype and activation.
 LARGE = ((2, 2, 1024, 1024), (2, 1, 2048, 2560))
