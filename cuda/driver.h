@@ -30,9 +30,11 @@ void normalize_backward(const Execution& execution, const Problem& problem,
 std::int64_t mask_bytes(const View& view, DType dtype);
 
 // Memory that is given back in the stream's order, a copy between two tensors of one shape and
-// dtype, and one value for all of a vector.
+// dtype, one value for all of a vector, and 1 / sqrt(var + eps).
 std::shared_ptr<char> allocate(const Execution& execution, std::size_t bytes);
 void copy_elements(const Execution& execution, const TensorView& to, const TensorView& from);
 void fill(const Execution& execution, const PerStatistic& to, std::int64_t count, double value);
+void rstd_of(const Execution& execution, const PerStatistic& to, const PerStatistic& var,
+             std::int64_t count, double eps);
 
 }  // namespace fastnorm::cuda

@@ -48,4 +48,11 @@ void fill(const Execution& execution, const PerStatistic& to, std::int64_t count
     launch(execution.op, Fill{to, count, value}, shape_for(count), execution.stream);
 }
 
+void rstd_of(const Execution& execution, const PerStatistic& to, const PerStatistic& var,
+             std::int64_t count, double eps) {
+    if (count == 0) return;
+    const OnDevice on_device(execution.op, execution.device);
+    launch(execution.op, Rstd{to, var, count, eps}, shape_for(count), execution.stream);
+}
+
 }  // namespace fastnorm::cuda

@@ -1,6 +1,8 @@
 // Kernels for what is off the hot path: a copy between tensors of any strides, a value for all of a
-// vector.
+// vector, rstd from variances.
 #pragma once
+
+#include <cmath>
 
 #include "core/per_statistic.h"
 #include "core/view.h"
@@ -57,6 +59,21 @@ struct Fill {
 
     FASTNORM_DEVICE void operator()(const Block& block) const {
         for_elements(block, count, [&](std::int64_t i) { to.set(i, value); });
+    }
+};
+
+struct Rstd {
+    static constexpr const char* name = "rstd";
+    static constexpr int most_threads = 256;
+    static constexpr int least_blocks = 1;
+
+    PerStatistic to, var;
+    std::int64_t count;
+    double eps;
+
+    FASTNORM_DEVICE void operator()(const Block& block) const {
+        for_elements(block, count,
+                     [&](std::int64_t i) { to.set(i, 1.0 / ::sqrt(var.get(i) + eps)); });
     }
 };
 

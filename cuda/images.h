@@ -7,9 +7,33 @@
 
 namespace fastnorm::cuda {
 
-// Packs of a chunk in images of the runs, one for each array. A statistic's elements are taken out
-// of aligned packs one by one.
-template <class T>
+// 16 bytes of memory, wherever they begin, are in two aligned packs: those behind `skipped` bytes.
+struct alignas(16) Words {
+    std::uint32_t word[4];
+};
+FASTNORM_DEVICE Words behind(int skipped, const Words& a, const Words& b) {
+    std::uint32_t w[8];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        w[i] = a.word[i];
+        w[4 + i] = b.word[i];
+    }
+#pragma unroll
+    for (int i = 0; i < 6; ++i) w[i] = (skipped & 8) != 0 ? w[i + 2] : w[i];
+#pragma unroll
+    for (int i = 0; i < 5; ++i) w[i] = (skipped & 4) != 0 ? w[i + 1] : w[i];
+    Words result;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const std::uint64_t two = std::uint64_t{w[i + 1]} << 32 | w[i];
+        result.word[i] = static_cast<std::uint32_t>(two >> (skipped % 4 * 8));
+    }
+    return result;
+}
+
+// Packs of a chunk in images of the runs, one for each array. in_place: results are written there
+// while others read, so that no lane may look at more than its own elements.
+template <class T, bool in_place>
 struct FromImage {
     static constexpr bool cheap = true;
     char* images;
@@ -25,9 +49,24 @@ struct FromImage {
     FASTNORM_DEVICE Pack<T> pack(const Operand&, int array, int, const Position& position,
                                  int elements) const {
         Pack<T> pack{};
+        if (elements == 0) return pack;
+        const T* const first = at(array, position);
+        if constexpr (in_place) {
+#pragma unroll
+            for (int e = 0; e < pack_elements<T>; ++e) {
+                if (e < elements) pack.element[e] = first[e];
+            }
+            return pack;
+        }
+        const auto skipped = static_cast<int>((reinterpret_cast<const char*>(first) - images) % 16);
+        const auto* const aligned =
+            reinterpret_cast<const Words*>(reinterpret_cast<const char*>(first) - skipped);
+        Words next{};
+        if (skipped + elements * static_cast<int>(sizeof(T)) > 16) next = aligned[1];
+        pack = bit_copy<Pack<T>>(behind(skipped, aligned[0], next));
 #pragma unroll
         for (int e = 0; e < pack_elements<T>; ++e) {
-            if (e < elements) pack.element[e] = at(array, position)[e];
+            if (e >= elements) pack.element[e] = T{};
         }
         return pack;
     }
@@ -48,7 +87,6 @@ template <class Pass>
 struct Images {
     using T = typename Pass::T;
     using Chunk = typename Pass::Chunk;
-    using Source = FromImage<T>;
     static_assert(Pass::width == 1 && !Pass::whole);
     static constexpr const char* name = "staged";
 
@@ -70,7 +108,10 @@ struct Images {
           bytes_of_row(own.stats * bytes_of_stat),
           bytes_of_image((run1 - run0) * bytes_of_row) {}
 
-    FASTNORM_DEVICE Source source(const Chunk& lane, std::int64_t) const {
+    FASTNORM_DEVICE FromImage<T, false> source(const Chunk& lane, std::int64_t) const {
+        return {memory, bytes_of_image, bytes_of_row, (lane.stat() - stat0) * bytes_of_stat, run0};
+    }
+    FASTNORM_DEVICE FromImage<T, true> source_of_map(const Chunk& lane, std::int64_t) const {
         return {memory, bytes_of_image, bytes_of_row, (lane.stat() - stat0) * bytes_of_stat, run0};
     }
     FASTNORM_DEVICE void load(const Rows& rows, const Tile&) const {

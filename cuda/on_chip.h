@@ -87,7 +87,7 @@ struct OnChip {
 
         tile.each(block, [&](std::int64_t group, std::int64_t chunk, std::int64_t task) {
             const Chunk lane(block, rows, group, chunk);
-            pass.map(block, lane, own.of(lane), store.source(lane, task));
+            pass.map(block, lane, own.of(lane), store.source_of_map(lane, task));
         });
         store.store(rows, tile);
         if (cluster) block.wait_for_cluster();

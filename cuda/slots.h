@@ -54,6 +54,9 @@ struct Slots {
     FASTNORM_DEVICE Source source(const Chunk& lane, std::int64_t task) const {
         return {block, lane, memory + task * arrays * slot_bytes + block.lane() * 16};
     }
+    FASTNORM_DEVICE Source source_of_map(const Chunk& lane, std::int64_t task) const {
+        return source(lane, task);
+    }
     FASTNORM_DEVICE void load(const Rows& rows, const Tile& tile) const {
         tile.each(block, [&](std::int64_t group, std::int64_t chunk, std::int64_t task) {
             const Chunk lane(block, rows, group, chunk);

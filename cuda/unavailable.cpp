@@ -50,5 +50,9 @@ void copy_elements(const Execution& execution, const TensorView&, const TensorVi
 void fill(const Execution& execution, const PerStatistic&, std::int64_t, double) {
     unavailable(execution.op);
 }
+void rstd_of(const Execution& execution, const PerStatistic&, const PerStatistic&, std::int64_t,
+             double) {
+    unavailable(execution.op);
+}
 
 }  // namespace fastnorm::cuda

@@ -365,7 +365,10 @@ def test_layer() -> None:
         y2 = on_device(to_device(data.x), residual=to_device(data.residual))
         np.testing.assert_allclose(y2.numpy(), y, rtol=1e-5, atol=1e-5)
         dx = on_cpu.backward(data.dy)
+        launched = len(host.launches()) if host.available else 0
         dx2 = on_device.backward(to_device(data.dy))
+        if host.available and not mode:  # rstd is not waited for
+            assert [launch.kernel for launch in host.launches()][launched] == "rstd"
         np.testing.assert_allclose(dx2.numpy(), dx, rtol=1e-4, atol=1e-5)
         for name in ("dweight", "dbias", "dresidual"):
             np.testing.assert_allclose(

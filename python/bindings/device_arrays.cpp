@@ -296,6 +296,21 @@ DeviceArray copy_of(const DeviceArray& array) {
     return copy;
 }
 
+// 1 / sqrt(var + eps) in float64, where var is.
+DeviceArray rstd_of(const DeviceArray& var, double eps) {
+    constexpr const char* op = "cuda.rstd_of";
+    TensorView like = var.view();
+    like.dtype = DType::float64;
+    DeviceArray result(op, like, var.stream());
+    const auto vector = [](const DeviceArray& array) {
+        const TensorView& view = array.view();
+        return PerStatistic{static_cast<char*>(view.data), view.dtype, size_of(view.dtype)};
+    };
+    cuda::rstd_of({op, like.device.index, var.stream()}, vector(result), vector(var),
+                  var.bytes() / size_of(var.view().dtype), eps);
+    return result;
+}
+
 // The elements of a NumPy array of this one's shape and dtype into its memory.
 void assign(const DeviceArray& array, const py::object& values) {
     const TensorView& view = array.view();
@@ -452,6 +467,7 @@ void register_device_arrays(py::module_& module) {
              })
         .def_property_readonly("__cuda_array_interface__", &to_interface);
     module.def("cuda_asarray", &from_numpy, arg("array"), arg("device"), arg("stream"));
+    module.def("cuda_rstd_of", &rstd_of, arg("var"), arg("eps"));
     // Whether two arrays begin at the same place.
     module.def(
         "same_memory",

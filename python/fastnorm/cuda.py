@@ -57,6 +57,11 @@ def asarray(array: npt.NDArray[Any], *, device: int = 0, stream: Any = None) -> 
     return _core.cuda_asarray(array, device, stream)
 
 
+def rstd_of(var: Array, eps: float) -> Array:
+    """1 / sqrt(var + eps), in float64, on var's device and in its stream: nobody waits for it."""
+    return _core.cuda_rstd_of(var, eps)
+
+
 def device_index(op: str, device: object) -> int:
     """The number of a device that is named "cuda" or "cuda:<number>"."""
     kind, _, number = device.partition(":") if isinstance(device, str) else ("", "", "")

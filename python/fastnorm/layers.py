@@ -268,10 +268,11 @@ class BatchNorm:
         saved = self._saved
         rstd = saved.rstd_or_var
         if not saved.training:
-            with np.errstate(all="ignore"):
-                rstd = 1.0 / np.sqrt(_on_cpu(rstd).astype(np.float64) + saved.eps)
-            if isinstance(saved.rstd_or_var, cuda.Array):
-                rstd = cuda.asarray(rstd, device=saved.rstd_or_var.device)
+            if isinstance(rstd, cuda.Array):
+                rstd = cuda.rstd_of(rstd, saved.eps)
+            else:
+                with np.errstate(all="ignore"):
+                    rstd = 1.0 / np.sqrt(rstd.astype(np.float64) + saved.eps)
         grads = batch_norm_backward(
             dy,
             saved.x,
