@@ -10,6 +10,8 @@
 
 namespace fastnorm::cuda {
 
+constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
 // A view as the kernels take it. Statistics are numbered through all batch indices.
 //   rows      inner > 1: a statistic's elements are runs of `inner` contiguous ones, and a warp has
 //             packs of one statistic at a time.

@@ -3,14 +3,15 @@
 // are two of them: that of the device, and one that runs each thread of a block as a fibre on the
 // CPU, with which the tests run these very sources where there is no GPU.
 //
+// clang-format off
 //   thread() threads() lane() warp() warps()   within the block
 //   index() blocks()                           of the grid
 //   rank() team()                              of the cluster: 0 and 1 where there is none
 //   sync() sync_warp()                         barriers; every thread takes part
 //   exchange(value, mask)                      the value of lane ^ mask; the whole warp takes part
-//   any(condition)                             whether it holds in a lane; the whole warp takes
-//   part shared()                                   the block's memory, uninitialized, 16-byte
-//   aligned arrive_at_cluster() wait_for_cluster()     the two halves of a barrier of the cluster
+//   any(condition)                             whether it holds in a lane; the whole warp takes part
+//   shared()                                   the block's memory, uninitialized, 16-byte aligned
+//   arrive_at_cluster() wait_for_cluster()     the two halves of a barrier of the cluster
 //   of_peer(p, rank)                           where a cluster's block has what lies at p here
 //   load(p) store(p, pack)                     16 aligned bytes of global memory
 //   load_element(p) store_element(p, value)    one element of it
@@ -22,6 +23,7 @@
 //                                              old value. What others wrote before adding is
 //                                              visible after it
 //   wait_until(counter, n)                     until the counter is n or more
+// clang-format on
 //
 // and, from the CPU, launch(op, kernel, shape, stream), where kernel(block) is what each thread
 // does and op names the caller in errors.

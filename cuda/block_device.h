@@ -11,7 +11,6 @@
 namespace fastnorm::cuda {
 
 // --- scalars as a value type: what core/elementary.h asks of one
-// ----------------------------------
 
 FASTNORM_DEVICE float widen(float x) { return x; }
 FASTNORM_DEVICE double widen(double x) { return x; }
@@ -164,7 +163,6 @@ class Block {
 };
 
 // --- launches
-// -------------------------------------------------------------------------------------
 
 template <class Kernel>
 __global__ void __launch_bounds__(Kernel::most_threads, Kernel::least_blocks)

@@ -25,8 +25,6 @@ const KernelTable& table_of(DType dtype) {
     }
 }
 
-std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 // How many packs of a run, of all that it has, a warp takes side by side: 64 bytes make good use of
 // the memory, unless too many lanes were left without one.
 int packs_across(std::int64_t packs) {
@@ -196,7 +194,8 @@ class Call {
         const std::int64_t counter_bytes = (counters * 4 + 15) / 16 * 16;
         const auto partial = static_cast<std::int64_t>(sizeof(Partial));
         const std::int64_t partials = args.rows.stats * args.rows.parts;
-        const std::int64_t bytes = counter_bytes + partial * (partials + args.rows.stats);
+        const std::int64_t totals = plan.tier == Tier::two_passes ? args.rows.stats : 0;
+        const std::int64_t bytes = counter_bytes + partial * (partials + totals);
         if (explanation_ != nullptr) {
             explanation_->scratch_bytes = bytes;
             return nullptr;

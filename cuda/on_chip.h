@@ -39,7 +39,7 @@ struct OnChip {
         const bool cluster = share.team > 1 && !share.in_global;
         const OfBlock<Pass> own(block, rows, tile);
         auto* const partials = reinterpret_cast<Partial*>(own.rest(block));
-        // Where a unit's team finds them all, each has as much room for them.
+        // A team's blocks reserve the same room: each finds the others' at the place of its own.
         char* const memory = reinterpret_cast<char*>(partials + share.chunks_of_block * own.stats);
         const Store store(block, rows, pass, tile, own, memory);
         // The place of a partial result, by the chunk's number in its block.

@@ -19,8 +19,9 @@ constexpr std::int64_t waves_of_pass = 8;        // blocks for each place on the
 constexpr double alone = 1.25;                   // a block that has a multiprocessor to itself:
                                                  // nothing loads while it reduces
 constexpr double of_doubling_a_team = 1.02;      // what it costs to meet
+constexpr double bytes_of_a_grid = 128 << 10;    // what a multiprocessor could move while counters
+                                                 // are cleared and a grid of blocks meets
 
-std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 std::int64_t round_up(std::int64_t a, std::int64_t b) { return divide_up(a, b) * b; }
 
 int threads_for(std::int64_t tasks, int most_warps) {
@@ -35,9 +36,20 @@ struct Costs {
     const KernelTable& table;
     const Work& work;
 
-    // The fewest groups that a unit may have, and what its chunks are shared out by: whole parts,
-    // and whole runs.
-    std::int64_t least_groups() const { return work.whole ? 1 : work.granule; }
+    // Runs of neighbouring groups that make this much together use all of what memory gives.
+    static constexpr std::int64_t contiguous = 64;
+
+    // The fewest groups that a unit may have, where that fits, and what its chunks are shared out
+    // by: whole parts, and whole runs.
+    std::int64_t least_groups(const Limits& limits) const {
+        const std::int64_t least = work.whole ? 1 : work.granule;
+        if (rows.width > 1) return least;
+        const std::int64_t enough =
+            std::min(round_up(divide_up(contiguous, work.bytes_of_run), least),
+                     round_up(rows.groups, least));
+        return bytes(enough, rows.chunks) <= limits.shared_of_block ? std::max(enough, least)
+                                                                    : least;
+    }
     std::int64_t least_chunks() const {
         return work.whole ? rows.chunks_of_part : std::lcm(rows.chunks_of_part, rows.chunks_of_run);
     }
@@ -67,16 +79,16 @@ std::int64_t places_of(const Rows& rows, std::int64_t shared_bytes, const Limits
 // The blocks on a multiprocessor share its warps.
 int threads_on_chip(const Rows& rows, const Plan& plan, const Limits& limits) {
     const std::int64_t blocks = divide_up(plan.shape.blocks, limits.multiprocessors);
-    const std::int64_t places = places_of(rows, plan.shape.shared_bytes, limits);
+    const std::int64_t places = std::min(blocks, places_of(rows, plan.shape.shared_bytes, limits));
     const int warps = rows.width > 1 ? warps_of_columns : warps_of_rows;
-    return threads_for(plan.share.groups_of_unit * plan.share.chunks_of_block,
-                       warps / static_cast<int>(std::min(blocks, places)));
+    const auto of_block = static_cast<int>((warps + places / 2) / places);  // to the nearest
+    return threads_for(plan.share.groups_of_unit * plan.share.chunks_of_block, of_block);
 }
 
 // How long it takes, in chunks of the busiest multiprocessor: blocks come in waves that fill all
 // places, and what is left over at the end spreads out.
 double time_of(const Costs& costs, int team, const Limits& limits) {
-    const std::int64_t groups = costs.least_groups(), chunks = costs.chunks_in_team(team);
+    const std::int64_t groups = costs.least_groups(limits), chunks = costs.chunks_in_team(team);
     const std::int64_t places = places_of(costs.rows, costs.bytes(groups, chunks), limits);
     const std::int64_t blocks = divide_up(costs.rows.groups, groups) * team;
     const std::int64_t waves = blocks / (limits.multiprocessors * places);
@@ -88,13 +100,35 @@ double time_of(const Costs& costs, int team, const Limits& limits) {
     return time;
 }
 
+// Blocks that wait for each other, a multiprocessor each: as many teams as there is room for.
+struct Grid {
+    std::int64_t teams = 0;  // 0: there is no room for one
+    int team = 0;
+    double time = std::numeric_limits<double>::infinity();
+
+    Grid(const Costs& costs, std::int64_t groups, const Limits& limits) {
+        std::int64_t blocks = 1;
+        while (costs.bytes(groups, costs.chunks_in_team(blocks)) > limits.shared_of_block) {
+            if (++blocks > limits.multiprocessors) return;
+        }
+        const std::int64_t units = divide_up(costs.rows.groups, groups);
+        teams = std::min(limits.multiprocessors / blocks, units);
+        team = static_cast<int>(limits.multiprocessors / teams);
+        const std::int64_t chunks = groups * costs.chunks_in_team(team) * divide_up(units, teams);
+        const auto bytes_of_chunk = costs.bytes(1, 2) - costs.bytes(1, 1);
+        time = alone * static_cast<double>(chunks) +
+               bytes_of_a_grid / static_cast<double>(bytes_of_chunk);
+    }
+};
+
 Plan on_chip(const Costs& costs, const Limits& limits) {
     const Rows& rows = costs.rows;
-    const std::int64_t least = costs.least_groups();
+    const std::int64_t least = costs.least_groups(limits);
     const auto fits = [&](std::int64_t groups, std::int64_t chunks) {
         return costs.bytes(groups, chunks) <= limits.shared_of_block;
     };
-    double best = std::numeric_limits<double>::infinity();
+    const Grid grid(costs, least, limits);
+    double best = grid.time;
     int team = 0;
     for (int candidate = 1; candidate <= limits.cluster && candidate <= rows.chunks;
          candidate *= 2) {
@@ -125,19 +159,13 @@ Plan on_chip(const Costs& costs, const Limits& limits) {
         share.chunks_of_block = costs.chunks_in_team(team);
         plan.shape.blocks = share.units * team;
     } else {
-        // A multiprocessor a block; as many teams as there is room for.
-        std::int64_t blocks = 1;
-        while (blocks <= limits.multiprocessors && !fits(least, costs.chunks_in_team(blocks))) {
-            ++blocks;
-        }
         plan.tier = Tier::two_passes;
-        if (blocks > limits.multiprocessors) return plan;
-        const std::int64_t teams = std::min(limits.multiprocessors / blocks, share.units);
+        if (grid.teams == 0) return plan;
         plan.tier = Tier::grid;
         share.in_global = true;
-        share.team = static_cast<int>(limits.multiprocessors / teams);
-        share.chunks_of_block = costs.chunks_in_team(share.team);
-        plan.shape.blocks = teams * share.team;
+        share.team = grid.team;
+        share.chunks_of_block = costs.chunks_in_team(grid.team);
+        plan.shape.blocks = grid.teams * grid.team;
         plan.shape.resident = true;
     }
     plan.shape.shared_bytes = costs.bytes(share.groups_of_unit, share.chunks_of_block);

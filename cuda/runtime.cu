@@ -106,7 +106,7 @@ bool is_capturing(Stream stream) {
     return error == cudaSuccess && status != cudaStreamCaptureStatusNone;
 }
 
-// More shared memory than the default, and clusters of more than 8 blocks, have to be allowed, once
+// More than 48 KB of shared memory, and clusters of more than 8 blocks, have to be allowed, once
 // for each kernel on each device.
 void allow(const void* function, std::int64_t shared_bytes) {
     static std::mutex mutex;
@@ -222,8 +222,8 @@ void clear(char* memory, std::size_t bytes, Stream stream) {
 
 void launch_kernel(const char* op, const char* kernel, const void* function, void** arguments,
                    const Shape& shape, Stream stream) {
-    constexpr std::int64_t default_shared_bytes = 48 << 10;
-    if (shape.shared_bytes > default_shared_bytes || shape.cluster > 8) {
+    constexpr std::int64_t worth_a_carveout = 4 << 10;  // more than what passes over the L1 use
+    if (shape.shared_bytes > worth_a_carveout || shape.cluster > 8) {
         allow(function, shape.shared_bytes);
     }
     cudaLaunchAttribute attributes[2] = {};

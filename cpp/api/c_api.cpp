@@ -104,7 +104,8 @@ void expect_pointer(const char* function, const char* argument, const void* poin
                                 " is null, expected a pointer");
 }
 
-// Runs f(options) with what the options of all ops have in common; or asks for its scratch.
+// Runs f() with options that have what the options of all ops have in common; or asks for its
+// scratch.
 template <class Options, class F>
 void with_common(Options& to, const fastnorm_batch_norm_options& from, F&& f) {
     fastnorm::Explanation explanation;
@@ -114,8 +115,10 @@ void with_common(Options& to, const fastnorm_batch_norm_options& from, F&& f) {
     to.stream = static_cast<CUstream_st*>(from.stream);
     to.scratch = view(from.scratch);
     if (from.scratch_bytes != nullptr) to.explanation = &explanation;
-    f(to);
-    if (from.scratch_bytes != nullptr) *from.scratch_bytes = explanation.scratch_bytes;
+    f();
+    if (from.scratch_bytes == nullptr) return;
+    // On the CPU each thread keeps its own.
+    *from.scratch_bytes = explanation.launches.empty() ? 0 : explanation.scratch_bytes;
 }
 
 fastnorm_batch_norm_options or_defaults(const fastnorm_batch_norm_options* options) {
@@ -179,9 +182,9 @@ fastnorm_status fastnorm_batch_norm(const fastnorm_tensor* x, const fastnorm_ten
         const fastnorm_batch_norm_options o = or_defaults(options);
         fastnorm::BatchNormOptions given;
         given.eps = o.eps;
-        with_common(given, o, [&](const auto& all) {
+        with_common(given, o, [&] {
             fastnorm::batch_norm(view(x), view(mean), view(var), view(weight), view(bias),
-                                 view(out), all);
+                                 view(out), given);
         });
     });
 }
@@ -198,9 +201,9 @@ fastnorm_status fastnorm_batch_norm_train(const fastnorm_tensor* x, const fastno
         t.running_var = view(o.running_var);
         t.momentum = o.momentum;
         t.unbiased = o.unbiased != 0;
-        with_common(t, o, [&](const auto& all) {
+        with_common(t, o, [&] {
             fastnorm::batch_norm_train(view(x), view(weight), view(bias), view(out), view(mean),
-                                       view(rstd), view(o.mask), all);
+                                       view(rstd), view(o.mask), t);
         });
     });
 }
@@ -215,10 +218,10 @@ fastnorm_status fastnorm_batch_norm_backward(
         fastnorm::BatchNormBackwardOptions b;
         b.training = o.training != 0;
         b.mask = view(o.mask);
-        with_common(b, o, [&](const auto& all) {
+        with_common(b, o, [&] {
             fastnorm::batch_norm_backward(
                 view(dy), view(x), view(mean), view(rstd), view(weight), view(bias),
-                {view(dx), view(dweight), view(dbias), view(dresidual)}, all);
+                {view(dx), view(dweight), view(dbias), view(dresidual)}, b);
         });
     });
 }

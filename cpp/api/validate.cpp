@@ -220,7 +220,10 @@ void Validation::scratch(const TensorView& scratch) const {
         throw dtype_error(std::string(op_) + ": scratch has " + dtype_text(scratch.dtype) +
                           ", expected uint8");
     }
-    shape("scratch", scratch, scratch.shape, 1);
+    if (scratch.ndim != 1 || scratch.shape[0] < 0) {
+        fail("scratch has shape " + text(scratch.shape, std::clamp(scratch.ndim, 0, max_dims)) +
+             ", expected one dimension");
+    }
     if (scratch.strides[0] != 1) fail("scratch has strides, expected a contiguous array");
     memory("scratch", scratch);
     device("scratch", scratch);

@@ -165,7 +165,6 @@ Imported import_interface(const char* op, const char* argument, py::handle objec
 }
 
 // --- fastnorm.cuda.Array
-// --------------------------------------------------------------------------
 
 const char* typestr_of(DType dtype) {
     switch (dtype) {
@@ -296,17 +295,22 @@ DeviceArray copy_of(const DeviceArray& array) {
     return copy;
 }
 
-// 1 / sqrt(var + eps) in float64, where var is.
-DeviceArray rstd_of(const DeviceArray& var, double eps) {
+// 1 / sqrt(var + eps) in float64, where var is, for work in a stream.
+DeviceArray rstd_of(const DeviceArray& var, double eps, const py::object& stream) {
     constexpr const char* op = "cuda.rstd_of";
+    const cuda::Stream on = stream_of(op, stream);
     TensorView like = var.view();
     like.dtype = DType::float64;
-    DeviceArray result(op, like, var.stream());
+    DeviceArray result(op, like, on);
+    if (on != var.stream()) {
+        const cuda::OnDevice on_device(op, like.device.index);
+        cuda::order(on, var.stream());
+    }
     const auto vector = [](const DeviceArray& array) {
         const TensorView& view = array.view();
         return PerStatistic{static_cast<char*>(view.data), view.dtype, size_of(view.dtype)};
     };
-    cuda::rstd_of({op, like.device.index, var.stream()}, vector(result), vector(var),
+    cuda::rstd_of({op, like.device.index, on}, vector(result), vector(var),
                   var.bytes() / size_of(var.view().dtype), eps);
     return result;
 }
@@ -467,7 +471,7 @@ void register_device_arrays(py::module_& module) {
              })
         .def_property_readonly("__cuda_array_interface__", &to_interface);
     module.def("cuda_asarray", &from_numpy, arg("array"), arg("device"), arg("stream"));
-    module.def("cuda_rstd_of", &rstd_of, arg("var"), arg("eps"));
+    module.def("cuda_rstd_of", &rstd_of, arg("var"), arg("eps"), arg("stream"));
     // Whether two arrays begin at the same place.
     module.def(
         "same_memory",

@@ -57,9 +57,9 @@ def asarray(array: npt.NDArray[Any], *, device: int = 0, stream: Any = None) -> 
     return _core.cuda_asarray(array, device, stream)
 
 
-def rstd_of(var: Array, eps: float) -> Array:
-    """1 / sqrt(var + eps), in float64, on var's device and in its stream: nobody waits for it."""
-    return _core.cuda_rstd_of(var, eps)
+def rstd_of(var: Array, eps: float, x: Any, stream: Any) -> Array:
+    """1 / sqrt(var + eps), in float64, for a call on x: in its stream, and nobody waits for it."""
+    return _core.cuda_rstd_of(var, eps, current_stream(x) if stream is None else stream)
 
 
 def device_index(op: str, device: object) -> int:

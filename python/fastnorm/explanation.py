@@ -49,9 +49,10 @@ class Explanation:
         Partial results and coefficients, in memory that the calling thread keeps; on a device from
         a pool in the stream's order.
     launches : tuple of str
-        On a device, the kernels with their blocks, threads and shared memory. There a unit is a
-        statistic, a chunk is what a warp reduces at a time, reads is 2 where two kernels read the
-        inputs, and nothing is said of tile, threads, shared, interleaved and stream.
+        On a device, the kernels with their blocks, threads and shared memory. There a unit is what
+        statistics a warp has at a time, a chunk is what it reduces at a time, reads is 2 where two
+        kernels read the inputs, and nothing is said of tile, threads, shared, interleaved and
+        stream.
     copied : tuple of str
         Arguments that are copied to dense memory first, or from it: a cost that dense ones, all in
         x's order of dimensions, do not have.

@@ -269,7 +269,7 @@ class BatchNorm:
         rstd = saved.rstd_or_var
         if not saved.training:
             if isinstance(rstd, cuda.Array):
-                rstd = cuda.rstd_of(rstd, saved.eps)
+                rstd = cuda.rstd_of(rstd, saved.eps, saved.x, stream)
             else:
                 with np.errstate(all="ignore"):
                     rstd = 1.0 / np.sqrt(rstd.astype(np.float64) + saved.eps)

@@ -7,8 +7,16 @@ import numpy as np
 
 import fastnorm as fn
 
-# In a block, in a cluster, in images, columns, element by element.
-SHAPES = ((4, 8, 4, 8), (8, 4, 40, 40), (3, 8, 7, 7), (50, 64), (3, 5, 7, 9))
+# Rows and columns, in a block and in a cluster; images likewise; element by element.
+SHAPES = (
+    (4, 8, 4, 8),
+    (8, 4, 40, 40),
+    (3, 8, 7, 7),
+    (150, 8, 37, 37),
+    (50, 64),
+    (5000, 64),
+    (3, 5, 7, 9),
+)
 # By a group of blocks, and in two passes: of one dtype and activation.
 LARGE = ((2, 2, 1024, 1024), (2, 1, 2048, 2560))
 

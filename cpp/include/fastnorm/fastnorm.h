@@ -1,8 +1,9 @@
 /* fastnorm for C99: the functions of fastnorm.hpp over plain structs.
  *
- * Every function returns a status; on anything but FASTNORM_OK nothing has been written and
- * fastnorm_last_error() says what was wrong ("batch_norm: weight has shape (3,), expected (4,)").
- * What the arguments mean, and their shapes and dtypes, is said in fastnorm.hpp.
+ * Every function returns a status; on anything but FASTNORM_OK nothing has been written (but by a
+ * device before it failed: FASTNORM_CUDA_ERROR) and fastnorm_last_error() says what was wrong
+ * ("batch_norm: weight has shape (3,), expected (4,)"). What the arguments mean, and their shapes
+ * and dtypes, is said in fastnorm.hpp.
  */
 #ifndef FASTNORM_FASTNORM_H
 #define FASTNORM_FASTNORM_H

@@ -157,9 +157,10 @@ struct Explanation {
     // For partial results and coefficients, kept by the calling thread; on a device see the
     // options.
     std::int64_t scratch_bytes = 0;
-    // On a device, what is launched: kernels, blocks, threads, shared memory. There a unit is a
-    // statistic, a chunk what a warp reduces at a time, reads is 2 where two kernels read the
-    // inputs, and of tile, threads, shared, interleaved and stream nothing is said.
+    // On a device, what is launched: kernels, blocks, threads, shared memory. There a unit is the
+    // statistics that a warp has at a time, a chunk what it reduces at a time, reads is 2 where two
+    // kernels read the inputs, and of tile, threads, shared, interleaved and stream nothing is
+    // said.
     std::vector<std::string> launches;
     std::vector<std::string> copied;  // arguments that are copied to dense memory, or from it
 };
