@@ -48,7 +48,7 @@ def test_elements_that_are_not_aligned(layout: str) -> None:
 SMALL = {
     "block": Limits(),
     "cluster": Limits(shared_of_block=14 << 10, shared_of_multiprocessor=15 << 10),
-    "group": Limits(200, 14 << 10, 15 << 10, cluster=1),
+    "grid": Limits(200, 14 << 10, 15 << 10, cluster=1),
     "two_passes": Limits(1, 4 << 10, 5 << 10, cluster=1),
 }
 

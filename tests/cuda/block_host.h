@@ -2,9 +2,8 @@
 // what the device does it
 //   - fills shared memory with NaN before a block begins, and takes a copy() to its place no sooner
 //     than at wait_for_copies();
-//   - dies where threads do not meet at the same barrier, where an access is not aligned, or a
-//   launch
-//     is beyond the limits;
+//   - dies where threads do not meet at the same barrier, where an access is not aligned, where a
+//     block looks at a peer's memory that may be gone, or where a launch is beyond the limits;
 //   - counts the bytes that are loaded and stored.
 #pragma once
 
@@ -72,10 +71,12 @@ struct BlockState {
     BlockState* peers;
     int rank, team;
     Barrier* cluster;
+    int running;  // threads that have not ended
 };
 
 struct ThreadState {
     std::uint32_t arrived_at_cluster = 0;
+    bool waits_for_cluster = false;
     std::uint32_t exchanges = 0;
     std::vector<std::pair<char*, const char*>> copies;
 };
@@ -123,14 +124,19 @@ class Block {
 
     void arrive_at_cluster(int line = __builtin_LINE()) const {
         own_.arrived_at_cluster = state_.cluster->arrive("arrive_at_cluster", line);
+        own_.waits_for_cluster = true;
     }
     void wait_for_cluster() const {
+        own_.waits_for_cluster = false;
         host::wait_until("wait_for_cluster",
                          [&] { return state_.cluster->passed(own_.arrived_at_cluster); });
     }
     template <class V>
     const V* of_peer(const V* p, int rank) const {
         if (rank < 0 || rank >= state_.team) host::die("of_peer: there is no such block");
+        if (state_.peers[rank].running < state_.threads) {
+            host::die("of_peer: threads of that block have ended, and so may its memory");
+        }
         const auto offset = reinterpret_cast<const char*>(p) - state_.shared;
         return reinterpret_cast<const V*>(state_.peers[rank].shared + offset);
     }

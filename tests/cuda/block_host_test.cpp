@@ -96,6 +96,16 @@ void test_wrong_programs() {
     expect_death("no such block", [] {
         run(shape_of(2, 32, 2), [](const Block& block) { block.of_peer(block.shared(), 2); });
     });
+    expect_death("threads of that block have ended", [] {
+        run(shape_of(2, 32, 2), [](const Block& block) {
+            block.arrive_at_cluster();
+            block.wait_for_cluster();
+            block.of_peer(block.shared(), 1 - block.rank());
+        });
+    });
+    expect_death("has arrived at a cluster's barrier", [] {
+        run(shape_of(2, 32, 2), [](const Block& block) { block.arrive_at_cluster(); });
+    });
     expect_death("more stack than a fibre has", [] {
         run(shape_of(1, 32), [](const Block& block) {
             volatile char much[70 << 10];
@@ -138,6 +148,8 @@ void test_meetings() {
             }
             expect(block.exchange(block.lane(), 3) == (block.lane() ^ 3), "an exchange");
             expect(block.any(block.thread() == 40) == (block.warp() == 1), "any");
+            block.arrive_at_cluster();
+            block.wait_for_cluster();
         });
         static std::uint32_t counter;
         counter = 0;

@@ -72,11 +72,15 @@ void run_grid(const char* op, const char* kernel, const Shape& shape, int most_t
             state.team = shape.cluster;
             state.peers = &state - state.rank;
             state.cluster = clusters.back().get();
+            state.running = shape.threads;
         }
         for (ThreadState& own : threads) own = {};
         run_fibres(op, static_cast<int>(threads.size()), control().order, [&](int i) {
-            thread(states[static_cast<std::size_t>(i / shape.threads)],
-                   threads[static_cast<std::size_t>(i)], i % shape.threads);
+            BlockState& state = states[static_cast<std::size_t>(i / shape.threads)];
+            ThreadState& own = threads[static_cast<std::size_t>(i)];
+            thread(state, own, i % shape.threads);
+            --state.running;
+            if (own.waits_for_cluster) die("a thread ends that has arrived at a cluster's barrier");
         });
     }
 }

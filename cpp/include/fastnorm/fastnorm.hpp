@@ -174,11 +174,12 @@ struct Explanation {
 // another output or of its own elements, is an error.
 // Sizes are 64-bit; tensors without elements are valid, and need no memory.
 // On a device, all tensors are on the same one, each aligned to its elements; a call puts its work
-// into a stream and returns, so that it can be captured in a CUDA graph: it does not wait, and what
-// memory it needs is the scratch of the options, or from a pool in the stream's order (as that for
-// copies of tensors which are not dense always is). Results have the same bits in every run and on
-// every device; they can differ from the CPU's in the last ones. A mask of another call, for whose
-// signature nobody waits, makes all results NaN.
+// into a stream and returns, so that it can be captured in a CUDA graph (but for a first one, which
+// prepares the device and its kernels): it does not wait, and what memory it needs is the scratch
+// of the options, or from a pool in the stream's order (as that for copies of tensors which are not
+// dense always is). Results have the same bits in every run and on every device; they can differ
+// from the CPU's in the last ones. A mask of another call, for whose signature nobody waits, makes
+// all results NaN.
 // Variances are float64: a batch of float64 x with a standard deviation below 1e-154 or beyond
 // 1e154 has one of 0 or infinity.
 // ---------------------------------------------------------------------------------------------
@@ -258,7 +259,8 @@ DType batch_norm_statistics_dtype(DType x);
 
 // The size of the mask of x: a signature of x's shape, channel_axis, the order of x's dimensions in
 // memory and the activation, by which the backward pass knows its own mask; and then a row per
-// contiguous run of x, padded to whole bytes. x needs no memory here.
+// contiguous run of x, padded to whole bytes (on a device 32 words for what a warp reduces at a
+// time: where a channel has but a few elements, more than a bit for each). x needs no memory here.
 std::int64_t batch_norm_mask_bytes(const TensorView& x, int channel_axis = 1);
 
 // ---------------------------------------------------------------------------------------------
