@@ -109,10 +109,10 @@ struct Images {
           bytes_of_image((run1 - run0) * bytes_of_row) {}
 
     FASTNORM_DEVICE FromImage<T, false> source(const Chunk& lane, std::int64_t) const {
-        return {memory, bytes_of_image, bytes_of_row, (lane.stat() - stat0) * bytes_of_stat, run0};
+        return from_image<false>(lane);
     }
     FASTNORM_DEVICE FromImage<T, true> source_of_map(const Chunk& lane, std::int64_t) const {
-        return {memory, bytes_of_image, bytes_of_row, (lane.stat() - stat0) * bytes_of_stat, run0};
+        return from_image<true>(lane);
     }
     FASTNORM_DEVICE void load(const Rows& rows, const Tile&) const {
         for (int k = 0; k < pass.arrays_of_map(); ++k) {
@@ -132,6 +132,11 @@ struct Images {
     }
 
   private:
+    template <bool in_place>
+    FASTNORM_DEVICE FromImage<T, in_place> from_image(const Chunk& lane) const {
+        return {memory, bytes_of_image, bytes_of_row, (lane.stat() - stat0) * bytes_of_stat, run0};
+    }
+
     // Calls f(where a pack lies in the image, and where in global memory).
     template <class F>
     FASTNORM_DEVICE void each_pack(const Rows& rows, int array, const Operand& operand,

@@ -33,28 +33,6 @@ struct Tasks {
     }
 };
 
-// Packs in global memory: see share.h.
-template <class T, bool whole, int width>
-struct FromGlobal {
-    static constexpr bool cheap = false;
-    const Block& block;
-    const Lane<T, whole, width>& lane;
-    Reuse reuse;
-
-    FASTNORM_DEVICE Pack<T> pack(const Operand& operand, int, int, const Position& at,
-                                 int elements) const {
-        return lane.load(block, operand, at, elements, reuse);
-    }
-    FASTNORM_DEVICE Pack<T> more(const Operand& operand, int, const Position& at,
-                                 int elements) const {
-        return lane.load(block, operand, at, elements, reuse);
-    }
-    FASTNORM_DEVICE void put(const Operand& operand, int, const Position& at, int elements,
-                             const Pack<T>& pack) const {
-        lane.store(block, operand, at, elements, pack);
-    }
-};
-
 template <class Pass>
 struct Reduce {
     using T = typename Pass::T;
@@ -144,7 +122,7 @@ struct Map {
         const Rows& rows = args.rows;
         const Pass pass(block, args);
         // Backwards: what a reduction has read last is in the cache still.
-        const Tasks tasks = Tasks(rows.chunks, share, block.blocks() - 1 - block.index());
+        const Tasks tasks(rows.chunks, share, block.blocks() - 1 - block.index());
         const OfBlock<Pass> own(block, rows, tasks);
         own.each(block, rows, [&](auto& of, std::int64_t stat) {
             if (args.totals == nullptr) {

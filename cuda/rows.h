@@ -22,25 +22,15 @@ FASTNORM_DEVICE int stats_of_group(const Rows& rows) {
     return width > 1 ? rows.across * width : 1;
 }
 
-// Where a lane's packs lie.
+// Where a pack of a statistic lies; packs are numbered run by run.
 struct Position {
     std::int64_t run, pack;
 
-    // The first pack of a chunk in the lane-th of a statistic's lanes.
     template <int width>
-    FASTNORM_DEVICE static Position of(const Rows& rows, std::int64_t chunk, int packs, int lane) {
-        if (width == 1 && rows.chunks_of_run > 1) {
-            const std::int64_t run = chunk / rows.chunks_of_run;
-            return {run, (chunk - run * rows.chunks_of_run) * rows.packs_of_piece + lane};
-        }
-        if (width == 1 && rows.chunks_of_run == 1) {
-            const std::int64_t run = lane / rows.packs;
-            return {chunk * rows.runs_of_chunk + run, lane - run * rows.packs};
-        }
-        const std::int64_t first = chunk * (packs * lanes_of_stat<width>(rows)) + lane;
-        if (width > 1) return {first, 0};
-        const std::int64_t run = first / rows.packs;
-        return {run, first - run * rows.packs};
+    FASTNORM_DEVICE static Position of(const Rows& rows, std::int64_t pack) {
+        if (width > 1) return {pack, 0};  // a run is one pack
+        const std::int64_t run = pack / rows.packs;
+        return {run, pack - run * rows.packs};
     }
     FASTNORM_DEVICE void advance(const Rows& rows) {
         run += rows.run_step;
@@ -80,20 +70,27 @@ FASTNORM_DEVICE std::int64_t runs_before(const Rows& rows, std::int64_t chunk) {
     return runs < rows.runs ? runs : rows.runs;
 }
 
-// How many of a statistic's elements lie before a chunk.
+// How many of a statistic's packs lie before a chunk, and how many of its elements.
 template <class T, bool whole, int width>
-FASTNORM_DEVICE std::int64_t elements_before(const Rows& rows, std::int64_t chunk) {
-    std::int64_t elements;
+FASTNORM_DEVICE std::int64_t packs_before(const Rows& rows, std::int64_t chunk) {
+    std::int64_t packs = chunk * (lane_packs<T, width> * lanes_of_stat<width>(rows));
     if (!whole && width == 1 && rows.chunks_of_run > 0) {
         const std::int64_t runs = runs_before(rows, chunk);
-        const std::int64_t piece = chunk - runs * rows.chunks_of_run;  // behind whole runs
-        elements = runs * rows.inner;
-        if (rows.chunks_of_run > 1) elements += piece * rows.packs_of_piece * pack_elements<T>;
-    } else {
-        const std::int64_t pack = chunk * (lane_packs<T, width> * lanes_of_stat<width>(rows));
-        elements = width > 1 ? pack : pack * pack_elements<T>;
+        packs = runs * rows.packs;
+        if (rows.chunks_of_run > 1) {
+            packs += (chunk - runs * rows.chunks_of_run) * rows.packs_of_piece;
+        }
     }
-    return elements < rows.elements ? elements : rows.elements;
+    const std::int64_t all = rows.runs * rows.packs;
+    return packs < all ? packs : all;
+}
+template <class T, bool whole, int width>
+FASTNORM_DEVICE std::int64_t elements_before(const Rows& rows, std::int64_t chunk) {
+    const std::int64_t packs = packs_before<T, whole, width>(rows, chunk);
+    if (width > 1) return packs;
+    if (whole) return packs * pack_elements<T>;
+    const auto at = Position::of<width>(rows, packs);
+    return at.run * rows.inner + at.pack * pack_elements<T>;
 }
 
 template <class T, bool whole, int width>
@@ -115,12 +112,14 @@ class Lane {
         : rows_(rows),
           group_(group),
           chunk_(chunk),
-          column_(width > 1 ? block.lane() % rows.across : 0),
-          first_(Position::of<width>(rows, chunk, packs,
-                                     width > 1 ? block.lane() / rows.across : block.lane())),
-          own_packs_(
-              own_packs(rows, chunk, width > 1 ? block.lane() / rows.across : block.lane())) {
-        if (width > 1 && stat() >= rows.stats) own_packs_ = 0;
+          column_(width > 1 ? block.lane() % rows.across : 0) {
+        const int lanes = lanes_of_stat<width>(rows);
+        const int lane = width > 1 ? block.lane() / rows.across : block.lane();
+        const std::int64_t before = packs_before<T, whole, width>(rows, chunk);
+        const std::int64_t behind = packs_before<T, whole, width>(rows, chunk + 1);
+        first_ = Position::of<width>(rows, before + lane);
+        const int own = static_cast<int>(behind - before) - lane;
+        own_packs_ = own > 0 && (width == 1 || stat() < rows.stats) ? (own + lanes - 1) / lanes : 0;
     }
 
     FASTNORM_DEVICE std::int64_t chunk() const { return chunk_; }
@@ -212,23 +211,6 @@ class Lane {
         const std::int64_t rest =
             width > 1 ? rows_.stats - stat() : rows_.inner - at.pack * pack_elements<T>;
         return rest > pack_elements<T> ? pack_elements<T> : static_cast<int>(rest);
-    }
-
-    // How many packs of a chunk the lane-th of a statistic's lanes has.
-    FASTNORM_DEVICE static int own_packs(const Rows& rows, std::int64_t chunk, int lane) {
-        const int lanes = lanes_of_stat<width>(rows), most = packs * lanes;
-        std::int64_t count = rows.runs * rows.packs - chunk * most;
-        if (!whole && width == 1 && rows.chunks_of_run > 0) {
-            const std::int64_t run = runs_before(rows, chunk);
-            count = (runs_before(rows, chunk + 1) - run) * rows.packs;
-            if (rows.chunks_of_run > 1) {
-                const std::int64_t piece = chunk - run * rows.chunks_of_run;
-                count = rows.packs - piece * rows.packs_of_piece;
-                if (count > rows.packs_of_piece) count = rows.packs_of_piece;
-            }
-        }
-        const int own = static_cast<int>(count < most ? count : most) - lane;
-        return own > 0 ? (own + lanes - 1) / lanes : 0;
     }
 
     const Rows& rows_;

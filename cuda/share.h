@@ -9,12 +9,6 @@
 
 namespace fastnorm::cuda {
 
-// A pass has its packs from a Source, which its results go to:
-//   pack(operand, array, i, position, elements)   pack i of what the reduction reads, by its number
-//   more(operand, array, position, elements)      of what the map reads besides
-//   put(operand, array, position, elements, pack) a result, in the place of an array if need be
-// cheap: so near that a pack can as well be read twice.
-
 // What a block has of a unit: some chunks of some groups.
 struct Tile {
     std::int64_t group0, groups, chunk0, chunks;
@@ -74,6 +68,34 @@ struct OfBlock {
         for (std::int64_t s = block.warp(); s < stats; s += block.warps()) {
             if (stat0 + s < rows.stats) f(coefficients[s], stat0 + s, s);
         }
+    }
+};
+
+// A pass has its packs from a Source, which its results go to:
+//   pack(operand, array, i, position, elements)   pack i of what the reduction reads, by its number
+//   more(operand, array, position, elements)      of what the map reads besides
+//   put(operand, array, position, elements, pack) a result, in the place of an array if need be
+// cheap: so near that a pack can as well be read twice.
+
+// Packs in global memory.
+template <class T, bool whole, int width>
+struct FromGlobal {
+    static constexpr bool cheap = false;
+    const Block& block;
+    const Lane<T, whole, width>& lane;
+    Reuse reuse;
+
+    FASTNORM_DEVICE Pack<T> pack(const Operand& operand, int, int, const Position& at,
+                                 int elements) const {
+        return lane.load(block, operand, at, elements, reuse);
+    }
+    FASTNORM_DEVICE Pack<T> more(const Operand& operand, int, const Position& at,
+                                 int elements) const {
+        return lane.load(block, operand, at, elements, reuse);
+    }
+    FASTNORM_DEVICE void put(const Operand& operand, int, const Position& at, int elements,
+                             const Pack<T>& pack) const {
+        lane.store(block, operand, at, elements, pack);
     }
 };
 

@@ -6,14 +6,12 @@
 
 namespace fastnorm::cuda {
 
-// What each lane has copied to shared memory for itself.
+// What each lane has copied to shared memory for itself; all else is in global memory.
 template <class T, int width>
-struct FromShared {
+struct FromShared : FromGlobal<T, true, width> {
     static constexpr bool cheap = true;
     static constexpr int pack_stride = warp_size * 16;
     static constexpr int array_stride = pack_stride * lane_packs<T, width>;
-    const Block& block;
-    const Lane<T, true, width>& lane;
     char* slots;  // of the lane: for each array, its packs
 
     FASTNORM_DEVICE char* slot(int array, int i) const {
@@ -22,14 +20,6 @@ struct FromShared {
     FASTNORM_DEVICE Pack<T> pack(const Operand&, int array, int i, const Position&,
                                  int elements) const {
         return elements == 0 ? Pack<T>{} : *reinterpret_cast<const Pack<T>*>(slot(array, i));
-    }
-    FASTNORM_DEVICE Pack<T> more(const Operand& operand, int, const Position& at,
-                                 int elements) const {
-        return lane.load(block, operand, at, elements, Reuse::none);
-    }
-    FASTNORM_DEVICE void put(const Operand& operand, int, const Position& at, int elements,
-                             const Pack<T>& pack) const {
-        lane.store(block, operand, at, elements, pack);
     }
 };
 
@@ -52,7 +42,8 @@ struct Slots {
         : block(block), pass(pass), memory(memory), arrays(pass.arrays()) {}
 
     FASTNORM_DEVICE Source source(const Chunk& lane, std::int64_t task) const {
-        return {block, lane, memory + task * arrays * slot_bytes + block.lane() * 16};
+        return {{block, lane, Reuse::none},
+                memory + task * arrays * slot_bytes + block.lane() * 16};
     }
     FASTNORM_DEVICE Source source_of_map(const Chunk& lane, std::int64_t task) const {
         return source(lane, task);
