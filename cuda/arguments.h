@@ -64,12 +64,31 @@ struct Arguments {
     bool unbiased = true;
     bool frozen = false;  // mean and rstd are constants of backward
 
-    // Of a reduction whose blocks meet in global memory: a place for each part's partial result,
-    // for each statistic's, and a counter, 0 at first, for each group of statistics (or blocks).
+    // Of a reduction whose blocks meet in global memory: a place for each part's partial result;
+    // and for a Reduce, one for each statistic's, and a counter, 0 at first, for each group of
+    // them.
     Partial* partials = nullptr;
     Partial* totals = nullptr;
     std::uint32_t* counters = nullptr;
 };
+
+// The tensors that a reduction reads, and those that the map after it reads: what is kept on chip.
+struct Arrays {
+    int of_reduction, of_map;
+};
+FASTNORM_FN Arrays arrays_of_forward(const Arguments& args) { return {1, args.residual ? 2 : 1}; }
+
+// Whether backward computes the activation's input anew, and so has to know the residual.
+FASTNORM_FN bool recomputes_z(const Arguments& args) {
+    return args.mask == nullptr && args.kind != ActivationKind::identity;
+}
+FASTNORM_FN bool needs_residual(const Arguments& args) {
+    return recomputes_z(args) && static_cast<bool>(args.residual);
+}
+FASTNORM_FN Arrays arrays_of_backward(const Arguments& args) {
+    const int arrays = needs_residual(args) ? 3 : 2;
+    return {arrays, arrays};
+}
 
 // Who does what. On chip units of groups are shared out, each to a team of blocks that have some of
 // its chunks each. In two passes blocks have tasks, the chunks of all groups, one group's after the
@@ -77,8 +96,8 @@ struct Arguments {
 struct Share {
     std::int64_t units = 0, groups_of_unit = 1;  // of the last one perhaps fewer
     std::int64_t chunks_of_block = 0;            // of each group
-    int team = 1;
-    bool in_global = false;  // where a team meets; else it is a cluster
+    int team = 1, rounds = 1;                    // units of a team
+    bool in_global = false;                      // where a team meets; else it is a cluster
 
     std::int64_t tasks = 0, tasks_of_block = 0;
     std::int64_t soon_from = 0;  // the tasks from here on the next kernel will find in the cache

@@ -37,12 +37,11 @@ struct Backward {
 
     FASTNORM_DEVICE Backward(const Block& block, const Arguments& arguments)
         : args(arguments),
-          recomputes_z(args.mask == nullptr && args.kind != ActivationKind::identity),
-          needs_residual(recomputes_z && static_cast<bool>(args.residual)),
+          recomputes_z(fastnorm::cuda::recomputes_z(args)),
+          needs_residual(fastnorm::cuda::needs_residual(args)),
           ours(mask_is_ours(block, arguments)) {}
 
-    FASTNORM_DEVICE int arrays() const { return needs_residual ? 3 : 2; }
-    FASTNORM_DEVICE int arrays_of_map() const { return arrays(); }
+    FASTNORM_DEVICE Arrays arrays() const { return arrays_of_backward(args); }
     FASTNORM_DEVICE const Operand& result(int k) const {
         return k == x_array ? args.dx : args.dresidual;
     }

@@ -6,12 +6,13 @@
 // clang-format off
 //   thread() threads() lane() warp() warps()   within the block
 //   index() blocks()                           of the grid
-//   rank() team()                              of the cluster: 0 and 1 where there is none
-//   sync() sync_warp()                         barriers; every thread takes part
+//   sync()                                     a barrier; every thread takes part
 //   exchange(value, mask)                      the value of lane ^ mask; the whole warp takes part
 //   any(condition)                             whether it holds in a lane; the whole warp takes part
 //   shared()                                   the block's memory, uninitialized, 16-byte aligned
 //   arrive_at_cluster() wait_for_cluster()     the two halves of a barrier of the cluster
+//   sync_grid()                                a barrier of all blocks, where all are resident. What
+//                                              was published before it is fresh after it
 //   of_peer(p, rank)                           where a cluster's block has what lies at p here
 //   load(p) store(p, pack)                     16 aligned bytes of global memory
 //   load_element(p) store_element(p, value)    one element of it
@@ -22,7 +23,6 @@
 //   add(counter, n)                            atomically, after what this thread has written; the
 //                                              old value. What others wrote before adding is
 //                                              visible after it
-//   wait_until(counter, n)                     until the counter is n or more
 // clang-format on
 //
 // and, from the CPU, launch(op, kernel, shape, stream), where kernel(block) is what each thread

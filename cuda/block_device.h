@@ -1,6 +1,8 @@
 // The Block of the device. See block.h.
 #pragma once
 
+#include <cooperative_groups.h>
+
 #include <cstdint>
 
 #include "cuda/block.h"
@@ -41,7 +43,7 @@ class Block {
     FASTNORM_DEVICE std::int64_t blocks() const { return gridDim.x; }
 
     FASTNORM_DEVICE void sync() const { __syncthreads(); }
-    FASTNORM_DEVICE void sync_warp() const { __syncwarp(); }
+    FASTNORM_DEVICE void sync_grid() const { cooperative_groups::this_grid().sync(); }
     template <class A>
     FASTNORM_DEVICE A exchange(A value, int mask) const {
         return __shfl_xor_sync(~0u, value, mask);
@@ -53,16 +55,6 @@ class Block {
     }
 
 #if __CUDA_ARCH__ >= 900
-    FASTNORM_DEVICE int rank() const {
-        std::uint32_t rank;
-        asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-        return static_cast<int>(rank);
-    }
-    FASTNORM_DEVICE int team() const {
-        std::uint32_t size;
-        asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
-        return static_cast<int>(size);
-    }
     FASTNORM_DEVICE void arrive_at_cluster() const {
         asm volatile("barrier.cluster.arrive.release;" ::: "memory");
     }
@@ -76,8 +68,6 @@ class Block {
         return peer;
     }
 #else
-    FASTNORM_DEVICE int rank() const { return 0; }
-    FASTNORM_DEVICE int team() const { return 1; }
     FASTNORM_DEVICE void arrive_at_cluster() const { __syncthreads(); }
     FASTNORM_DEVICE void wait_for_cluster() const {}
     template <class V>
@@ -138,15 +128,6 @@ class Block {
         const std::uint32_t old = atomicAdd(counter, n);
         __threadfence();
         return old;
-    }
-    FASTNORM_DEVICE void wait_until(const std::uint32_t* counter, std::uint32_t n) const {
-        std::uint32_t value;
-        do {
-            asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
-                         : "=r"(value)
-                         : "l"(counter)
-                         : "memory");
-        } while (value < n);
     }
 
   private:

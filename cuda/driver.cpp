@@ -1,10 +1,10 @@
 #include "cuda/driver.h"
 
 #include <algorithm>
+#include <functional>
 #include <initializer_list>
 #include <memory>
 #include <numeric>
-#include <stdexcept>
 #include <string>
 
 #include "core/activations.h"
@@ -125,7 +125,6 @@ class Call {
           table_(table_of(problem.dtype)),
           direction_(static_cast<int>(direction)),
           scratch_(problem.scratch),
-          scratch_bytes_(problem.scratch_bytes),
           explanation_(problem.explanation) {
         const Tensors& t = problem.tensors;
         args.rows = rows_of(t.view, problem.dtype);
@@ -159,10 +158,8 @@ class Call {
         launch("map", kernels().map[whole_][smooth_], plan);
     }
 
-    // arrays: the tensors that are read both before the statistics are known and after; and those
-    // that the map reads in all.
-    void reduce_and_map(int arrays, int arrays_of_map) {
-        const Work work{arrays, arrays_of_map, whole_, granule_, bytes_of_run_};
+    void reduce_and_map(const Arrays& arrays) {
+        const Work work{arrays, whole_, granule_, bytes_of_run_};
         Plan plan = plan_reduction(args.rows, table_, work, on_device_.limits());
         const auto on_chip = [&] {
             if (whole_) return launch("on_chip", kernels().on_chip[smooth_], plan);
@@ -172,15 +169,15 @@ class Call {
             case Tier::block:
             case Tier::cluster: return on_chip();
             case Tier::grid: {
-                const auto memory = meeting_place(plan, plan.shape.blocks / plan.share.team);
+                const auto memory = meeting_place(plan);
                 return on_chip();
             }
             case Tier::two_passes: break;
         }
-        const auto memory = meeting_place(plan, args.rows.groups);
+        const auto memory = meeting_place(plan);
         // The map goes backwards and finds what was read last in the cache, if that was to stay.
         const std::int64_t bytes_of_task =
-            arrays * table_.slot_bytes[columns_] * args.rows.chunks_of_part;
+            arrays.of_reduction * table_.slot_bytes[columns_] * args.rows.chunks_of_part;
         plan.share.soon_from = plan.share.tasks - on_device_.limits().cache / 2 / bytes_of_task;
         launch("reduce", kernels().reduce[whole_][smooth_], plan);
         if (explanation_ != nullptr) explanation_->reads = 2;
@@ -188,32 +185,30 @@ class Call {
     }
 
   private:
-    // A place for partial results of parts and statistics, and so many counters, which have to be
-    // 0: in the caller's scratch, or in memory that lives as long as what is returned.
-    std::unique_ptr<Memory> meeting_place(const Plan& plan, std::int64_t counters) {
-        const std::int64_t counter_bytes = (counters * 4 + 15) / 16 * 16;
+    // A place for partial results of parts, and in two passes for those of statistics and for the
+    // groups' counters, which have to be 0: in the caller's scratch, or in memory that lives as
+    // long as what is returned.
+    std::unique_ptr<Memory> meeting_place(const Plan& plan) {
+        const bool two_passes = plan.tier == Tier::two_passes;
+        const std::int64_t counter_bytes = two_passes ? divide_up(args.rows.groups, 4) * 16 : 0;
         const auto partial = static_cast<std::int64_t>(sizeof(Partial));
         const std::int64_t partials = args.rows.stats * args.rows.parts;
-        const std::int64_t totals = plan.tier == Tier::two_passes ? args.rows.stats : 0;
+        const std::int64_t totals = two_passes ? args.rows.stats : 0;
         const std::int64_t bytes = counter_bytes + partial * (partials + totals);
         if (explanation_ != nullptr) {
             explanation_->scratch_bytes = bytes;
             return nullptr;
         }
         std::unique_ptr<Memory> own;
-        char* place = scratch_;
-        if (place == nullptr) {
+        if (!scratch_) {
             own = std::make_unique<Memory>(static_cast<std::size_t>(bytes), execution_.stream);
-            place = own->data();
-        } else if (scratch_bytes_ < bytes) {
-            throw std::invalid_argument(std::string(execution_.op) + ": scratch has " +
-                                        std::to_string(scratch_bytes_) +
-                                        " bytes, expected at least " + std::to_string(bytes));
         }
+        char* const place = scratch_ ? scratch_(bytes) : own->data();
+        args.partials = reinterpret_cast<Partial*>(place + counter_bytes);
+        if (!two_passes) return own;
         clear(place, static_cast<std::size_t>(counter_bytes), execution_.stream);
         args.counters = reinterpret_cast<std::uint32_t*>(place);
-        args.partials = reinterpret_cast<Partial*>(place + counter_bytes);
-        if (plan.tier == Tier::two_passes) args.totals = args.partials + partials;
+        args.totals = args.partials + partials;
         return own;
     }
 
@@ -257,8 +252,7 @@ class Call {
     OnDevice on_device_;
     const KernelTable& table_;
     int direction_;
-    char* scratch_;
-    std::int64_t scratch_bytes_;
+    const std::function<char*(std::int64_t)>& scratch_;
     Explanation* explanation_;  // or null: then something is to be done
     bool columns_ = false, whole_ = false, smooth_ = false;
     std::int64_t granule_ = 0, bytes_of_run_ = 0;
@@ -287,7 +281,7 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
     args.running_var = running.var;
     args.momentum = running.momentum;
     args.unbiased = running.unbiased;
-    call.reduce_and_map(1, args.residual ? 2 : 1);
+    call.reduce_and_map(arrays_of_forward(args));
 }
 
 void normalize_backward(const Execution& execution, const Problem& problem,
@@ -304,9 +298,7 @@ void normalize_backward(const Execution& execution, const Problem& problem,
         call.map();
         return;
     }
-    const bool recomputes = args.mask == nullptr && args.kind != ActivationKind::identity;
-    const int arrays = recomputes && args.residual ? 3 : 2;
-    call.reduce_and_map(arrays, arrays);
+    call.reduce_and_map(arrays_of_backward(args));
 }
 
 std::int64_t mask_bytes(const View& view, DType dtype) {

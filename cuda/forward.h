@@ -29,8 +29,7 @@ struct Forward {
     FASTNORM_DEVICE Forward(const Block&, const Arguments& arguments) : args(arguments) {}
 
     // What the reduction reads, and the map once more.
-    FASTNORM_DEVICE int arrays() const { return 1; }
-    FASTNORM_DEVICE int arrays_of_map() const { return args.residual ? 2 : 1; }
+    FASTNORM_DEVICE Arrays arrays() const { return arrays_of_forward(args); }
     FASTNORM_DEVICE const Operand& array(int k) const {
         return k == x_array ? args.x : args.residual;
     }

@@ -37,14 +37,14 @@ template <class T, bool in_place>
 struct FromImage {
     static constexpr bool cheap = true;
     char* images;
-    std::int64_t bytes_of_image, bytes_of_row;
-    std::int64_t bytes_before;  // the statistic's, in a row
+    int bytes_of_image, bytes_of_row;
+    int bytes_before;  // the statistic's, in a row
     std::int64_t run0;
 
     FASTNORM_DEVICE T* at(int array, const Position& position) const {
         return reinterpret_cast<T*>(images + array * bytes_of_image +
-                                    (position.run - run0) * bytes_of_row + bytes_before +
-                                    position.pack * 16);
+                                    static_cast<int>(position.run - run0) * bytes_of_row +
+                                    bytes_before + static_cast<int>(position.pack) * 16);
     }
     FASTNORM_DEVICE Pack<T> pack(const Operand&, int array, int, const Position& position,
                                  int elements) const {
@@ -93,8 +93,8 @@ struct Images {
     const Block& block;
     const Pass& pass;
     char* memory;
-    std::int64_t stat0, run0, run1;
-    std::int64_t bytes_of_stat, bytes_of_row, bytes_of_image;
+    std::int64_t stat0, run0;
+    int runs, bytes_of_stat, bytes_of_row, bytes_of_image;  // as many as shared memory has
 
     FASTNORM_DEVICE Images(const Block& block, const Rows& rows, const Pass& pass, const Tile& tile,
                            const OfBlock<Pass>& own, char* memory)
@@ -103,10 +103,10 @@ struct Images {
           memory(memory),
           stat0(own.stat0),
           run0(runs_before(rows, tile.chunk0)),
-          run1(runs_before(rows, tile.chunk0 + tile.chunks)),
-          bytes_of_stat(rows.inner * static_cast<std::int64_t>(sizeof(T))),
-          bytes_of_row(own.stats * bytes_of_stat),
-          bytes_of_image((run1 - run0) * bytes_of_row) {}
+          runs(static_cast<int>(runs_before(rows, tile.chunk0 + tile.chunks) - run0)),
+          bytes_of_stat(static_cast<int>(rows.inner) * static_cast<int>(sizeof(T))),
+          bytes_of_row(static_cast<int>(own.stats) * bytes_of_stat),
+          bytes_of_image(runs * bytes_of_row) {}
 
     FASTNORM_DEVICE FromImage<T, false> source(const Chunk& lane, std::int64_t) const {
         return from_image<false>(lane);
@@ -115,7 +115,7 @@ struct Images {
         return from_image<true>(lane);
     }
     FASTNORM_DEVICE void load(const Rows& rows, const Tile&) const {
-        for (int k = 0; k < pass.arrays_of_map(); ++k) {
+        for (int k = 0; k < pass.arrays().of_map; ++k) {
             each_pack(rows, k, pass.array(k),
                       [&](char* to, const char* from) { block.copy(to, from); });
         }
@@ -134,20 +134,22 @@ struct Images {
   private:
     template <bool in_place>
     FASTNORM_DEVICE FromImage<T, in_place> from_image(const Chunk& lane) const {
-        return {memory, bytes_of_image, bytes_of_row, (lane.stat() - stat0) * bytes_of_stat, run0};
+        const auto before = static_cast<int>(lane.stat() - stat0) * bytes_of_stat;
+        return {memory, bytes_of_image, bytes_of_row, before, run0};
     }
 
     // Calls f(where a pack lies in the image, and where in global memory).
     template <class F>
     FASTNORM_DEVICE void each_pack(const Rows& rows, int array, const Operand& operand,
                                    F&& f) const {
-        const auto packs = static_cast<int>(bytes_of_row / 16);
+        const int packs = bytes_of_row / 16;
+        if (packs == 0) return;  // no statistics
         const int run_step = block.threads() / packs, pack_step = block.threads() % packs;
-        std::int64_t run = run0 + block.thread() / packs;
+        int run = block.thread() / packs;
         int pack = block.thread() % packs;
-        while (run < run1) {
-            f(memory + array * bytes_of_image + (run - run0) * bytes_of_row + pack * 16,
-              operand.data + offset_of<false>(rows, operand, stat0, run) + pack * 16);
+        while (run < runs) {
+            f(memory + array * bytes_of_image + run * bytes_of_row + pack * 16,
+              operand.data + offset_of<false>(rows, operand, stat0, run0 + run) + pack * 16);
             run += run_step;
             pack += pack_step;
             if (pack >= packs) {

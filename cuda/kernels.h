@@ -1,8 +1,9 @@
 // The kernels of two passes, over a pass (forward.h, backward.h), for what is too large to be kept
 // on chip (on_chip.h), and for what is not reduced:
 //   Reduce   the parts' partial results into global memory; the last block that works on a group
-//            of statistics finishes them.
-//   Map      what follows a Reduce, or given statistics.
+//            of statistics merges them.
+//   Map      what follows a Reduce, whose statistics it finishes, or given statistics. So all
+//            results are a Map's: where it cannot be launched nothing has been written.
 // All kernels give the same bits: those follow from the chunks, not from who works on them.
 #pragma once
 
@@ -22,6 +23,9 @@ struct Tasks {
           of_group(of_group),
           group0(first / of_group),
           groups((last - 1) / of_group + 1 - group0) {}
+
+    // Whether they have a group's first one.
+    FASTNORM_DEVICE bool begins(std::int64_t group) const { return first <= group * of_group; }
 
     // Calls f(group, which of its tasks) for the warp's tasks.
     template <class F>
@@ -80,8 +84,7 @@ struct Reduce {
             const Partial merged = pass.merge(block, [&](std::int64_t part) {
                 return fresh(block, args.partials + stat * rows.parts + part);
             });
-            const Partial finished = pass.finish(merged, stat, block.lane() == 0);
-            if (block.lane() == 0) args.totals[stat] = finished;
+            if (block.lane() == 0) args.totals[stat] = merged;
         });
     }
 
@@ -129,7 +132,8 @@ struct Map {
                 pass.set_given(of, stat);
             } else {
                 pass.prepare(of, stat);
-                pass.set(of, stat, args.totals[stat]);
+                const bool store = tasks.begins(stat / own.stats_of_group);
+                pass.set(of, stat, pass.finish(args.totals[stat], stat, store));
             }
         });
         block.sync();

@@ -17,8 +17,13 @@ struct Limits {
     std::int64_t shared_of_block = 0;           // bytes that a block may have
     std::int64_t shared_of_multiprocessor = 0;  // and all that share a multiprocessor
     std::int64_t shared_reserved = 0;           // of those, what the system takes for each block
-    int cluster = 1;                            // blocks of one at most; 1: there are none
     std::int64_t cache = 0;                     // bytes of the L2 cache
+
+    // Multiprocessors that clusters of 1, 2, 4, 8 and 16 blocks can be on at a time, each block on
+    // one of its own: a cluster has to find room in one part of the machine. 0: there are none of
+    // that size.
+    static constexpr int cluster_sizes = 5;
+    int in_clusters[cluster_sizes] = {1};
 };
 
 // Makes a device the current one while it lives. op is for errors.

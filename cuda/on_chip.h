@@ -25,16 +25,16 @@ struct OnChip {
     FASTNORM_DEVICE void operator()(const Block& block) const {
         const Pass pass(block, args);
         const int rank = static_cast<int>(block.index() % share.team);
-        std::uint32_t meetings = 0;
-        for (std::int64_t unit = block.index() / share.team; unit < share.units;
-             unit += block.blocks() / share.team) {
-            one_unit(block, pass, Tile(args.rows, share, unit, rank), rank, ++meetings);
+        // All teams of a grid meet at once: in the last round some have a unit of nothing.
+        for (int round = 0; round < share.rounds; ++round) {
+            const std::int64_t team = (round * block.blocks() + block.index()) / share.team;
+            one_unit(block, pass, Tile(args.rows, share, team, rank), rank);
         }
     }
 
   private:
-    FASTNORM_DEVICE void one_unit(const Block& block, const Pass& pass, const Tile& tile, int rank,
-                                  std::uint32_t meetings) const {
+    FASTNORM_DEVICE void one_unit(const Block& block, const Pass& pass, const Tile& tile,
+                                  int rank) const {
         const Rows& rows = args.rows;
         const bool cluster = share.team > 1 && !share.in_global;
         const OfBlock<Pass> own(block, rows, tile);
@@ -64,7 +64,15 @@ struct OnChip {
             block.sync();
             gather(block, tile, own, place);
         }
-        meet(block, cluster, meetings);
+        // Until all partial results of the unit are there to be read.
+        if (share.in_global) {
+            block.sync_grid();
+        } else if (cluster) {
+            block.arrive_at_cluster();
+            block.wait_for_cluster();
+        } else {
+            block.sync();
+        }
 
         own.each_of_warp(block, rows, [&](auto& of, std::int64_t stat, std::int64_t s) {
             const std::int64_t group = s / own.stats_of_group;
@@ -124,23 +132,6 @@ struct OnChip {
                 publish(block, args.partials + stat * rows.parts + part_of_stat, *of_part);
             }
         }
-    }
-
-    // Until all partial results of the unit are there to be read.
-    FASTNORM_DEVICE void meet(const Block& block, bool cluster, std::uint32_t meetings) const {
-        if (cluster) {
-            block.arrive_at_cluster();
-            block.wait_for_cluster();
-            return;
-        }
-        block.sync();
-        if (!share.in_global) return;
-        if (block.thread() == 0) {
-            std::uint32_t* const counter = args.counters + block.index() / share.team;
-            block.add(counter, 1);
-            block.wait_until(counter, meetings * static_cast<std::uint32_t>(share.team));
-        }
-        block.sync();
     }
 };
 

@@ -19,8 +19,8 @@ constexpr std::int64_t waves_of_pass = 8;        // blocks for each place on the
 constexpr double alone = 1.25;                   // a block that has a multiprocessor to itself:
                                                  // nothing loads while it reduces
 constexpr double of_doubling_a_team = 1.02;      // what it costs to meet
-constexpr double bytes_of_a_grid = 128 << 10;    // what a multiprocessor could move while counters
-                                                 // are cleared and a grid of blocks meets
+constexpr double bytes_of_a_grid = 96 << 10;     // what a multiprocessor could move while a grid of
+                                                 // blocks meets
 
 std::int64_t round_up(std::int64_t a, std::int64_t b) { return divide_up(a, b) * b; }
 
@@ -62,10 +62,11 @@ struct Costs {
         const std::int64_t partials = stats * chunks * std::int64_t{sizeof(Partial)};
         const std::int64_t all = round_up(stats * table.bytes_of_stat, 16) + partials;
         if (work.whole)
-            return all + work.arrays * groups * chunks * table.slot_bytes[rows.width > 1];
+            return all +
+                   work.arrays.of_reduction * groups * chunks * table.slot_bytes[rows.width > 1];
         const std::int64_t runs =
             std::min(rows.runs, divide_up(chunks * rows.runs_of_chunk, rows.chunks_of_run));
-        return all + work.arrays_of_map * groups * runs * work.bytes_of_run;
+        return all + work.arrays.of_map * groups * runs * work.bytes_of_run;
     }
 };
 
@@ -85,18 +86,20 @@ int threads_on_chip(const Rows& rows, const Plan& plan, const Limits& limits) {
     return threads_for(plan.share.groups_of_unit * plan.share.chunks_of_block, of_block);
 }
 
-// How long it takes, in chunks of the busiest multiprocessor: blocks come in waves that fill all
-// places, and what is left over at the end spreads out.
-double time_of(const Costs& costs, int team, const Limits& limits) {
+// How long clusters of 2^size blocks take, in chunks of the busiest multiprocessor: blocks come in
+// waves that fill all places, and what is left over at the end spreads out.
+double time_of(const Costs& costs, int size, const Limits& limits) {
+    const std::int64_t team = std::int64_t{1} << size;
+    const std::int64_t multiprocessors = limits.in_clusters[size];
     const std::int64_t groups = costs.least_groups(limits), chunks = costs.chunks_in_team(team);
     const std::int64_t places = places_of(costs.rows, costs.bytes(groups, chunks), limits);
     const std::int64_t blocks = divide_up(costs.rows.groups, groups) * team;
-    const std::int64_t waves = blocks / (limits.multiprocessors * places);
-    const std::int64_t rest = blocks % (limits.multiprocessors * places);
-    auto time = static_cast<double>(groups * chunks *
-                                    (waves * places + divide_up(rest, limits.multiprocessors)));
+    const std::int64_t waves = blocks / (multiprocessors * places);
+    const std::int64_t rest = blocks % (multiprocessors * places);
+    auto time =
+        static_cast<double>(groups * chunks * (waves * places + divide_up(rest, multiprocessors)));
     if (places == 1) time *= alone;
-    for (int t = team; t > 1; t /= 2) time *= of_doubling_a_team;
+    for (int i = 0; i < size; ++i) time *= of_doubling_a_team;
     return time;
 }
 
@@ -130,11 +133,11 @@ Plan on_chip(const Costs& costs, const Limits& limits) {
     const Grid grid(costs, least, limits);
     double best = grid.time;
     int team = 0;
-    for (int candidate = 1; candidate <= limits.cluster && candidate <= rows.chunks;
-         candidate *= 2) {
-        const std::int64_t chunks = costs.chunks_in_team(candidate);
-        if (!fits(least, chunks)) continue;
-        const double time = time_of(costs, candidate, limits);
+    for (int size = 0; size < Limits::cluster_sizes; ++size) {
+        const int candidate = 1 << size;
+        if (limits.in_clusters[size] == 0 || candidate > rows.chunks) continue;
+        if (!fits(least, costs.chunks_in_team(candidate))) continue;
+        const double time = time_of(costs, size, limits);
         if (time >= best) continue;
         best = time;
         team = candidate;
@@ -165,6 +168,7 @@ Plan on_chip(const Costs& costs, const Limits& limits) {
         share.in_global = true;
         share.team = grid.team;
         share.chunks_of_block = costs.chunks_in_team(grid.team);
+        share.rounds = static_cast<int>(divide_up(share.units, grid.teams));
         plan.shape.blocks = grid.teams * grid.team;
         plan.shape.resident = true;
     }

@@ -25,9 +25,8 @@ struct Plan {
 
 // What a reduction and its map work on.
 struct Work {
-    int arrays = 0;         // tensors that are read by both
-    int arrays_of_map = 0;  // and those that the map reads in all
-    bool whole = false;     // packs are whole: they are 16 aligned bytes each
+    Arrays arrays;
+    bool whole = false;  // packs are whole: they are 16 aligned bytes each
     // Else: how many neighbouring statistics make rows that are whole packs; 0 if none do.
     std::int64_t granule = 0;
     std::int64_t bytes_of_run = 0;

@@ -32,28 +32,28 @@ constexpr int most_devices = 64;
 // A kernel with nothing in it, to ask what a launch of its shape may have.
 __global__ void probe() {}
 
-int largest_cluster(const cudaDeviceProp& properties) {
-    if (properties.major < 9) return 1;
-    constexpr int portable = 8, most = 16;
+// How many clusters of a size can be on the current device at a time, where each block has all of a
+// multiprocessor's shared memory.
+int clusters_at_a_time(int size, const cudaDeviceProp& properties) {
+    if (properties.major < 9) return 0;
     const auto shared = static_cast<int>(properties.sharedMemPerBlockOptin);
     cudaLaunchAttribute attribute{};
     attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim = {most, 1, 1};
+    attribute.val.clusterDim = {static_cast<unsigned>(size), 1, 1};
     cudaLaunchConfig_t config{};
-    config.gridDim = most;
-    config.blockDim = 512;
+    config.gridDim = static_cast<unsigned>(size);
+    config.blockDim = 384;
     config.dynamicSmemBytes = static_cast<std::size_t>(shared);
     config.attrs = &attribute;
     config.numAttrs = 1;
     int clusters = 0;
-    const bool fits =
-        cudaFuncSetAttribute(probe, cudaFuncAttributeMaxDynamicSharedMemorySize, shared) ==
-            cudaSuccess &&
-        cudaFuncSetAttribute(probe, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) ==
-            cudaSuccess &&
-        cudaOccupancyMaxActiveClusters(&clusters, probe, &config) == cudaSuccess && clusters > 0;
+    const bool fits = cudaFuncSetAttribute(probe, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                           shared) == cudaSuccess &&
+                      cudaFuncSetAttribute(probe, cudaFuncAttributeNonPortableClusterSizeAllowed,
+                                           1) == cudaSuccess &&
+                      cudaOccupancyMaxActiveClusters(&clusters, probe, &config) == cudaSuccess;
     cudaGetLastError();
-    return fits ? most : portable;
+    return fits ? clusters : 0;
 }
 
 // What is found out once of each device.
@@ -70,8 +70,11 @@ struct DeviceState {
         limits.shared_of_multiprocessor =
             static_cast<std::int64_t>(properties.sharedMemPerMultiprocessor);
         limits.shared_reserved = static_cast<std::int64_t>(properties.reservedSharedMemPerBlock);
-        limits.cluster = largest_cluster(properties);
         limits.cache = properties.l2CacheSize;
+        limits.in_clusters[0] = limits.multiprocessors;
+        for (int i = 1; i < Limits::cluster_sizes; ++i) {
+            limits.in_clusters[i] = clusters_at_a_time(1 << i, properties) << i;
+        }
 
         cudaMemPoolProps pool_properties{};
         pool_properties.allocType = cudaMemAllocationTypePinned;
@@ -122,7 +125,7 @@ void allow(const void* function, std::int64_t shared_bytes) {
     check(cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout,
                                cudaSharedmemCarveoutMaxShared),
           "cuda: shared memory of a kernel");
-    if (limits.cluster > 8) {
+    if (limits.in_clusters[4] > 0) {
         check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
               "cuda: clusters of a kernel");
     }

@@ -17,6 +17,7 @@ struct Tile {
         : group0(unit * share.groups_of_unit), chunk0(rank * share.chunks_of_block) {
         const std::int64_t groups_left = rows.groups - group0;
         groups = groups_left < share.groups_of_unit ? groups_left : share.groups_of_unit;
+        if (groups < 0) groups = 0;
         const std::int64_t chunks_left = rows.chunks - chunk0;
         chunks = chunks_left < share.chunks_of_block ? chunks_left : share.chunks_of_block;
         if (chunks < 0) chunks = 0;

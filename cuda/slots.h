@@ -39,7 +39,7 @@ struct Slots {
 
     FASTNORM_DEVICE Slots(const Block& block, const Rows&, const Pass& pass, const Tile&,
                           const OfBlock<Pass>&, char* memory)
-        : block(block), pass(pass), memory(memory), arrays(pass.arrays()) {}
+        : block(block), pass(pass), memory(memory), arrays(pass.arrays().of_reduction) {}
 
     FASTNORM_DEVICE Source source(const Chunk& lane, std::int64_t task) const {
         return {{block, lane, Reuse::none},

@@ -294,3 +294,19 @@ def make(case: Case, dtype: str, parameter_dtype: str | None = None) -> Data:
         running_mean=rng.standard_normal(case.channels).astype(parameter),
         running_var=rng.uniform(0.5, 2.0, case.channels).astype(parameter),
     )
+
+
+# Shapes of each tier on a large GPU (132 multiprocessors), whole packs and ragged ones: how float32
+# trains, in NCHW and in NHWC.
+TIERS_OF_SHAPES = {
+    (8, 512, 4, 8): ("on_chip: block", "on_chip: block"),
+    (32, 256, 28, 28): ("on_chip: block", "on_chip: cluster"),
+    (32, 64, 56, 56): ("on_chip: cluster", "on_chip: grid"),
+    (32, 24, 112, 112): ("on_chip: cluster", "on_chip: grid"),
+    (256, 64, 112, 112): ("on_chip: grid", "reduce: two passes"),
+    (7, 5, 333, 77): ("reduce: two passes", "reduce: two passes"),
+    (64, 2048, 7, 7): ("staged: block", "on_chip: block"),
+    (256, 512, 7, 7): ("staged: cluster", "on_chip: cluster"),
+    (64, 8, 75, 75): ("staged: grid", "on_chip: grid"),
+    (64, 8, 333, 77): ("reduce: two passes", "reduce: two passes"),
+}

@@ -223,6 +223,10 @@ class Host:
         values = (ctypes.c_int64 * 6)(*(limits or Limits()))
         self._library.fastnorm_host_reset(values, ORDERS.index(order))
 
+    def refuse(self, launch: int) -> None:
+        """Let the launch of this number since the last reset fail."""
+        self._library.fastnorm_host_refuse(launch)
+
     def launches(self) -> list[Launch]:
         """All since the last reset."""
         found = (ctypes.c_int64 * 6)()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import fastnorm as fn
+from cases import TIERS_OF_SHAPES
 from on_device import host
 
 if host.available or not fn.cuda.is_available():
@@ -20,18 +21,7 @@ if not torch.cuda.is_available():
     pytest.skip("this PyTorch has no CUDA", allow_module_level=True)
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
-# One for each tier on a large GPU, whole packs and ragged ones, both layouts.
-SHAPES = (
-    (8, 512, 4, 8),
-    (32, 256, 28, 28),
-    (32, 64, 56, 56),
-    (32, 24, 112, 112),
-    (256, 64, 112, 112),
-    (7, 5, 333, 77),
-    (64, 2048, 7, 7),
-    (256, 512, 7, 7),
-    (64, 8, 333, 77),
-)
+SHAPES = tuple(TIERS_OF_SHAPES)
 
 
 def _data(shape: tuple[int, ...], dtype: str, location: float = 0.0) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import fastnorm as fn
-from cases import DTYPES, Case, make, to_dtype
+from cases import DTYPES, TIERS_OF_SHAPES, Case, make, to_dtype
 from checks import assert_same_bits, forward_options
 from on_device import ORDERS, Foreign, Limits, host, ops
 
@@ -289,6 +289,67 @@ def test_a_launch_that_fails_is_an_error_and_leaves_all_as_it_was() -> None:
     host.reset()
     ops.batch_norm(data.x, data.mean, data.var, out=out)
     assert_same_bits(out, ops.batch_norm(data.x, data.mean, data.var))
+
+
+class _Nowhere:
+    """An array that is too large to be there, for what is only explained."""
+
+    def __init__(self, number: int, shape: tuple[int, ...], channels_last: bool) -> None:
+        _, c, h, w = shape
+        strides = (4 * h * w * c, 4, 4 * w * c, 4 * c) if channels_last else None
+        self.__cuda_array_interface__ = {
+            "shape": shape,
+            "typestr": "<f4",
+            "data": (number << 40, False),
+            "strides": strides,
+            "version": 3,
+        }
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_what_a_large_gpu_takes(channels_last: bool) -> None:
+    """The shapes of test_cuda_gpu.py are of the tiers that they are there for."""
+    host.reset(Limits(multiprocessors=132))
+    found = {}
+    for shape in TIERS_OF_SHAPES:
+        x, out = (_Nowhere(i, shape, channels_last) for i in (1, 2))
+        launch, *more = fn.explain(fn.batch_norm_train, x, out=out).launches
+        tier = (
+            "two passes"
+            if more
+            else "grid"
+            if "teams of" in launch
+            else "cluster"
+            if "clusters of" in launch
+            else "block"
+        )
+        found[shape] = f"{launch.split(':')[0]}: {tier}"
+    assert found == {shape: tiers[channels_last] for shape, tiers in TIERS_OF_SHAPES.items()}
+
+
+@pytest.mark.parametrize("refused", [0, 1])
+def test_a_second_launch_that_fails_leaves_all_as_it_was(refused: int) -> None:
+    """Of two passes: what the first one finds out is not stored before the second one."""
+    data = make(CASE, "float32")
+    fwd = ops.batch_norm_train(data.x)
+    host.reset(TIERS["two_passes"].limits(False, "float32", arrays=2))
+    channels = data.x.shape[1]
+    x, dy, mean, rstd = (fn.cuda.asarray(a) for a in (data.x, data.dy, fwd.mean, fwd.rstd))
+    out, running_mean, running_var = (
+        fn.cuda.asarray(np.full(shape, 7.0, np.float32)) for shape in (x.shape, channels, channels)
+    )
+    host.refuse(refused)
+    with pytest.raises(fn.CudaError, match="batch_norm_train: launch failed: refused"):
+        fn.batch_norm_train(x, running_mean=running_mean, running_var=running_var, out=out)
+    host.refuse(len(host.launches()) + refused)
+    with pytest.raises(fn.CudaError, match="batch_norm_backward: launch failed: refused"):
+        fn.batch_norm_backward(dy, x, mean, rstd, out=out)
+    assert [launch.kernel for launch in host.launches()] == ["reduce"] * 2 * refused
+    for written in (out, running_mean, running_var):
+        assert np.all(written.numpy() == 7)
+    host.refuse(-1)
+    fn.batch_norm_train(x, running_mean=running_mean, running_var=running_var, out=out)
+    assert not np.any(out.numpy() == 7)
 
 
 def test_explained() -> None:

@@ -45,8 +45,8 @@ bool begin_explanation(Explanation* explanation) {
 
 // The options of any op.
 template <class Options>
-Problem problem_of(const TensorView& x, const Options& options, const TensorView& weight,
-                   const TensorView& bias) {
+Problem problem_of(const Validation& check, const TensorView& x, const Options& options,
+                   const TensorView& weight, const TensorView& bias) {
     const Activation& activation = options.activation;
     Problem problem;
     problem.explanation = options.explanation;
@@ -57,8 +57,10 @@ Problem problem_of(const TensorView& x, const Options& options, const TensorView
     problem.weight = per_statistic(weight);
     problem.bias = per_statistic(bias);
     if (options.scratch.given()) {
-        problem.scratch = static_cast<char*>(options.scratch.data);
-        problem.scratch_bytes = options.scratch.shape[0];
+        problem.scratch = [&](std::int64_t bytes) {
+            check.scratch_holds(options.scratch, bytes);
+            return static_cast<char*>(options.scratch.data);
+        };
     }
     return problem;
 }
@@ -104,7 +106,7 @@ void batch_norm(const TensorView& x, const TensorView& mean, const TensorView& v
 
     const auto backend = backend_of("batch_norm", x.device, options.stream);
     Staging staging(*backend, x, channel_axis, options.explanation);
-    Problem problem = problem_of(x, options, weight, bias);
+    Problem problem = problem_of(check, x, options, weight, bias);
     Tensors& tensors = problem.tensors;
     tensors.view = staging.bind({{&staging.input("x", x), &tensors.x},
                                  {&staging.input("residual", options.residual), &tensors.residual},
@@ -157,7 +159,7 @@ void batch_norm_train(const TensorView& x, const TensorView& weight, const Tenso
         return;
     }
 
-    Problem problem = problem_of(x, options, weight, bias);
+    Problem problem = problem_of(check, x, options, weight, bias);
     Tensors& tensors = problem.tensors;
     tensors.mask = bits_of(*backend, mask);
     tensors.mask_signature = signature;
@@ -222,7 +224,7 @@ void batch_norm_backward(const TensorView& dy, const TensorView& x, const Tensor
         return;
     }
 
-    Problem problem = problem_of(x, options, weight, bias);
+    Problem problem = problem_of(check, x, options, weight, bias);
     Tensors& tensors = problem.tensors;
     tensors.mask = bits_of(*backend, options.mask);
     tensors.mask_signature = signature;

@@ -232,6 +232,12 @@ void Validation::scratch(const TensorView& scratch) const {
     }
 }
 
+void Validation::scratch_holds(const TensorView& scratch, std::int64_t bytes) const {
+    if (scratch.shape[0] >= bytes) return;
+    fail("scratch has " + std::to_string(scratch.shape[0]) + " bytes, expected at least " +
+         std::to_string(bytes));
+}
+
 void Validation::mask_signature(std::uint64_t found, std::uint64_t expected) const {
     if (found == expected) return;
     fail(

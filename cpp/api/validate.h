@@ -32,6 +32,7 @@ class Validation {
     void mask_signature(std::uint64_t found, std::uint64_t expected) const;
     // Memory for a call on a device.
     void scratch(const TensorView& scratch) const;
+    void scratch_holds(const TensorView& scratch, std::int64_t bytes) const;
     void given(const char* argument, const TensorView& tensor) const;
     void eps(double eps) const;
     void momentum(double momentum) const;

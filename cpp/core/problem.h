@@ -2,6 +2,8 @@
 // statistic. Everything in it is valid.
 #pragma once
 
+#include <functional>
+
 #include "core/per_statistic.h"
 #include "core/view.h"
 
@@ -23,8 +25,8 @@ struct Problem {
     DType dtype = DType::float32;
     ActivationKind activation = ActivationKind::identity;
     PerStatistic weight, bias;
-    char* scratch = nullptr;  // on a device, for partial results; null: there is a pool
-    std::int64_t scratch_bytes = 0;
+    // On a device, memory of so many bytes for partial results; empty: there is a pool.
+    std::function<char*(std::int64_t bytes)> scratch;
     Explanation* explanation = nullptr;  // if given: it is filled, and nothing is computed
 };
 

@@ -3,7 +3,8 @@
 //   - fills shared memory with NaN before a block begins, and takes a copy() to its place no sooner
 //     than at wait_for_copies();
 //   - dies where threads do not meet at the same barrier, where an access is not aligned, where a
-//     block looks at a peer's memory that may be gone, or where a launch is beyond the limits;
+//     block looks at a peer's memory that may be gone or writes behind its own, or where a launch
+//     is beyond the limits;
 //   - counts the bytes that are loaded and stored.
 #pragma once
 
@@ -48,12 +49,13 @@ struct Launch {
 // What tests set and look at.
 struct Control {
     // Of a small machine of the H200's kind, unless set otherwise.
-    Limits limits{4, 232448, 233472, 1024, 16, 50 << 20};
+    Limits limits{4, 232448, 233472, 1024, 50 << 20, {4, 4, 4, 8, 16}};
     Order order = Order::forward;
     Traffic traffic;
     std::vector<Launch> launches;
     std::vector<std::pair<Stream, Stream>> orders;
     std::int64_t memory_in_use = 0;
+    int refused = -1;  // the launch that fails
 };
 Control& control();
 
@@ -69,9 +71,11 @@ struct BlockState {
     std::vector<Warp> warps;
     // Of the cluster.
     BlockState* peers;
-    int rank, team;
+    int team;
     Barrier* cluster;
     int running;  // threads that have not ended
+    // Of the grid; null where its blocks are not all resident.
+    Barrier* grid;
 };
 
 struct ThreadState {
@@ -100,13 +104,8 @@ class Block {
     int warps() const { return threads() / warp_size; }
     std::int64_t index() const { return state_.index; }
     std::int64_t blocks() const { return state_.blocks; }
-    int rank() const { return state_.rank; }
-    int team() const { return state_.team; }
 
     void sync(int line = __builtin_LINE()) const { meet(state_.barrier, "sync", line); }
-    void sync_warp(int line = __builtin_LINE()) const {
-        meet(my_warp().barrier, "sync_warp", line);
-    }
     template <class A>
     A exchange(A value, int mask, int line = __builtin_LINE()) const {
         exchanged(value, "exchange", line, [&](const std::uint64_t* slots) {
@@ -119,6 +118,10 @@ class Block {
             condition = std::any_of(slots, slots + warp_size, [](auto c) { return c != 0; });
         });
         return condition;
+    }
+    void sync_grid(int line = __builtin_LINE()) const {
+        if (state_.grid == nullptr) host::die("sync_grid: the blocks are not all resident");
+        meet(*state_.grid, "sync_grid", line);
     }
     char* shared() const { return state_.shared; }
 
@@ -183,11 +186,7 @@ class Block {
     std::uint32_t add(std::uint32_t* counter, std::uint32_t n) const {
         const std::uint32_t old = *counter;
         *counter += n;
-        host::note_progress();
         return old;
-    }
-    void wait_until(const std::uint32_t* counter, std::uint32_t n) const {
-        host::wait_until("wait_until", [&] { return *counter >= n; });
     }
 
   private:

@@ -78,15 +78,23 @@ void test_wrong_programs() {
     });
     expect_death("wait for ever: wait_for_cluster", [] {
         run(shape_of(2, 32, 2), [](const Block& block) {
-            if (block.rank() == 0) {
+            if (block.index() == 0) {
                 block.arrive_at_cluster();
                 block.wait_for_cluster();
             }
         });
     });
-    expect_death("wait for ever: wait_until", [] {
-        static std::uint32_t counter = 0;
-        run(shape_of(2, 32, 1, true), [](const Block& block) { block.wait_until(&counter, 1); });
+    expect_death("wait for ever: sync_grid", [] {
+        run(shape_of(2, 32, 1, true), [](const Block& block) {
+            if (block.index() == 0) block.sync_grid();
+        });
+    });
+    expect_death("the blocks are not all resident",
+                 [] { run(shape_of(2, 32), [](const Block& block) { block.sync_grid(); }); });
+    expect_death("behind its shared memory", [] {
+        run(shape_of(1, 32), [](const Block& block) {
+            if (block.thread() == 0) block.shared()[1024] = 0;
+        });
     });
     expect_death("not aligned to its 16 bytes", [] {
         run(shape_of(1, 32), [](const Block& block) {
@@ -100,7 +108,7 @@ void test_wrong_programs() {
         run(shape_of(2, 32, 2), [](const Block& block) {
             block.arrive_at_cluster();
             block.wait_for_cluster();
-            block.of_peer(block.shared(), 1 - block.rank());
+            block.of_peer(block.shared(), 1 - static_cast<int>(block.index()));
         });
     });
     expect_death("has arrived at a cluster's barrier", [] {
@@ -128,7 +136,7 @@ void test_memory_of_a_block() {
         const float own = shared[4 * (block.lane() % 16)];
         expect(block.lane() >= 16 || own != own, "a copy before the wait");
         block.wait_for_copies();
-        block.sync_warp();
+        block.sync();
         expect(shared[2 * block.lane()] == memory[2 * block.lane()], "not copied");
     });
 }
@@ -140,10 +148,10 @@ void test_meetings() {
         fastnorm::cuda::host::control().order = order;
         run(shape_of(4, 64, 4), [](const Block& block) {
             auto* const shared = reinterpret_cast<int*>(block.shared());
-            if (block.thread() == 0) *shared = 100 + block.rank();
+            if (block.thread() == 0) *shared = 100 + static_cast<int>(block.index());
             block.arrive_at_cluster();
             block.wait_for_cluster();
-            for (int rank = 0; rank < block.team(); ++rank) {
+            for (int rank = 0; rank < 4; ++rank) {
                 expect(*block.of_peer(shared, rank) == 100 + rank, "a peer's memory");
             }
             expect(block.exchange(block.lane(), 3) == (block.lane() ^ 3), "an exchange");
@@ -155,9 +163,9 @@ void test_meetings() {
         counter = 0;
         run(shape_of(3, 32, 1, true), [](const Block& block) {
             if (block.thread() == 0) block.add(&counter, 1);
-            block.wait_until(&counter, 3);
+            block.sync_grid();
+            expect(counter == 3, "blocks that wait for each other");
         });
-        expect(counter == 3, "blocks that wait for each other");
     }
 }
 

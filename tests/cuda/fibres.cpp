@@ -97,12 +97,10 @@ std::uint32_t Barrier::arrive(const char* what, int line) {
     if (++arrived_ == size_) {
         arrived_ = 0;
         ++generation_;
-        note_progress();
+        ++scheduler().progress;
     }
     return generation;
 }
-
-void note_progress() { ++scheduler().progress; }
 
 void yield_fibre(const char* what) {
     Fibre& self = *scheduler().current;

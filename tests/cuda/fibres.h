@@ -40,8 +40,6 @@ template <class Holds>
 void wait_until(const char* what, Holds&& holds) {
     while (!holds()) yield_fibre(what);
 }
-// Tells that something has happened that others may wait for.
-void note_progress();
 
 // A program that is wrong in a way that a GPU would not report.
 [[noreturn]] void die(const std::string& what);

@@ -2,6 +2,7 @@
 // each other after the other.
 #include "block_host.h"
 
+#include <bit>
 #include <cstdlib>
 #include <limits>
 #include <memory>
@@ -32,7 +33,11 @@ void check(const char* op, const Shape& shape, int most_threads) {
         refuse("threads");
     }
     if (shape.shared_bytes > limits.shared_of_block) refuse("shared memory");
-    if (shape.cluster > limits.cluster || shape.blocks % shape.cluster != 0) refuse("cluster");
+    const int size = std::countr_zero(static_cast<unsigned>(shape.cluster));
+    if (shape.cluster != 1 << size || size >= Limits::cluster_sizes ||
+        limits.in_clusters[size] == 0 || shape.blocks % shape.cluster != 0) {
+        refuse("cluster");
+    }
     const std::int64_t of_one = shape.shared_bytes + limits.shared_reserved;
     const std::int64_t resident =
         limits.multiprocessors * (limits.shared_of_multiprocessor / of_one);
@@ -44,9 +49,13 @@ void check(const char* op, const Shape& shape, int most_threads) {
 void run_grid(const char* op, const char* kernel, const Shape& shape, int most_threads,
               Stream stream, const ThreadMain& thread) {
     check(op, shape, most_threads);
+    if (control().refused == static_cast<int>(control().launches.size())) {
+        throw cuda_error(std::string(op) + ": launch failed: refused");
+    }
     control().launches.push_back({op, kernel, shape, stream});
     const std::int64_t together = shape.resident ? shape.blocks : shape.cluster;
-    const auto bytes = static_cast<std::size_t>(shape.shared_bytes + 15) / 16 * 16 + 16;
+    constexpr std::size_t guard = 16;  // behind what a block has
+    const auto bytes = static_cast<std::size_t>(shape.shared_bytes + 15) / 16 * 16 + guard;
     const auto count = static_cast<std::size_t>(together);
     std::vector<Pack<float>> memory(count * (bytes / 16));
     std::vector<BlockState> states(count);
@@ -56,6 +65,7 @@ void run_grid(const char* op, const char* kernel, const Shape& shape, int most_t
         const std::int64_t group = control().order == Order::forward ? g : groups - 1 - g;
         std::memset(static_cast<void*>(memory.data()), 0xff, memory.size() * 16);
         std::vector<std::unique_ptr<Barrier>> clusters;
+        Barrier grid(static_cast<int>(threads.size()));
         for (std::int64_t b = 0; b < together; ++b) {
             BlockState& state = states[static_cast<std::size_t>(b)];
             if (b % shape.cluster == 0) {
@@ -68,10 +78,10 @@ void run_grid(const char* op, const char* kernel, const Shape& shape, int most_t
                 reinterpret_cast<char*>(memory.data()) + static_cast<std::size_t>(b) * bytes;
             state.barrier = Barrier(shape.threads);
             state.warps.assign(static_cast<std::size_t>(shape.threads / warp_size), {});
-            state.rank = static_cast<int>(b % shape.cluster);
             state.team = shape.cluster;
-            state.peers = &state - state.rank;
+            state.peers = &state - b % shape.cluster;
             state.cluster = clusters.back().get();
+            state.grid = shape.resident ? &grid : nullptr;
             state.running = shape.threads;
         }
         for (ThreadState& own : threads) own = {};
@@ -82,6 +92,14 @@ void run_grid(const char* op, const char* kernel, const Shape& shape, int most_t
             --state.running;
             if (own.waits_for_cluster) die("a thread ends that has arrived at a cluster's barrier");
         });
+        for (std::size_t b = 0; b < count; ++b) {
+            const char* const end = states[b].shared + shape.shared_bytes;
+            const auto untouched = [](char c) { return c == '\xff'; };
+            if (!std::all_of(end, end + (bytes - static_cast<std::size_t>(shape.shared_bytes)),
+                             untouched)) {
+                die("a block has written behind its shared memory");
+            }
+        }
     }
 }
 
@@ -129,9 +147,15 @@ EXPORTED void fastnorm_host_reset(const std::int64_t* limits, int order) {
     control() = {};
     control().memory_in_use = memory_in_use;
     control().order = static_cast<fastnorm::cuda::host::Order>(order);
-    control().limits = {static_cast<int>(limits[0]), limits[1], limits[2], limits[3],
-                        static_cast<int>(limits[4]), limits[5]};
+    const auto multiprocessors = static_cast<int>(limits[0]);
+    control().limits = {multiprocessors, limits[1], limits[2], limits[3], limits[5], {}};
+    // The tests are content with machines that are smaller than a cluster.
+    for (int i = 0; i < fastnorm::cuda::Limits::cluster_sizes && 1 << i <= limits[4]; ++i) {
+        control().limits.in_clusters[i] = std::max(multiprocessors >> i, 1) << i;
+    }
 }
+
+EXPORTED void fastnorm_host_refuse(int launch) { control().refused = launch; }
 
 EXPORTED int fastnorm_host_launches(int i, std::int64_t* found) {
     if (i >= 0) {
