@@ -157,7 +157,10 @@ py::object Arrays::empty_on_device(const TensorView& like) const {
 }
 
 py::object Arrays::handed_over(py::object array) const {
-    if (!py::isinstance<DeviceArray>(array) || py::isinstance<DeviceArray>(array_)) return array;
+    if (x_.device.kind == DeviceKind::cpu || !py::isinstance<DeviceArray>(array) ||
+        py::isinstance<DeviceArray>(array_)) {
+        return array;
+    }
     return py::module_::import("fastnorm.cuda").attr("hand_over")(array_, array);
 }
 
