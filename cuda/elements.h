@@ -2,9 +2,8 @@
 // vector, rstd from variances.
 #pragma once
 
-#include <cmath>
-
 #include "core/per_statistic.h"
+#include "core/stats.h"
 #include "core/view.h"
 #include "cuda/block.h"
 
@@ -73,7 +72,7 @@ struct Rstd {
 
     FASTNORM_DEVICE void operator()(const Block& block) const {
         for_elements(block, count,
-                     [&](std::int64_t i) { to.set(i, 1.0 / ::sqrt(var.get(i) + eps)); });
+                     [&](std::int64_t i) { to.set(i, rstd_of_variance(var.get(i), eps)); });
     }
 };
 

@@ -102,7 +102,7 @@ struct Forward {
         const auto count = static_cast<double>(args.rows.elements);
         double mean = moments.first;
         const double var = moments.second / count;
-        double rstd = 1.0 / ::sqrt(var + args.eps);
+        double rstd = rstd_of_variance(var, args.eps);
         if (sizeof(T) == 2) {
             mean = static_cast<float>(mean);
             rstd = static_cast<float>(rstd);
@@ -110,7 +110,7 @@ struct Forward {
         if (store) {
             args.mean.set(stat, mean);
             args.rstd_or_var.set(stat, rstd);
-            const double batch_var = moments.second / (args.unbiased ? count - 1.0 : count);
+            const double batch_var = batch_variance(moments.second, count, args.unbiased);
             args.running_mean.set(
                 stat, running_update(args.running_mean.get(stat), moments.first, args.momentum));
             args.running_var.set(
@@ -126,7 +126,7 @@ struct Forward {
     // From mean and variance that are given.
     FASTNORM_DEVICE void set_given(Coefficients<A>& to, std::int64_t stat) const {
         const double var = args.rstd_or_var.get(stat);
-        set_forward(to, args, stat, args.mean.get(stat), 1.0 / ::sqrt(var + args.eps));
+        set_forward(to, args, stat, args.mean.get(stat), rstd_of_variance(var, args.eps));
     }
 
     template <class Source>

@@ -2,6 +2,7 @@
 // coefficients of the maps. All of it in double, a few operations per statistic.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <limits>
 
@@ -56,6 +57,13 @@ FASTNORM_FN bool trustworthy(const Moments& m, double pivot, double sum, double 
     const bool in_range = (square_sum > m.count * 0x1p-100) & (square_sum < 0x1p126);
     const bool constant = (sum == 0) & (square_sum == 0) & (magnitude(pivot) > 0x1p-38);
     return near & (in_range | constant);
+}
+
+FASTNORM_FN double rstd_of_variance(double var, double eps) { return 1.0 / ::sqrt(var + eps); }
+
+// Of a batch of more than one value, for the running one: of the population, or of the batch.
+FASTNORM_FN double batch_variance(double m2, double count, bool unbiased) {
+    return m2 / (unbiased ? count - 1.0 : count);
 }
 
 FASTNORM_FN double running_update(double running, double batch, double momentum) {

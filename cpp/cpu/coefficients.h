@@ -15,7 +15,7 @@ namespace {
 inline void rstd_of_variances(double* variances, std::int64_t count, double eps) {
 #pragma omp simd
     for (std::int64_t i = 0; i < count; ++i) {
-        variances[i] = 1.0 / __builtin_sqrt(variances[i] + eps);
+        variances[i] = rstd_of_variance(variances[i], eps);
     }
 }
 

@@ -289,7 +289,7 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
         running.mean.load(from, stats, running_mean);
         running.var.load(from, stats, running_var);
         for (std::int64_t i = 0; i < stats; ++i) {
-            const double var = m2[i] / (running.unbiased ? count - 1.0 : count);
+            const double var = batch_variance(m2[i], count, running.unbiased);
             running_mean[i] = running_update(running_mean[i], block.mean[i], running.momentum);
             running_var[i] = running_update(running_var[i], var, running.momentum);
             block.rstd[i] = m2[i] / count;
