@@ -2,8 +2,9 @@
 
 Each competitor's calls are captured in a CUDA graph that rotates over sets of tensors of 256 MB and
 more in all, so that each finds its data cold; the replays of all graphs are timed in turns, with
-events. Every result is checked against float64 first, from a poisoned output. The JSON is written
-after every case. Needs PyTorch with CUDA.
+events. The limit is the fewest bytes at the best rate of two copies and a triad. Every result is
+checked against float64 first, from a poisoned output. The JSON is written after every case. Needs
+PyTorch with CUDA.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from rich.console import Console
 from rich.table import Table
 
 import fastnorm as fn
-from gpu_providers import EPS, PROVIDERS, Problem, Runner, Tensors, of_copy
+from gpu_providers import EPS, PROVIDERS, Problem, Runner, Tensors, limits_of
 from results import Measurement, context, save
 from suites import DTYPES, EPILOGUES, LAYOUTS, OPS, QUICK, Case, network
 
 COLD_BYTES = 256 << 20
-CALLS = 24  # of a graph
+LEAST_CALLS = 24  # of a graph
 ROUNDS = 7
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12, "float16": 4e-3, "bfloat16": 3e-2}
 
@@ -49,7 +50,7 @@ def make_problem(case: Case) -> Problem:
 
     first = one()
     size = sum(t.nbytes for t in vars(first).values() if t is not None)
-    sets = [first, *(one() for _ in range(min(-(-COLD_BYTES // size), CALLS) - 1))]
+    sets = [first, *(one() for _ in range(-(-COLD_BYTES // size) - 1))]
     channels = case.shape[1]
 
     def vector() -> torch.Tensor:
@@ -85,28 +86,33 @@ def error_of(problem: Problem, runner: Runner, expected: torch.Tensor) -> float:
 
 
 def graph_of(runner: Runner, sets: int, stream: Any) -> Callable[[], None]:
-    """A graph of CALLS calls on one set after the other, captured on the stream."""
+    """A graph of calls on one set after the other, captured on the stream."""
     for i in range(3):  # what a first call sets up is not to be captured
         runner.call(i % sets)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     kept = []
     with torch.cuda.graph(graph, stream=stream):
-        for i in range(CALLS):
+        for i in range(calls_of(sets)):
             kept.append(runner.call(i % sets))
     del kept
     replay: Callable[[], None] = graph.replay
     return replay
 
 
-def seconds_of(replay: Callable[[], None]) -> float:
+def calls_of(sets: int) -> int:
+    """How many calls a graph has: as many on each set."""
+    return -(-LEAST_CALLS // sets) * sets
+
+
+def seconds_of(replay: Callable[[], None], calls: int) -> float:
     """Of one call of a replay."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
     replay()
     end.record()
     end.synchronize()
-    return float(begin.elapsed_time(end)) * 1e-3 / CALLS
+    return float(begin.elapsed_time(end)) * 1e-3 / calls
 
 
 def measure(case: Case, names: list[str]) -> tuple[list[Measurement], list[str]]:
@@ -134,14 +140,17 @@ def measure(case: Case, names: list[str]) -> tuple[list[Measurement], list[str]]
                 torch.cuda.synchronize()
                 wrong.append(f"{name} {case.name}: {type(failure).__name__}: {failure}"[:300])
         del expected
-        replays["copy"] = graph_of(of_copy(problem), len(problem.sets), stream)
+        moved = {}
+        for k, (runner, tensors) in enumerate(limits_of(problem)):
+            replays[f"limit {k}"] = graph_of(runner, len(problem.sets), stream)
+            moved[f"limit {k}"] = tensors * case.tensor_bytes
     torch.cuda.synchronize()
     times: dict[str, list[float]] = {name: [] for name in replays}
     for _ in range(ROUNDS + 1):
         for name, replay in replays.items():
-            times[name].append(seconds_of(replay))
-    copy = sorted(times.pop("copy")[1:])[ROUNDS // 2]
-    limit = copy * case.least_bytes / (2 * case.tensor_bytes)
+            times[name].append(seconds_of(replay, calls_of(len(problem.sets))))
+    best = max(of / sorted(times.pop(name)[1:])[ROUNDS // 2] for name, of in moved.items())
+    limit = case.least_bytes / best
     return [
         Measurement(case, name, tuple(found[1:]), limit, errors[name])
         for name, found in times.items()

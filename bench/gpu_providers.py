@@ -166,7 +166,8 @@ def of_torch(problem: Problem) -> Runner:
 
 def of_torch_native(problem: Problem) -> Runner:
     """Without cuDNN."""
-    runner = _torch(problem, lambda f: f)
+    with torch.backends.cudnn.flags(enabled=False):
+        runner = _torch(problem, lambda f: f)
 
     def call(i: int) -> torch.Tensor:
         torch.backends.cudnn.enabled = False
@@ -175,8 +176,6 @@ def of_torch_native(problem: Problem) -> Runner:
         finally:
             torch.backends.cudnn.enabled = True
 
-    with torch.backends.cudnn.flags(enabled=False):
-        runner = _torch(problem, lambda f: f)
     return Runner(call)
 
 
@@ -190,13 +189,24 @@ def of_torch_compile(problem: Problem) -> Runner:
     )
 
 
-def of_copy(problem: Problem) -> Runner:
-    """The limit: as many bytes as the operation moves at least, by copies of x."""
+def limits_of(problem: Problem) -> list[tuple[Runner, int]]:
+    """What moves memory and computes nothing, and how many tensors of x's size each moves.
 
-    def copy(i: int) -> torch.Tensor:
-        return problem.sets[i].out.copy_(problem.sets[i].x)
+    The copy engine's copy, a kernel's, and a triad where there are two inputs.
+    """
+    sets = problem.sets
+    copies: list[tuple[Runner, int]] = [
+        (Runner(lambda i: sets[i].out.copy_(sets[i].x)), 2),
+        (Runner(lambda i: torch.neg(sets[i].x, out=sets[i].out)), 2),
+    ]
 
-    return Runner(copy)
+    def triad(i: int) -> torch.Tensor:
+        other = sets[i].dy if sets[i].dy is not None else sets[i].residual
+        return torch.add(sets[i].x, other, out=sets[i].out)
+
+    if sets[0].dy is not None or sets[0].residual is not None:
+        copies.append((Runner(triad), 3))
+    return copies
 
 
 PROVIDERS: dict[str, Make] = {

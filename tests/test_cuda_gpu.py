@@ -121,8 +121,8 @@ def test_graph(shape: tuple[int, ...]) -> None:
         assert torch.equal(dx, expected[1])
 
 
-def test_streams_do_not_wait_for_each_other() -> None:
-    """Calls on many streams at once, each with scratch of its own."""
+def test_calls_on_many_streams() -> None:
+    """At once, each with scratch of its own."""
     streams = [torch.cuda.Stream() for _ in range(6)]
     data = [_data((64, 16, 128, 128), "float32") for _ in streams]
     expected = [_train_and_backward(d) for d in data]
