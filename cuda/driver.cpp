@@ -160,6 +160,7 @@ class Call {
 
     void reduce_and_map(const Arrays& arrays) {
         const Work work{arrays, whole_, granule_, bytes_of_run_};
+        if (explanation_ != nullptr) explanation_->reduces = true;
         Plan plan = plan_reduction(args.rows, table_, work, on_device_.limits());
         const auto on_chip = [&] {
             if (whole_) return launch("on_chip", kernels().on_chip[smooth_], plan);

@@ -171,7 +171,10 @@ struct Forward {
             if (args.mask == nullptr) return;
 #pragma unroll
             for (int s = 0; s < width; ++s) {
-                block.store_element(mask_word<width>(args, lane.task(), s, block.lane()), bits[s]);
+                // Of no statistic, beside the last one: its coefficients are nobody's.
+                const bool ours = width == 1 || lane.stat() + s < args.rows.stats;
+                block.store_element(mask_word<width>(args, lane.task(), s, block.lane()),
+                                    ours ? bits[s] : 0);
             }
             if (lane.task() == 0 && block.lane() < signature_words) {
                 block.store_element(

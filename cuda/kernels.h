@@ -43,7 +43,7 @@ struct Reduce {
     using A = typename Pass::A;
     static constexpr int width = Pass::width;
     static constexpr const char* name = "reduce";
-    static constexpr int most_threads = 256;
+    static constexpr int most_threads = most_warps_of_pass * warp_size;
     static constexpr int least_blocks =
         sizeof(A) == sizeof(double) || width > 1 || !Pass::whole ? 1 : 2;
 
@@ -115,7 +115,7 @@ struct Map {
     using T = typename Pass::T;
     using A = typename Pass::A;
     static constexpr const char* name = "map";
-    static constexpr int most_threads = 256;
+    static constexpr int most_threads = most_warps_of_pass * warp_size;
     static constexpr int least_blocks = Pass::width > 1 ? 1 : 2;
 
     Arguments args;

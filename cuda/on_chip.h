@@ -16,8 +16,8 @@ struct OnChip {
     using Store = StoreOf<Pass>;
     static constexpr int width = Pass::width;
     static constexpr const char* name = Store::name;
-    static constexpr int most_threads = width > 1 ? 256 : 384;  // so that registers suffice
-    static constexpr int least_blocks = 1;                      // of a multiprocessor
+    static constexpr int most_threads = warps_on_chip(width) * warp_size;
+    static constexpr int least_blocks = 1;  // of a multiprocessor
 
     Arguments args;
     Share share;

@@ -15,6 +15,10 @@ struct alignas(16) Pack {
 
 inline constexpr int warp_size = 32;
 
+// As many warps as registers suffice for: of a multiprocessor on chip, of a block in two passes.
+inline constexpr int warps_on_chip(int width) { return width > 1 ? 8 : 12; }
+inline constexpr int most_warps_of_pass = 8;
+
 // A lane's elements in a chunk: one bit each makes a word of the mask.
 inline constexpr int lane_elements = 32;
 // A lane's packs in a chunk, of which each has one element or a pack's worth for a statistic.

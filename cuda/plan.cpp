@@ -9,9 +9,6 @@ namespace fastnorm::cuda {
 namespace {
 
 // The numbers of the policy. On a machine: none of them has been measured on one yet.
-constexpr int warps_of_rows = 12;    // on chip, of a multiprocessor: as its registers suffice for
-constexpr int warps_of_columns = 8;  // the same
-constexpr int most_warps_of_pass = 8;
 constexpr std::int64_t most_tasks_of_pass = 32;  // of a block
 constexpr std::int64_t enough_tasks = 16;        // of a block that has several statistics
 constexpr std::int64_t waves_of_pass = 8;        // blocks for each place on the machine, if there
@@ -56,6 +53,13 @@ struct Costs {
     std::int64_t chunks_in_team(std::int64_t team) const {
         return team == 1 ? rows.chunks : round_up(divide_up(rows.chunks, team), least_chunks());
     }
+    // Of a group, in the long run.
+    double bytes_of_chunk() const {
+        if (work.whole)
+            return static_cast<double>(work.arrays.of_reduction * table.slot_bytes[rows.width > 1]);
+        return static_cast<double>(work.arrays.of_map * rows.runs_of_chunk * work.bytes_of_run) /
+               static_cast<double>(rows.chunks_of_run);
+    }
     // Of a block.
     std::int64_t bytes(std::int64_t groups, std::int64_t chunks) const {
         const std::int64_t stats = groups * rows.across * rows.width;
@@ -74,14 +78,14 @@ struct Costs {
 std::int64_t places_of(const Rows& rows, std::int64_t shared_bytes, const Limits& limits) {
     return std::clamp<std::int64_t>(
         limits.shared_of_multiprocessor / (shared_bytes + limits.shared_reserved), 1,
-        rows.width > 1 ? warps_of_columns : warps_of_rows);
+        warps_on_chip(rows.width));
 }
 
 // The blocks on a multiprocessor share its warps.
 int threads_on_chip(const Rows& rows, const Plan& plan, const Limits& limits) {
     const std::int64_t blocks = divide_up(plan.shape.blocks, limits.multiprocessors);
     const std::int64_t places = std::min(blocks, places_of(rows, plan.shape.shared_bytes, limits));
-    const int warps = rows.width > 1 ? warps_of_columns : warps_of_rows;
+    const int warps = warps_on_chip(rows.width);
     const auto of_block = static_cast<int>((warps + places / 2) / places);  // to the nearest
     return threads_for(plan.share.groups_of_unit * plan.share.chunks_of_block, of_block);
 }
@@ -118,9 +122,7 @@ struct Grid {
         teams = std::min(limits.multiprocessors / blocks, units);
         team = static_cast<int>(limits.multiprocessors / teams);
         const std::int64_t chunks = groups * costs.chunks_in_team(team) * divide_up(units, teams);
-        const auto bytes_of_chunk = costs.bytes(1, 2) - costs.bytes(1, 1);
-        time = alone * static_cast<double>(chunks) +
-               bytes_of_a_grid / static_cast<double>(bytes_of_chunk);
+        time = alone * static_cast<double>(chunks) + bytes_of_a_grid / costs.bytes_of_chunk();
     }
 };
 

@@ -363,6 +363,7 @@ def test_explained() -> None:
     assert inference.isa == "cuda"
     assert inference.view == (1, 4, 8, 1024)
     assert (inference.units, inference.chunks, inference.reads) == (8, 4, 1)
+    assert not inference.reduces
     assert inference.least_bytes == 2 * data.x.nbytes
     assert [text.split(":")[0] for text in inference.launches] == ["map"]
     for name, tier in TIERS.items():
@@ -371,6 +372,7 @@ def test_explained() -> None:
         assert host.launches() == []
         assert tuple(text.split(":")[0] for text in found.launches) == tier.kernels
         assert found.reads == tier.reads
+        assert found.reduces
         assert (found.scratch_bytes > 0) == (name in ("grid", "two_passes"))
         text = str(found)
         assert text.startswith("cuda, rows\nview:    batch 1, outer 4, stat 8, inner 1024\nlaunch:")
