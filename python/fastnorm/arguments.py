@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastnorm._core import Array as DeviceArray
+
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 EXPECTED_DTYPE = f"expected one of {', '.join(DTYPES)}"
 
@@ -64,7 +66,7 @@ def number_within(
     return found
 
 
-def per_channel(what: str, array: npt.NDArray[Any], channels: int) -> None:
+def per_channel(what: str, array: npt.NDArray[Any] | DeviceArray, channels: int) -> None:
     """An array of one of the four dtypes, with an element for each channel."""
     if array.dtype.name not in DTYPES:
         raise TypeError(f"{what} has dtype {array.dtype}, {EXPECTED_DTYPE}")

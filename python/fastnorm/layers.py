@@ -354,7 +354,9 @@ class BatchNorm:
                     f"{op}: num_batches_tracked is {count}, expected a number from 0 to 2**63 - 1"
                 )
         for name, array in arrays.items():  # which may have been replaced
-            if not isinstance(array, cuda.Array):
+            if isinstance(array, cuda.Array):
+                arguments.per_channel(f"{op}: the layer's {name}", array, self.channels)
+            else:
                 arguments.own_array(op, name, array, self.channels)
         # A conversion can fail (where its warnings are errors): all of them before the first copy.
         converted = {name: loaded[name].astype(array.dtype) for name, array in arrays.items()}
