@@ -73,6 +73,21 @@ int device_of(const void* pointer);
 // when it is captured.
 void order(Stream stream, Stream after);
 
+// What is in a stream of the current device by now: whether that is done. What is captured in a
+// graph never begins here: it counts as done.
+class Event {
+  public:
+    explicit Event(Stream stream);
+    ~Event();
+    Event(const Event&) = delete;
+    Event& operator=(const Event&) = delete;
+
+    bool has_passed() const;
+
+  private:
+    void* event_ = nullptr;  // a cudaEvent_t
+};
+
 // Between the CPU's memory and the current device's, in the stream's order; both have happened on
 // return.
 void upload(void* to, const void* from, std::size_t bytes, Stream stream);

@@ -35,7 +35,10 @@ __global__ void probe() {}
 // How many clusters of a size can be on the current device at a time, where each block has all of a
 // multiprocessor's shared memory.
 int clusters_at_a_time(int size, const cudaDeviceProp& properties) {
-    if (properties.major < 9) return 0;
+    // Nor do kernels know clusters that were compiled for an older device than this one.
+    cudaFuncAttributes compiled{};
+    check(cudaFuncGetAttributes(&compiled, probe), "cuda: what a kernel was compiled for");
+    if (properties.major < 9 || compiled.ptxVersion < 90) return 0;
     const auto shared = static_cast<int>(properties.sharedMemPerBlockOptin);
     cudaLaunchAttribute attribute{};
     attribute.id = cudaLaunchAttributeClusterDimension;
@@ -167,6 +170,25 @@ void order(Stream stream, Stream after) {
         recorded == cudaSuccess ? cudaStreamWaitEvent(as_stream(stream), event, 0) : recorded;
     cudaEventDestroy(event);  // it goes when it is no longer waited for
     check(waits, "cuda: order of streams");
+}
+
+Event::Event(Stream stream) {
+    if (is_capturing(stream)) return;
+    cudaEvent_t event = nullptr;
+    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cuda: an event");
+    event_ = event;
+    check(cudaEventRecord(event, as_stream(stream)), "cuda: an event");
+}
+
+Event::~Event() {
+    if (event_ != nullptr) cudaEventDestroy(static_cast<cudaEvent_t>(event_));
+}
+
+bool Event::has_passed() const {
+    if (event_ == nullptr) return true;
+    const bool passed = cudaEventQuery(static_cast<cudaEvent_t>(event_)) != cudaErrorNotReady;
+    cudaGetLastError();
+    return passed;
 }
 
 void upload(void* to, const void* from, std::size_t bytes, Stream stream) {

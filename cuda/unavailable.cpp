@@ -25,6 +25,9 @@ OnDevice::~OnDevice() = default;
 const Limits& OnDevice::limits() const { unavailable("cuda"); }
 Memory::Memory(std::size_t, Stream) { unavailable("cuda"); }
 Memory::~Memory() = default;
+Event::Event(Stream) { unavailable("cuda"); }
+Event::~Event() = default;
+bool Event::has_passed() const { return true; }
 void clear(char*, std::size_t, Stream) {}
 
 void normalize(const Execution& execution, const Problem&, const PerStatistic&, const PerStatistic&,

@@ -38,10 +38,19 @@ class _DLManaged(ctypes.Structure):
     _fields_ = (("tensor", _DLTensor), ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p))
 
 
+# What is exported, with the array that it is of, until who has taken it gives it back.
+_exported: dict[int, tuple[_DLManaged, object]] = {}
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+def _give_back(managed: int) -> None:
+    del _exported[managed]
+
+
 _new_capsule = ctypes.pythonapi.PyCapsule_New
 _new_capsule.restype = ctypes.py_object
 _new_capsule.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
-_CODES = {"float32": 2, "float64": 2, "float16": 2, "bfloat16": 4, "uint8": 1}
+_CODES = {"float32": 2, "float64": 2, "float16": 2, "bfloat16": 4, "uint8": 1, "int32": 0}
 
 
 class Foreign:
@@ -56,10 +65,9 @@ class Foreign:
         self.raw = fn.cuda.asarray(raw, device=device)
         self.offset = array.ctypes.data - low if high > low else 0
         self.shape, self.strides, self.dtype = array.shape, array.strides, array.dtype
-        self.device = device
+        self.index = device
         self.writable = True
         self.streams: list[object] = []  # that exports were asked for
-        self._exported: list[_DLManaged] = []
         exact = all(s % array.itemsize == 0 for s in array.strides)
         if not exact or self.offset % array.itemsize != 0:
             self.__dict__["__cuda_array_interface__"] = self._interface()
@@ -81,7 +89,7 @@ class Foreign:
         }
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return (2, self.device)
+        return (2, self.index)
 
     def __dlpack__(self, *, stream: object = None) -> object:
         self.streams.append(stream)
@@ -90,7 +98,7 @@ class Foreign:
         managed.tensor = _DLTensor(
             self.pointer,
             2,
-            self.device,
+            self.index,
             count,
             _CODES[self.dtype.name],
             8 * self.dtype.itemsize,
@@ -99,7 +107,8 @@ class Foreign:
             (ctypes.c_int64 * max(count, 1))(*(s // self.dtype.itemsize for s in self.strides)),
             0,
         )
-        self._exported.append(managed)  # they live as long as the array
+        managed.deleter = ctypes.cast(_give_back, ctypes.c_void_p)
+        _exported[ctypes.addressof(managed)] = managed, self
         return _new_capsule(ctypes.addressof(managed), b"dltensor", None)
 
     def numpy(self) -> Array:
@@ -222,6 +231,10 @@ class Host:
         """Set the machine, the order in which threads take turns, and all counts to 0."""
         values = (ctypes.c_int64 * 6)(*(limits or Limits()))
         self._library.fastnorm_host_reset(values, ORDERS.index(order))
+
+    def busy(self, is_busy: bool) -> None:
+        """Whether what is asked of the device from now on is not done yet."""
+        self._library.fastnorm_host_busy(int(is_busy))
 
     def refuse(self, launch: int) -> None:
         """Let the launch of this number since the last reset fail."""

@@ -212,8 +212,9 @@ def test_wrong_arrays() -> None:
     integers = Foreign(np.ones((2, 3), np.uint8))
     with pytest.raises(TypeError, match="batch_norm: x has dtype uint8, expected float32"):
         fn.batch_norm(integers, mean, var)
-    odd = Foreign(np.ones((2, 3), np.float32))
-    odd.dtype = np.dtype([("a", "u1")])  # not a name that the test's struct knows
+    odd = Foreign(np.ones((2, 3), np.int32))
+    with pytest.raises(TypeError, match="x has dtype of DLPack code 0 and 32 bits, expected float"):
+        fn.batch_norm(odd, mean, var)
     x = Foreign(np.ones((2, 3), np.float32))
     interface = x._interface()
 
@@ -376,6 +377,17 @@ def test_layer() -> None:
             )
     for name, value in on_cpu.state_dict().items():
         np.testing.assert_allclose(on_device.state_dict()[name], value, rtol=1e-5)
+    # All or none, whatever the layer's arrays were replaced by.
+    before = on_device.weight.numpy()
+    on_device.bias = fn.cuda.asarray(np.ones(5))
+    with pytest.raises(ValueError, match=r"the layer's bias has shape \(5,\), expected \(6,\)"):
+        on_device.load_state_dict(state)
+    assert_same_bits(on_device.weight.numpy(), before)
+    on_device.bias = fn.cuda.asarray(np.ones(6))
+    # Without elements there is nothing that out= could have overwritten.
+    nothing = to_device(np.ones((0, 6, 2), np.float32))
+    on_device(nothing, out=nothing)
+    assert on_device.backward(nothing).shape == (0, 6, 2)
     x = to_device(data.x)
     on_device(x, out=x)
     with pytest.raises(RuntimeError, match="no input to differentiate at"):

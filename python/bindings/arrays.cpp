@@ -89,7 +89,9 @@ Arrays::Arrays(const char* op, py::handle x, py::handle stream) : op_(op), array
     if (!stream.is_none()) {
         stream_ = stream_of(op, stream);
     } else if (!py::isinstance<py::array>(x) && is_on_device(x)) {
-        stream_ = stream_of(op, py::module_::import("fastnorm.cuda").attr("current_stream")(x));
+        const py::object own = py::module_::import("fastnorm.cuda").attr("current_stream")(x);
+        stream_ = stream_of(op, own);
+        outlive_call_ = own.is_none() && !py::isinstance<DeviceArray>(x);
     }
     x_ = view("x", x);
     if (!stream.is_none() && x_.device.kind == DeviceKind::cpu) {
@@ -119,7 +121,8 @@ TensorView Arrays::optional(const char* argument, py::handle array) {
     return array.is_none() ? TensorView{} : view(argument, array);
 }
 
-void Arrays::finish() const {
+void Arrays::finish() {
+    if (outlive_call_) keep_until_done(op_, x_.device.index, stream_, std::move(owners_));
     for (const auto& [stream, device] : own_streams_) {
         const cuda::OnDevice on_device(op_, device);
         cuda::order(stream, stream_);
@@ -152,7 +155,8 @@ py::object Arrays::empty_on_device(const TensorView& like) const {
         strides[static_cast<std::size_t>(i)] = dense.strides[i] / size_of(dense.dtype);
     }
     py::object made = py::module_::import("fastnorm.cuda")
-                          .attr("new_array")(array_, shape, strides, name_of(dense.dtype));
+                          .attr("new_array")(array_, shape, strides, name_of(dense.dtype),
+                                             reinterpret_cast<std::intptr_t>(stream_));
     return made.is_none() ? py::cast(DeviceArray(op_, like, stream_)) : made;
 }
 

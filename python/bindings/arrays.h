@@ -33,8 +33,9 @@ class Arrays {
     // The same, and a view that is not given for None.
     TensorView optional(const char* argument, py::handle array);
 
-    // What is done to arrays of our own on their own streams from now on happens after the call.
-    void finish() const;
+    // What is done to arrays of our own on their own streams from now on happens after the call,
+    // and others are kept until then where nobody knows in what stream they are given away.
+    void finish();
 
     // New arrays, dense: of x's shape, dtype and order of dimensions, and of one dimension.
     py::object empty_like_x() const;
@@ -50,6 +51,7 @@ class Arrays {
     const char* op_;
     py::handle array_;  // x
     cuda::Stream stream_ = nullptr;
+    bool outlive_call_ = false;  // x's library has a stream of its own that it does not tell
     std::vector<py::object> owners_;
     std::vector<std::pair<cuda::Stream, int>> own_streams_;  // and devices, of arrays of our own
     TensorView x_;

@@ -274,8 +274,7 @@ DeviceArray from_numpy(const py::object& array, const py::object& device,
     // Dense memory goes as it is; anything else is made so first.
     py::array dense = py::reinterpret_borrow<py::array>(array);
     const py::array order = empty_like(view);
-    if (!std::equal(dense.strides(), dense.strides() + dense.ndim(), order.strides()) ||
-        view.data != dense.data()) {
+    if (!std::equal(dense.strides(), dense.strides() + dense.ndim(), order.strides())) {
         order.attr("__setitem__")(py::ellipsis(), dense);
         dense = order;
     }
@@ -290,6 +289,7 @@ DeviceArray from_numpy(const py::object& array, const py::object& device,
 
 DeviceArray copy_of(const DeviceArray& array) {
     const TensorView& view = array.view();
+    const py::gil_scoped_release release;
     DeviceArray copy(own_name, view, array.stream());
     cuda::copy_elements({own_name, view.device.index, array.stream()}, copy.view(), view);
     return copy;
@@ -301,17 +301,17 @@ DeviceArray rstd_of(const DeviceArray& var, double eps, const py::object& stream
     const cuda::Stream on = stream_of(op, stream);
     TensorView like = var.view();
     like.dtype = DType::float64;
+    const py::gil_scoped_release release;
+    const cuda::OnDevice on_device(op, like.device.index);
     DeviceArray result(op, like, on);
-    if (on != var.stream()) {
-        const cuda::OnDevice on_device(op, like.device.index);
-        cuda::order(on, var.stream());
-    }
+    if (on != var.stream()) cuda::order(on, var.stream());
     const auto vector = [](const DeviceArray& array) {
         const TensorView& view = array.view();
         return PerStatistic{static_cast<char*>(view.data), view.dtype, size_of(view.dtype)};
     };
     cuda::rstd_of({op, like.device.index, on}, vector(result), vector(var),
                   var.bytes() / size_of(var.view().dtype), eps);
+    if (on != var.stream()) cuda::order(var.stream(), on);
     return result;
 }
 
@@ -367,6 +367,21 @@ Imported import_array(const char* op, const char* argument, py::handle object, c
     return py::hasattr(object, "__dlpack__")
                ? import_dlpack(op, argument, object, stream, in_order)
                : import_interface(op, argument, object, stream, in_order);
+}
+
+void keep_until_done(const char* op, int device, cuda::Stream stream,
+                     std::vector<py::object> objects) {
+    struct Kept {
+        std::unique_ptr<cuda::Event> done;
+        std::vector<py::object> objects;
+    };
+    // Under the GIL. What is kept when the process ends is not given back: nobody is there to.
+    static auto& kept = *new std::vector<Kept>;
+    kept.erase(std::remove_if(kept.begin(), kept.end(),
+                              [](const Kept& one) { return one.done->has_passed(); }),
+               kept.end());
+    const cuda::OnDevice on_device(op, device);
+    kept.push_back({std::make_unique<cuda::Event>(stream), std::move(objects)});
 }
 
 cuda::Stream stream_of(const char* op, py::handle stream) {
@@ -472,17 +487,20 @@ void register_device_arrays(py::module_& module) {
         .def_property_readonly("__cuda_array_interface__", &to_interface);
     module.def("cuda_asarray", &from_numpy, arg("array"), arg("device"), arg("stream"));
     module.def("cuda_rstd_of", &rstd_of, arg("var"), arg("eps"), arg("stream"));
-    // Whether two arrays begin at the same place.
+    // Whether two arrays begin at the same place, and have memory there.
     module.def(
         "same_memory",
         [](const py::object& a, const py::object& b) {
-            const auto begin = [](const py::object& array) {
-                if (!py::isinstance<py::array>(array) && is_on_device(array)) {
-                    return import_array("same_memory", "array", array, nullptr, false).view.data;
-                }
-                return view_of("same_memory", "array", array).data;
+            const auto begin = [](const py::object& array) -> const void* {
+                const bool on_device = !py::isinstance<py::array>(array) && is_on_device(array);
+                const TensorView view =
+                    on_device ? import_array("same_memory", "array", array, nullptr, false).view
+                              : view_of("same_memory", "array", array);
+                const bool empty = std::count(view.shape, view.shape + view.ndim, 0) > 0;
+                return empty ? nullptr : view.data;
             };
-            return begin(a) == begin(b);
+            const void* const place = begin(a);
+            return place != nullptr && place == begin(b);
         },
         arg("a"), arg("b"));
     module.def("cuda_device_count", &cuda::device_count);

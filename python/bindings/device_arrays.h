@@ -29,6 +29,10 @@ bool is_on_device(py::handle object);
 Imported import_array(const char* op, const char* argument, py::handle object, cuda::Stream stream,
                       bool in_order = true);
 
+// Keeps objects until what is in a stream by now is done: they are let go by a later call of this.
+void keep_until_done(const char* op, int device, cuda::Stream stream,
+                     std::vector<py::object> objects);
+
 // The stream that the caller named: None, an integer, or an object with __cuda_stream__.
 cuda::Stream stream_of(const char* op, py::handle stream);
 

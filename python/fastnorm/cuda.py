@@ -2,12 +2,14 @@
 
 The ops take arrays of any library that exports DLPack or ``__cuda_array_interface__`` (CuPy,
 PyTorch, JAX, Numba) without a copy. Who has none of them: `asarray` copies a NumPy array to a
-device, `Array.numpy` copies it back.
+device, `Array.numpy` copies it back. The memory of an `Array` is given back in the order of the
+stream that it was made on: who works on it in another one keeps it until that work is done.
 """
 
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -117,26 +119,39 @@ def current_stream(x: Any) -> int | None:
         stream: int = importlib.import_module("torch").cuda.current_stream(x.device).cuda_stream
         return stream
     if library == "cupy":
-        number: int = importlib.import_module("cupy").cuda.get_current_stream().ptr
+        cupy = importlib.import_module("cupy")
+        with cupy.cuda.Device(x.device.id):
+            number: int = cupy.cuda.get_current_stream().ptr
         return number
     return None
 
 
-def new_array(x: Any, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str) -> Any:
+def new_array(
+    x: Any, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str, stream: int
+) -> Any:
     """Memory of x's own library beside x, where that can be had: strides are in elements.
 
-    Such an array is as long-lived, and as safe in a CUDA graph, as the library's own. None for a
-    library that offers nothing of the kind.
+    Such an array is as long-lived, and as safe in a CUDA graph, as the library's own, which knows
+    that it belongs to the stream. None for a library that offers nothing of the kind.
     """
     library = type(x).__module__.partition(".")[0]
     if library == "torch":
         torch = importlib.import_module("torch")
-        return torch.empty_strided(shape, strides, dtype=getattr(torch, dtype), device=x.device)
+
+        def empty() -> Any:
+            return torch.empty_strided(shape, strides, dtype=getattr(torch, dtype), device=x.device)
+
+        if current_stream(x) == stream:
+            return empty()
+        with torch.cuda.stream(torch.cuda.ExternalStream(stream, device=x.device)):
+            return empty()
     if library == "cupy" and dtype != "bfloat16":
         cupy = importlib.import_module("cupy")
         element = np.dtype(dtype)
-        with cupy.cuda.Device(x.device.id):
-            return cupy.ndarray(shape, element, strides=[s * element.itemsize for s in strides])
+        with cupy.cuda.Device(x.device.id), cupy.cuda.ExternalStream(stream):
+            memory = cupy.cuda.alloc(max(math.prod(shape), 1) * element.itemsize)
+        steps = [s * element.itemsize for s in strides]
+        return cupy.ndarray(shape, element, memory, strides=steps)
     return None
 
 

@@ -82,8 +82,8 @@ def batch_norm(
         on a CUDA device of any library that has DLPack or ``__cuda_array_interface__``: all arrays
         of a call are in one place, and results come back there, in x's library if it takes DLPack,
         else as `fastnorm.cuda.Array`. Read in place where the dimensions that lie behind the
-        channels' in memory are dense (and the channels too, on the CPU, where those dimensions
-        have fewer than 32 elements in all); copied first otherwise.
+        channels' in memory are dense (and the channels too, where those dimensions have fewer than
+        32 elements in all); copied first otherwise.
     mean, var : ndarray of shape (C,)
         Any of the four dtypes.
     weight, bias : ndarray of shape (C,), optional
@@ -104,8 +104,11 @@ def batch_norm(
     stream : int or object with ``__cuda_stream__``, optional
         For arrays on a device: where the call does its work, and returns without waiting for it.
         If not given, PyTorch's or CuPy's current stream for an x of theirs, else the legacy default
-        stream. With `out` such a call can be part of a CUDA graph.
-        A stream has to live as long as results that were made on it.
+        stream. With `out` such a call can be part of a CUDA graph; so can one that returns more
+        than that, where x is PyTorch's or CuPy's: then all results are their memory.
+        A stream has to live as long as results that were made on it, and arrays until the work on
+        them is done: a library that does not know of the stream would give their memory away. The
+        number 2, the default stream of each thread, is for arrays that stay in their thread.
     device : "cuda" or "cuda:<number>", optional
         For NumPy arrays: copies them to a device, and the results back.
 

@@ -1,7 +1,7 @@
 // The Block that runs a kernel on the CPU, each of its threads a fibre: see cuda/block.h. Beyond
 // what the device does it
-//   - fills shared memory with NaN before a block begins, and takes a copy() to its place no sooner
-//     than at wait_for_copies();
+//   - fills shared memory before a block begins, by the order with NaN or with large numbers, and
+//     takes a copy() to its place no sooner than at wait_for_copies();
 //   - dies where threads do not meet at the same barrier, where an access is not aligned, where a
 //     block looks at a peer's memory that may be gone or writes behind its own, or where a launch
 //     is beyond the limits;
@@ -55,7 +55,8 @@ struct Control {
     std::vector<Launch> launches;
     std::vector<std::pair<Stream, Stream>> orders;
     std::int64_t memory_in_use = 0;
-    int refused = -1;  // the launch that fails
+    int refused = -1;   // the launch that fails
+    bool busy = false;  // events have not passed
 };
 Control& control();
 
