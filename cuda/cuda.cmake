@@ -44,24 +44,32 @@ if(NOT FASTNORM_NVCC)
 else()
   set(FASTNORM_NVCC_PATH ${FASTNORM_NVCC})
 endif()
-if(NOT FASTNORM_NVCC_PATH)
+# Ends this file: nobody who did not insist on CUDA has to go without all the rest.
+macro(fastnorm_without_cuda reason)
   if(FASTNORM_CUDA STREQUAL "AUTO")
-    message(STATUS "fastnorm: no nvcc, no CUDA kernels")
+    message(STATUS "fastnorm: no CUDA kernels: ${reason}")
     target_sources(fastnorm PRIVATE cuda/unavailable.cpp)
     return()
   endif()
-  message(FATAL_ERROR "FASTNORM_CUDA is ON, but there is no nvcc: install CUDA 13, or the PyPI "
-      "packages nvidia-cuda-nvcc, nvidia-nvvm, nvidia-cuda-crt, nvidia-cuda-runtime and "
-      "nvidia-cuda-cccl at 13.0, or set FASTNORM_NVCC")
+  message(FATAL_ERROR "FASTNORM_CUDA is ${FASTNORM_CUDA}, but ${reason}: install CUDA 13, or the "
+      "PyPI packages nvidia-cuda-nvcc, nvidia-nvvm, nvidia-cuda-crt, nvidia-cuda-runtime and "
+      "nvidia-cuda-cccl at 13.0, or set FASTNORM_NVCC (and FASTNORM_CUDART)")
+endmacro()
+if(NOT FASTNORM_NVCC_PATH)
+  fastnorm_without_cuda("there is no nvcc")
 endif()
 file(REAL_PATH ${FASTNORM_NVCC_PATH} nvcc)
+execute_process(COMMAND ${nvcc} --version OUTPUT_VARIABLE nvcc_version ERROR_QUIET)
+string(REGEX MATCH "release ([0-9]+)" nvcc_version "${nvcc_version}")
+if(NOT CMAKE_MATCH_1 OR CMAKE_MATCH_1 LESS 13)
+  fastnorm_without_cuda("${nvcc} is not of CUDA 13 or later (${nvcc_version})")
+endif()
 get_filename_component(toolkit ${nvcc} DIRECTORY)
 get_filename_component(toolkit ${toolkit} DIRECTORY)
 find_library(FASTNORM_CUDART cudart_static HINTS ${toolkit} PATH_SUFFIXES lib64 lib
              targets/x86_64-linux/lib)
 if(NOT FASTNORM_CUDART)
-  message(FATAL_ERROR "fastnorm: there is no libcudart_static.a, neither with ${nvcc} nor where "
-      "the system has libraries; set FASTNORM_CUDART")
+  fastnorm_without_cuda("there is no libcudart_static.a with ${nvcc}, nor where the system has libraries")
 endif()
 message(STATUS "fastnorm: CUDA kernels for ${FASTNORM_CUDA_ARCHITECTURES} by ${nvcc}")
 

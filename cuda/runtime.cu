@@ -150,8 +150,12 @@ std::string why_unavailable() {
     int count = 0;
     const cudaError_t error = cudaGetDeviceCount(&count);
     if (error == cudaSuccess) return count > 0 ? "" : "there is no CUDA device";
+    // Of a driver that is not there the runtime says that it is too old.
+    int driver = 0;
+    const bool found = cudaDriverGetVersion(&driver) == cudaSuccess && driver > 0;
     cudaGetLastError();
-    return std::string("there is no CUDA device: ") + cudaGetErrorString(error);
+    return std::string("there is no CUDA device: ") +
+           (found ? cudaGetErrorString(error) : "no NVIDIA driver (libcuda.so.1) was found");
 }
 
 int device_of(const void* pointer) {

@@ -443,7 +443,11 @@ void register_device_arrays(py::module_& module) {
     const py::object none = py::none();
     // Of the plain metaclass: a class that is no more than its methods.
     py::class_<DeviceArray> array(module, "Array",
-                                  py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)));
+                                  py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)),
+                                  "Dense memory on a CUDA device, of 0 to 5 dimensions.\n\n"
+                                  "Made by `asarray`, and by the ops where x's library has none to "
+                                  "give. Exports DLPack\nand ``__cuda_array_interface__``, so that "
+                                  "other libraries can use it without a copy.");
     array.attr("__module__") = "fastnorm.cuda";
     array
         .def_property_readonly("shape",
@@ -470,9 +474,11 @@ void register_device_arrays(py::module_& module) {
             "dtype", [](const DeviceArray& array) { return numpy_dtype(array.view().dtype); })
         .def_property_readonly("device",
                                [](const DeviceArray& array) { return array.view().device.index; })
-        .def("numpy", &to_numpy)
-        .def("copy", &copy_of)
-        .def("assign", &assign, arg("values"))
+        .def("numpy", &to_numpy,
+             "A copy as a NumPy array, when all work on this one's stream is done.")
+        .def("copy", &copy_of, "A copy on the same device and stream.")
+        .def("assign", &assign, arg("values"),
+             "Copy the elements of a NumPy array of the same shape and dtype into this one.")
         .def("__repr__",
              [](const py::object& self) {
                  return py::str("fastnorm.cuda.Array(shape={}, dtype={}, device={})")
