@@ -94,10 +94,11 @@ FASTNORM_FN Arrays arrays_of_backward(const Arguments& args) {
 // its chunks each. In two passes blocks have tasks, the chunks of all groups, one group's after the
 // other's (or the parts, for Reduce), wherever a group ends.
 struct Share {
-    std::int64_t units = 0, groups_of_unit = 1;  // of the last one perhaps fewer
-    std::int64_t chunks_of_block = 0;            // of each group
-    int team = 1, rounds = 1;                    // units of a team
-    bool in_global = false;                      // where a team meets; else it is a cluster
+    std::int64_t groups_of_unit = 1;   // of the last one perhaps fewer
+    std::int64_t chunks_of_block = 0;  // of each group
+    int team = 1;
+    int rounds = 1;          // units that each team has, one after the other
+    bool in_global = false;  // where a team meets; else it is a cluster
 
     std::int64_t tasks = 0, tasks_of_block = 0;
     std::int64_t soon_from = 0;  // the tasks from here on the next kernel will find in the cache

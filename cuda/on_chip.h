@@ -27,8 +27,8 @@ struct OnChip {
         const int rank = static_cast<int>(block.index() % share.team);
         // All teams of a grid meet at once: in the last round some have a unit of nothing.
         for (int round = 0; round < share.rounds; ++round) {
-            const std::int64_t team = (round * block.blocks() + block.index()) / share.team;
-            one_unit(block, pass, Tile(args.rows, share, team, rank), rank);
+            const std::int64_t unit = (round * block.blocks() + block.index()) / share.team;
+            one_unit(block, pass, Tile(args.rows, share, unit, rank), rank);
         }
     }
 

@@ -53,11 +53,14 @@ struct Costs {
     std::int64_t chunks_in_team(std::int64_t team) const {
         return team == 1 ? rows.chunks : round_up(divide_up(rows.chunks, team), least_chunks());
     }
-    // Of a group, in the long run.
+    // Of a group: a chunk in slots, a run in images, and a chunk in the long run.
+    std::int64_t bytes_of_slots() const {
+        return work.arrays.of_reduction * table.slot_bytes[rows.width > 1];
+    }
+    std::int64_t bytes_of_images() const { return work.arrays.of_map * work.bytes_of_run; }
     double bytes_of_chunk() const {
-        if (work.whole)
-            return static_cast<double>(work.arrays.of_reduction * table.slot_bytes[rows.width > 1]);
-        return static_cast<double>(work.arrays.of_map * rows.runs_of_chunk * work.bytes_of_run) /
+        if (work.whole) return static_cast<double>(bytes_of_slots());
+        return static_cast<double>(rows.runs_of_chunk * bytes_of_images()) /
                static_cast<double>(rows.chunks_of_run);
     }
     // Of a block.
@@ -65,12 +68,10 @@ struct Costs {
         const std::int64_t stats = groups * rows.across * rows.width;
         const std::int64_t partials = stats * chunks * std::int64_t{sizeof(Partial)};
         const std::int64_t all = round_up(stats * table.bytes_of_stat, 16) + partials;
-        if (work.whole)
-            return all +
-                   work.arrays.of_reduction * groups * chunks * table.slot_bytes[rows.width > 1];
+        if (work.whole) return all + groups * chunks * bytes_of_slots();
         const std::int64_t runs =
             std::min(rows.runs, divide_up(chunks * rows.runs_of_chunk, rows.chunks_of_run));
-        return all + work.arrays.of_map * groups * runs * work.bytes_of_run;
+        return all + groups * runs * bytes_of_images();
     }
 };
 
@@ -147,22 +148,22 @@ Plan on_chip(const Costs& costs, const Limits& limits) {
     Plan plan;
     Share& share = plan.share;
     share.groups_of_unit = least;
-    share.units = divide_up(rows.groups, least);
+    std::int64_t units = divide_up(rows.groups, least);
     if (team == 1) {
         plan.tier = Tier::block;
         // Several units' groups to a block, as long as every multiprocessor has blocks.
-        std::int64_t more = std::min(share.units / (4 * limits.multiprocessors),
-                                     enough_tasks / (least * rows.chunks));
+        std::int64_t more =
+            std::min(units / (4 * limits.multiprocessors), enough_tasks / (least * rows.chunks));
         while (more > 1 && !fits(more * least, rows.chunks)) more /= 2;
         if (more > 1) share.groups_of_unit = more * least;
-        share.units = divide_up(rows.groups, share.groups_of_unit);
+        units = divide_up(rows.groups, share.groups_of_unit);
         share.chunks_of_block = rows.chunks;
-        plan.shape.blocks = share.units;
+        plan.shape.blocks = units;
     } else if (team > 1) {
         plan.tier = Tier::cluster;
         share.team = plan.shape.cluster = team;
         share.chunks_of_block = costs.chunks_in_team(team);
-        plan.shape.blocks = share.units * team;
+        plan.shape.blocks = units * team;
     } else {
         plan.tier = Tier::two_passes;
         if (grid.teams == 0) return plan;
@@ -170,7 +171,7 @@ Plan on_chip(const Costs& costs, const Limits& limits) {
         share.in_global = true;
         share.team = grid.team;
         share.chunks_of_block = costs.chunks_in_team(grid.team);
-        share.rounds = static_cast<int>(divide_up(share.units, grid.teams));
+        share.rounds = static_cast<int>(divide_up(units, grid.teams));
         plan.shape.blocks = grid.teams * grid.team;
         plan.shape.resident = true;
     }

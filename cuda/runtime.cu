@@ -59,6 +59,16 @@ int clusters_at_a_time(int size, const cudaDeviceProp& properties) {
     return fits ? clusters : 0;
 }
 
+// An event behind what is in a stream by now.
+cudaEvent_t recorded(Stream stream, const char* what) {
+    cudaEvent_t event = nullptr;
+    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), what);
+    const cudaError_t error = cudaEventRecord(event, as_stream(stream));
+    if (error == cudaSuccess) return event;
+    cudaEventDestroy(event);
+    fail(what, error);
+}
+
 // What is found out once of each device.
 struct DeviceState {
     std::once_flag once;
@@ -167,21 +177,15 @@ int device_of(const void* pointer) {
 
 void order(Stream stream, Stream after) {
     if (is_capturing(stream) != is_capturing(after)) return;
-    cudaEvent_t event = nullptr;
-    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cuda: order of streams");
-    const cudaError_t recorded = cudaEventRecord(event, as_stream(after));
-    const cudaError_t waits =
-        recorded == cudaSuccess ? cudaStreamWaitEvent(as_stream(stream), event, 0) : recorded;
+    constexpr const char* what = "cuda: order of streams";
+    const cudaEvent_t event = recorded(after, what);
+    const cudaError_t waits = cudaStreamWaitEvent(as_stream(stream), event, 0);
     cudaEventDestroy(event);  // it goes when it is no longer waited for
-    check(waits, "cuda: order of streams");
+    check(waits, what);
 }
 
 Event::Event(Stream stream) {
-    if (is_capturing(stream)) return;
-    cudaEvent_t event = nullptr;
-    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cuda: an event");
-    event_ = event;
-    check(cudaEventRecord(event, as_stream(stream)), "cuda: an event");
+    if (!is_capturing(stream)) event_ = recorded(stream, "cuda: an event");
 }
 
 Event::~Event() {

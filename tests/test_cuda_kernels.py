@@ -314,16 +314,9 @@ def test_what_a_large_gpu_takes(channels_last: bool) -> None:
     for shape in TIERS_OF_SHAPES:
         x, out = (_Nowhere(i, shape, channels_last) for i in (1, 2))
         launch, *more = fn.explain(fn.batch_norm_train, x, out=out).launches
-        tier = (
-            "two passes"
-            if more
-            else "grid"
-            if "teams of" in launch
-            else "cluster"
-            if "clusters of" in launch
-            else "block"
-        )
-        found[shape] = f"{launch.split(':')[0]}: {tier}"
+        words = {"teams of": "grid", "clusters of": "cluster"}
+        tier = next((tier for word, tier in words.items() if word in launch), "block")
+        found[shape] = f"{launch.split(':')[0]}: {'two passes' if more else tier}"
     assert found == {shape: tiers[channels_last] for shape, tiers in TIERS_OF_SHAPES.items()}
 
 

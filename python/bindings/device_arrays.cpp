@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <iterator>
 #include <numeric>
 #include <string>
 
@@ -377,9 +378,12 @@ void keep_until_done(const char* op, int device, cuda::Stream stream,
     };
     // Under the GIL. What is kept when the process ends is not given back: nobody is there to.
     static auto& kept = *new std::vector<Kept>;
-    kept.erase(std::remove_if(kept.begin(), kept.end(),
-                              [](const Kept& one) { return one.done->has_passed(); }),
-               kept.end());
+    const auto done = std::partition(kept.begin(), kept.end(),
+                                     [](const Kept& one) { return !one.done->has_passed(); });
+    // Given back at the end: an array's own code may call this again.
+    const std::vector<Kept> given_back(std::make_move_iterator(done),
+                                       std::make_move_iterator(kept.end()));
+    kept.erase(done, kept.end());
     const cuda::OnDevice on_device(op, device);
     kept.push_back({std::make_unique<cuda::Event>(stream), std::move(objects)});
 }
