@@ -76,7 +76,7 @@ def of_fastnorm(problem: Problem) -> Runner:
         )
         return y
 
-    def train(i: int) -> fn.BatchNormForward:
+    def train(i: int) -> fn.NormForward:
         s = p.sets[i]
         return fn.batch_norm_train(
             s.x,

@@ -224,7 +224,7 @@ FASTNORM_DEVICE void set_backward_dx(Coefficients<A>& to, const Arguments& args,
     const double mean = args.mean.get(stat), rstd = args.rstd_or_var.get(stat);
     const double weight = args.weight.get(stat % args.rows.stat, 1.0);
     const GradientCoefficients g = gradient_coefficients(
-        rstd, weight, static_cast<double>(args.rows.elements), sums.first, sums.second,
+        rstd, weight, weight, static_cast<double>(args.rows.elements), sums.first, sums.second,
         backward_prescale<A>(mean, rstd), halfway_scale<A>(rstd, weight));
     to.grad_a = narrowed<A>(g.a);
     to.grad_b = narrowed<A>(g.b);

@@ -43,7 +43,7 @@ void normalize_backward(const Execution& execution, const Problem&, const PerSta
                         const PerStatistic&, bool, const PerStatistic&, const PerStatistic&) {
     unavailable(execution.op);
 }
-std::int64_t mask_bytes(const View&, DType) { unavailable("batch_norm_mask_bytes"); }
+std::int64_t mask_bytes(const View&, DType) { unavailable("norm_sizes"); }
 std::shared_ptr<char> allocate(const Execution& execution, std::size_t) {
     unavailable(execution.op);
 }

@@ -105,7 +105,7 @@ def check_inference(case: Case, data: Data, ops: Any = fn) -> None:
 
 def check_train(
     case: Case, data: Data, *, momentum: float = 0.1, unbiased: bool = True, ops: Any = fn
-) -> fn.BatchNormForward:
+) -> fn.NormForward:
     """batch_norm_train against the reference: y, statistics, running statistics and mask."""
     before = snapshot(data)
     options = forward_options(case, data) | {"momentum": momentum, "unbiased": unbiased}
@@ -161,7 +161,7 @@ def check_train(
 
 def check_backward(
     case: Case, data: Data, *, training: bool, ops: Any = fn
-) -> fn.BatchNormGradients:
+) -> fn.NormGradients:
     """batch_norm_backward against the reference, with the mask and without; the gradients."""
     mask = None
     if training:

@@ -162,16 +162,16 @@ class _Ops:
         y = self._call(fn.batch_norm, args, kwargs, "out")
         return kwargs["out"] if kwargs.get("out") is not None else to_host(y)
 
-    def batch_norm_train(self, *args: Any, **kwargs: Any) -> fn.BatchNormForward:
+    def batch_norm_train(self, *args: Any, **kwargs: Any) -> fn.NormForward:
         forward = self._call(
             fn.batch_norm_train, args, kwargs, "out", "running_mean", "running_var"
         )
-        forward = fn.BatchNormForward(*map(to_host, forward))
+        forward = fn.NormForward(*map(to_host, forward))
         return forward._replace(y=kwargs["out"]) if kwargs.get("out") is not None else forward
 
-    def batch_norm_backward(self, *args: Any, **kwargs: Any) -> fn.BatchNormGradients:
+    def batch_norm_backward(self, *args: Any, **kwargs: Any) -> fn.NormGradients:
         gradients = self._call(fn.batch_norm_backward, args, kwargs, "out")
-        gradients = fn.BatchNormGradients(*map(to_host, gradients))
+        gradients = fn.NormGradients(*map(to_host, gradients))
         return gradients._replace(dx=kwargs["out"]) if kwargs.get("out") is not None else gradients
 
 

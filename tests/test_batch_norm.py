@@ -305,5 +305,5 @@ def test_mask_at_zero(activation: str | fn.Activation, channel_axis: int) -> Non
 
 
 def test_named_tuples() -> None:
-    assert fn.BatchNormForward._fields == ("y", "mean", "rstd", "mask")
-    assert fn.BatchNormGradients._fields == ("dx", "dweight", "dbias", "dresidual")
+    assert fn.NormForward._fields == ("y", "mean", "rstd", "mask")
+    assert fn.NormGradients._fields == ("dx", "dweight", "dbias", "dresidual")

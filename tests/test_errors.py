@@ -339,7 +339,7 @@ MESSAGES: list[tuple[str, str, Any, type[Exception], str]] = [
     (BACKWARD, "mask", np.zeros(34, "u1")[::2], ValueError,
      "mask has strides, expected a contiguous array as the forward pass made it"),
     (BACKWARD, "mask", np.zeros(17, "u1"), ValueError,
-     "mask was made for another shape, memory layout, channel_axis or activation, expected the "
+     "mask was made for another shape, memory layout, axis or activation, expected the "
      "one that the forward pass returned for this x"),
     # outputs
     (INFERENCE, "out", read_only(np.ones(SHAPE, "f4")), ValueError,

@@ -109,7 +109,7 @@ void run(benchmark::State& state, const KernelTable& table, const Kind& kind, co
     const auto each_tile = [&](auto&& call) {
         for (auto _ : state) {
             for (std::int64_t unit = 0; unit < data.plan.units(); ++unit) {
-                for (std::int64_t c = 0; c < data.plan.chunks(); ++c) call(data.plan.tile(unit, c));
+                for (std::int64_t c = 0; c < data.plan.chunks(); ++c) call(data.plan.unit(unit, c));
             }
             benchmark::ClobberMemory();
         }

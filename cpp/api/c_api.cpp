@@ -121,6 +121,17 @@ void with_common(Options& to, const fastnorm_batch_norm_options& from, F&& f) {
     *from.scratch_bytes = explanation.launches.empty() ? 0 : explanation.scratch_bytes;
 }
 
+fastnorm_norm_sizes sizes_of(const fastnorm::NormSizes& from) {
+    fastnorm_norm_sizes to = {};
+    to.parameters_ndim = from.parameters.ndim;
+    std::copy_n(from.parameters.extent, from.parameters.ndim, to.parameters);
+    to.statistics_ndim = from.statistics.ndim;
+    std::copy_n(from.statistics.extent, from.statistics.ndim, to.statistics);
+    to.statistics_dtype = static_cast<fastnorm_dtype>(from.statistics_dtype);
+    to.mask_bytes = from.mask_bytes;
+    return to;
+}
+
 fastnorm_batch_norm_options or_defaults(const fastnorm_batch_norm_options* options) {
     return options != nullptr ? *options : fastnorm_batch_norm_defaults();
 }
@@ -226,11 +237,11 @@ fastnorm_status fastnorm_batch_norm_backward(
     });
 }
 
-fastnorm_status fastnorm_batch_norm_mask_bytes(const fastnorm_tensor* x, int channel_axis,
-                                               int64_t* bytes) {
+fastnorm_status fastnorm_batch_norm_sizes(const fastnorm_tensor* x, int channel_axis,
+                                          fastnorm_norm_sizes* sizes) {
     return guarded([&] {
-        expect_pointer("batch_norm_mask_bytes", "bytes", bytes);
-        *bytes = fastnorm::batch_norm_mask_bytes(view(x), channel_axis);
+        expect_pointer("batch_norm_sizes", "sizes", sizes);
+        *sizes = sizes_of(fastnorm::batch_norm_sizes(view(x), channel_axis));
     });
 }
 

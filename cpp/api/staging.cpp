@@ -26,12 +26,12 @@ class Hash {
 
 }  // namespace
 
-Staging::Staging(const Backend& backend, const TensorView& x, int channel_axis,
+Staging::Staging(const Backend& backend, const TensorView& x, const Norm& norm,
                  Explanation* explanation)
     : backend_(backend),
       explanation_(explanation),
-      order_(order_of_dims(x, channel_axis)),
-      view_(batch_norm_view(x, order_)),
+      order_(order_of_dims(x, norm)),
+      view_(view_of(x, norm, order_)),
       dense_(dense_like(x, order_)) {}
 
 std::int64_t Staging::mask_bytes() const {
@@ -45,37 +45,67 @@ std::uint64_t Staging::mask_signature(const Activation& activation) const {
     for (int i = 0; i < dense_.ndim; ++i) hash.add(dense_.shape[i]);
     hash.add(order_.axis[order_.channel]);
     for (int i = 0; i < order_.count; ++i) hash.add(order_.axis[i]);
+    if (order_.batches > 0) hash.add(order_.batches);
+    if (view_.group > 1) hash.add(view_.group);
     hash.add(static_cast<int>(activation.kind));
     hash.add(activation.alpha);
     hash.add(activation.beta);
     return hash.value();
 }
 
-TensorView& Staging::stand_in(const char* name, const TensorView& tensor,
-                              const TensorView* result) {
-    stand_ins_.emplace_back(new StandIn{dense_, nullptr, result});
+const TensorView& Staging::stand_in(const char* name, const TensorView& tensor,
+                                    const TensorView& dense, const DimOrder& order, bool result) {
+    stand_ins_.emplace_back(new StandIn{dense, order, nullptr, result ? &tensor : nullptr});
     StandIn& made = *stand_ins_.back();
     if (explanation_ != nullptr) {
         explanation_->copied.emplace_back(name);
         made.view.data = tensor.data;
-    } else {
-        const auto bytes = static_cast<std::size_t>(view_.elements() * size_of(tensor.dtype));
-        made.memory = backend_.allocate(bytes);
-        made.view.data = made.memory.get();
+        return made.view;
     }
+    std::int64_t bytes = size_of(tensor.dtype);
+    for (int i = 0; i < tensor.ndim; ++i) bytes *= tensor.shape[i];
+    made.memory = backend_.allocate(static_cast<std::size_t>(bytes));
+    made.view.data = made.memory.get();
+    if (!result) backend_.copy(made.view, tensor, order);
     return made.view;
 }
 
 const TensorView& Staging::input(const char* name, const TensorView& tensor) {
     if (!tensor.given() || walkable(tensor, view_, order_)) return tensor;
-    const TensorView& dense = stand_in(name, tensor, nullptr);
-    if (explanation_ == nullptr) backend_.copy(dense, tensor, order_);
-    return dense;
+    return stand_in(name, tensor, dense_, order_, false);
 }
 
 const TensorView& Staging::output(const char* name, const TensorView& tensor) {
     if (!tensor.given() || walkable(tensor, view_, order_)) return tensor;
-    return stand_in(name, tensor, &tensor);
+    return stand_in(name, tensor, dense_, order_, true);
+}
+
+PerStatistic Staging::values(const char* name, const TensorView& array, bool result) {
+    if (!array.given()) return {};
+    DimOrder order;
+    std::int64_t stride = 0;  // from one value to the next
+    bool even = true;
+    std::int64_t below = 1;
+    for (int axis = array.ndim - 1; axis >= 0; --axis) {
+        if (array.shape[axis] == 1) continue;
+        if (below == 1) stride = array.strides[axis];
+        even &= array.strides[axis] == below * stride;
+        below *= array.shape[axis];
+    }
+    if (even) return {static_cast<char*>(array.data), array.dtype, stride};
+    for (int axis = 0; axis < array.ndim; ++axis) order.axis[order.count++] = axis;
+    TensorView dense(nullptr, array.dtype, array.ndim, array.shape);
+    dense.device = array.device;
+    const TensorView& made = stand_in(name, array, dense, order, result);
+    return {static_cast<char*>(made.data), array.dtype, size_of(array.dtype)};
+}
+
+PerStatistic Staging::input_values(const char* name, const TensorView& array) {
+    return values(name, array, false);
+}
+
+PerStatistic Staging::output_values(const char* name, const TensorView& array) {
+    return values(name, array, true);
 }
 
 View Staging::bind(std::initializer_list<std::pair<const TensorView*, Operand*>> operands) const {
@@ -94,7 +124,7 @@ View Staging::bind(std::initializer_list<std::pair<const TensorView*, Operand*>>
 void Staging::commit() const {
     if (explanation_ != nullptr) return;
     for (const auto& made : stand_ins_) {
-        if (made->result != nullptr) backend_.copy(*made->result, made->view, order_);
+        if (made->result != nullptr) backend_.copy(*made->result, made->view, made->order);
     }
 }
 

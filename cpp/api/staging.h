@@ -15,7 +15,7 @@ namespace fastnorm {
 class Staging {
   public:
     // With an explanation nothing is copied: it is told what would be.
-    Staging(const Backend& backend, const TensorView& x, int channel_axis,
+    Staging(const Backend& backend, const TensorView& x, const Norm& norm,
             Explanation* explanation = nullptr);
 
     const View& view() const { return view_; }
@@ -28,6 +28,11 @@ class Staging {
     const TensorView& input(const char* name, const TensorView& tensor);
     const TensorView& output(const char* name, const TensorView& tensor);
 
+    // The same for an array of one value per statistic, of any number of dimensions: numbered in C
+    // order.
+    PerStatistic input_values(const char* name, const TensorView& array);
+    PerStatistic output_values(const char* name, const TensorView& array);
+
     // Binds tensors (absent ones included) to operands of the view.
     View bind(std::initializer_list<std::pair<const TensorView*, Operand*>> operands) const;
 
@@ -37,16 +42,20 @@ class Staging {
   private:
     struct StandIn {
         TensorView view;
+        DimOrder order;
         std::shared_ptr<char> memory;
         const TensorView* result;  // of an output: where it belongs
     };
-    TensorView& stand_in(const char* name, const TensorView& tensor, const TensorView* result);
+    // result: whether it is one, to be copied to the tensor.
+    const TensorView& stand_in(const char* name, const TensorView& tensor, const TensorView& dense,
+                               const DimOrder& order, bool result);
+    PerStatistic values(const char* name, const TensorView& array, bool result);
 
     const Backend& backend_;
     Explanation* explanation_;
     DimOrder order_;
     View view_;
-    TensorView dense_;  // x's shape, dense
+    TensorView dense_;     // x's shape, dense
     std::vector<std::unique_ptr<StandIn>> stand_ins_;
 };
 

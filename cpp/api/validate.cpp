@@ -140,18 +140,30 @@ void Validation::memory(const char* argument, const TensorView& tensor) const {
          text(tensor.shape, tensor.ndim));
 }
 
-int Validation::data(const TensorView& x, int channel_axis) {
+void Validation::data(const TensorView& x, int least_dims) {
     given("x", x);
     float_dtype("x", x);
-    if (x.ndim < 2 || x.ndim > max_dims) {
+    if (x.ndim < least_dims || x.ndim > max_dims) {
         fail("x has " + std::to_string(x.ndim) + (x.ndim == 1 ? " dimension" : " dimensions") +
-             ", expected 2 to " + std::to_string(max_dims));
+             ", expected " + std::to_string(least_dims) + " to " + std::to_string(max_dims));
     }
-    if (channel_axis < -x.ndim || channel_axis >= x.ndim) {
-        fail("channel_axis is " + std::to_string(channel_axis) + ", expected " +
-             std::to_string(-x.ndim) + " to " + std::to_string(x.ndim - 1) +
-             " for an x with shape " + text(x.shape, x.ndim));
-    }
+    x_ = x;
+}
+
+int Validation::axis(const char* argument, int given, int first) const {
+    const TensorView& x = x_;
+    const int axis = given < 0 ? given + x.ndim : given;
+    if (axis >= first && axis < x.ndim) return axis;
+    const std::string negative = std::to_string(first - x.ndim) + " to " +
+                                 (first == 0 ? std::to_string(x.ndim - 1)
+                                             : "-1 or " + std::to_string(first) + " to " +
+                                                   std::to_string(x.ndim - 1));
+    fail(std::string(argument) + " is " + std::to_string(given) + ", expected " + negative +
+         " for an x with shape " + text(x.shape, x.ndim));
+}
+
+void Validation::extents() const {
+    const TensorView& x = x_;
     for (int i = 0; i < x.ndim; ++i) {
         if (x.shape[i] < 0) {
             fail("x has shape " + text(x.shape, x.ndim) + ", expected extents >= 0");
@@ -161,10 +173,43 @@ int Validation::data(const TensorView& x, int channel_axis) {
         fail("x has shape " + text(x.shape, x.ndim) + ", expected fewer elements");
     }
     strides("x", x);
-    x_ = x;
     device("x", x);
-    channel_axis_ = channel_axis < 0 ? channel_axis + x.ndim : channel_axis;
-    return channel_axis_;
+}
+
+Norm Validation::batch_norm(const TensorView& x, int channel_axis) {
+    data(x, 2);
+    axis_name_ = "channel_axis";
+    axis_ = axis(axis_name_, channel_axis, 0);
+    extents();
+    parameters_ = statistics_ = {1, {x.shape[axis_]}};
+    return {axis_, -1, 1};
+}
+
+Norm Validation::of_samples(const TensorView& x, int least_dims, int channel_axis) {
+    data(x, least_dims);
+    axis_name_ = "channel_axis";
+    axis_ = axis(axis_name_, channel_axis, 1);
+    extents();
+    parameters_ = {1, {x.shape[axis_]}};
+    statistics_ = {2, {x.shape[0], x.shape[axis_]}};
+    return {axis_, 0, 1};
+}
+
+Norm Validation::instance_norm(const TensorView& x, int channel_axis) {
+    return of_samples(x, 3, channel_axis);
+}
+
+Norm Validation::group_norm(const TensorView& x, std::int64_t groups, int channel_axis) {
+    Norm norm = of_samples(x, 2, channel_axis);
+    const std::int64_t channels = x.shape[axis_];
+    if (groups < 1 || channels % groups != 0) {
+        fail("groups is " + std::to_string(groups) + ", expected a divisor of the " +
+             std::to_string(channels) + " channels that an x with shape " + text(x.shape, x.ndim) +
+             " has on axis " + std::to_string(axis_));
+    }
+    statistics_.extent[1] = groups;
+    norm.group = std::max<std::int64_t>(channels / groups, 1);
+    return norm;
 }
 
 void Validation::like_data(const char* argument, const TensorView& tensor) const {
@@ -177,18 +222,27 @@ void Validation::like_data(const char* argument, const TensorView& tensor) const
     device(argument, tensor);
 }
 
-void Validation::per_channel(const char* argument, const TensorView& vector) const {
-    given(argument, vector);
-    float_dtype(argument, vector);
-    const std::int64_t expected = channels();
-    if (vector.ndim == 1 &&
-        vector.shape[0] != expected) {  // maybe it is channel_axis that is wrong
-        fail(std::string(argument) + " has shape " + text(vector.shape, 1) + ", expected " +
-             text(&expected, 1) + ": channel_axis is " + std::to_string(channel_axis_) +
-             ", x has shape " + text(x_.shape, x_.ndim));
+void Validation::small(const char* argument, const TensorView& array,
+                       const Extents& expected) const {
+    given(argument, array);
+    float_dtype(argument, array);
+    const bool same = array.ndim == expected.ndim &&
+                      std::equal(array.shape, array.shape + array.ndim, expected.extent);
+    if (!same && array.ndim == expected.ndim) {  // maybe it is the axis that is wrong
+        fail(std::string(argument) + " has shape " + text(array.shape, array.ndim) +
+             ", expected " + text(expected.extent, expected.ndim) + ": " + axis_name_ + " is " +
+             std::to_string(axis_) + ", x has shape " + text(x_.shape, x_.ndim));
     }
-    shape(argument, vector, &expected, 1);
-    device(argument, vector);
+    shape(argument, array, expected.extent, expected.ndim);
+    device(argument, array);
+}
+
+void Validation::parameter(const char* argument, const TensorView& array) const {
+    small(argument, array, parameters_);
+}
+
+void Validation::statistic(const char* argument, const TensorView& array) const {
+    small(argument, array, statistics_);
 }
 
 void Validation::mask(const TensorView& mask, std::int64_t bytes, const Activation& of) const {
@@ -241,7 +295,7 @@ void Validation::scratch_holds(const TensorView& scratch, std::int64_t bytes) co
 void Validation::mask_signature(std::uint64_t found, std::uint64_t expected) const {
     if (found == expected) return;
     fail(
-        "mask was made for another shape, memory layout, channel_axis or activation, expected the "
+        "mask was made for another shape, memory layout, axis or activation, expected the "
         "one that the forward pass returned for this x");
 }
 
@@ -296,11 +350,12 @@ std::int64_t Validation::elements() const {
     return product;
 }
 
-void Validation::more_than_one_value() const {
-    if (elements() != 0 && elements() == channels()) {
-        fail("x has shape " + text(x_.shape, x_.ndim) +
-             ", 1 value per channel, expected more than 1 in training");
-    }
+void Validation::more_than_one_value(const char* where) const {
+    std::int64_t statistics = 1;
+    for (int i = 0; i < statistics_.ndim; ++i) statistics *= statistics_.extent[i];
+    if (elements() == 0 || elements() != statistics) return;
+    fail("x has shape " + text(x_.shape, x_.ndim) + ", 1 value per channel, expected more than 1 " +
+         where);
 }
 
 void Validation::reads(const char* argument, const TensorView& tensor) {

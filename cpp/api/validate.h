@@ -5,6 +5,7 @@
 #include <string>
 
 #include "api/overlap.h"
+#include "core/view.h"
 #include "fastnorm/fastnorm.hpp"
 
 namespace fastnorm {
@@ -12,19 +13,25 @@ namespace fastnorm {
 class Validation {
   public:
     explicit Validation(const char* op) : op_(op) {}
+    const char* op() const { return op_; }
 
-    // Data of 2 to max_dims dimensions, one of the four dtypes and a size that arithmetic on it
-    // cannot exceed; returns the channel axis in [0, ndim) and remembers x's shape for what
-    // follows.
-    int data(const TensorView& x, int channel_axis);
+    // What x and the arguments of an op say: data of one of the four dtypes, a size that arithmetic
+    // on it cannot exceed, and axes that it has. Each remembers the shapes that follow.
+    Norm batch_norm(const TensorView& x, int channel_axis);
+    Norm instance_norm(const TensorView& x, int channel_axis);
+    Norm group_norm(const TensorView& x, std::int64_t groups, int channel_axis);
 
     // Of x's shape and dtype.
     void like_data(const char* argument, const TensorView& tensor) const;
 
-    // One element per channel, any of the four dtypes.
-    void per_channel(const char* argument, const TensorView& vector) const;
-    void per_channel_if_given(const char* argument, const TensorView& vector) const {
-        if (vector.given()) per_channel(argument, vector);
+    // Of the parameters' shape, or that of the statistics; any of the four dtypes.
+    void parameter(const char* argument, const TensorView& array) const;
+    void statistic(const char* argument, const TensorView& array) const;
+    void parameter_if_given(const char* argument, const TensorView& array) const {
+        if (array.given()) parameter(argument, array);
+    }
+    void statistic_if_given(const char* argument, const TensorView& array) const {
+        if (array.given()) statistic(argument, array);
     }
 
     void mask(const TensorView& mask, std::int64_t bytes, const Activation& of) const;
@@ -37,8 +44,8 @@ class Validation {
     void eps(double eps) const;
     void momentum(double momentum) const;
     void activation(const Activation& activation) const;
-    // Training: one value per channel has no variance.
-    void more_than_one_value() const;
+    // One value has no variance.
+    void more_than_one_value(const char* where) const;
 
     // An input or output of the right shape: has memory, an output memory of its own for each
     // element. Remembers it for overlap() below.
@@ -49,7 +56,8 @@ class Validation {
     void overlap() const;
 
     std::int64_t elements() const;
-    std::int64_t channels() const { return x_.shape[channel_axis_]; }
+    const Extents& parameters() const { return parameters_; }
+    const Extents& statistics() const { return statistics_; }
 
   private:
     struct Use {
@@ -65,6 +73,12 @@ class Validation {
     void float_dtype(const char* argument, const TensorView& tensor) const;
     void shape(const char* argument, const TensorView& tensor, const std::int64_t* expected,
                int ndim) const;
+    void small(const char* argument, const TensorView& array, const Extents& expected) const;
+    void data(const TensorView& x, int least_dims);
+    void extents() const;
+    // Of x, from the first allowed one on; in [0, ndim).
+    int axis(const char* argument, int given, int first) const;
+    Norm of_samples(const TensorView& x, int least_dims, int channel_axis);
     void strides(const char* argument, const TensorView& tensor) const;
     void memory(const char* argument, const TensorView& tensor) const;
     void device(const char* argument, const TensorView& tensor) const;
@@ -72,7 +86,9 @@ class Validation {
 
     const char* op_;
     TensorView x_{};
-    int channel_axis_ = 0;
+    const char* axis_name_ = "";
+    int axis_ = 0;
+    Extents parameters_, statistics_;
     Use uses_[most_uses];
     int use_count_ = 0;
 };

@@ -36,6 +36,24 @@ FASTNORM_FN Moments merge(const Moments& a, const Moments& b) {
     return {count, a.mean + delta * share, a.m2 + b.m2 + delta * delta * (a.count * share)};
 }
 
+// The same of sets that have a count each, and it is the same one: the mean of the means, and their
+// deviations from it.
+inline Moments merge_equal(const double* means, const double* m2s, std::int64_t sets,
+                           double each) {
+    const double n = static_cast<double>(sets), share = 1.0 / n;
+    double mean = 0, deviations = 0, squares = 0, m2 = 0;
+    for (std::int64_t i = 0; i < sets; ++i) mean += means[i] * share;
+    for (std::int64_t i = 0; i < sets; ++i) {
+        const double d = means[i] - mean;
+        deviations += d;
+        squares += d * d;
+        m2 += m2s[i];
+    }
+    const double shift = deviations * share;  // what rounding has cost
+    return {n * each, is_finite(shift) ? mean + shift : mean,
+            m2 + each * (squares - deviations * shift)};
+}
+
 // Sums of d = x - pivot over count values, whatever the pivot: its error drops out. share is
 // 1 / count.
 FASTNORM_FN Moments moments_about(double pivot, double count, double share, double sum,
@@ -150,18 +168,22 @@ FASTNORM_FN Normalization<A> normalization(double mean, double rstd, double weig
             static_cast<A>(bias)};
 }
 
-// dx = (a * g + b * centred + c) * scale, from the sums of g and of g * centred over count values:
-//   dx = weight * rstd * (g - sum_g / count - (x - mean) * rstd^2 * sum(g * (x - mean)) / count)
+// dx = (a * g + b * centred + c) * scale, from the sums of weight * g and of weight * g * centred
+// over count values, both divided by weight_of_sums (which is the weight where there is but one):
+//   dx = rstd * (weight * g - sum(weight * g) / count
+//                - (x - mean) * rstd^2 * sum(weight * g * (x - mean)) / count)
 struct GradientCoefficients {
     double a, b, c, scale;
 };
 
-FASTNORM_FN GradientCoefficients gradient_coefficients(double rstd, double weight, double count,
+FASTNORM_FN GradientCoefficients gradient_coefficients(double rstd, double weight,
+                                                       double weight_of_sums, double count,
                                                        double sum_g, double sum_centred,
                                                        double prescale, double scale) {
-    const double a = rstd / scale * weight;
+    const double of_sums = rstd / scale * weight_of_sums;
     const double unit = rstd / prescale;
-    return {a, -a * (unit * (unit * (sum_centred / count))), -a * (sum_g / count), scale};
+    return {rstd / scale * weight, -of_sums * (unit * (unit * (sum_centred / count))),
+            -of_sums * (sum_g / count), scale};
 }
 
 }  // namespace fastnorm

@@ -30,14 +30,23 @@ void sort_few(int* begin, int* end, Before&& before) {
 
 }  // namespace
 
-DimOrder order_of_dims(const TensorView& x, int channel_axis) {
+DimOrder order_of_dims(const TensorView& x, const Norm& norm) {
     DimOrder order;
+    int channel_axis = norm.channel_axis;
     bool broadcast = false;
-    for (int axis = 0; axis < x.ndim; ++axis) {
-        if (axis != channel_axis && x.shape[axis] == 1) continue;
+    const auto add = [&](int axis) {
         order.axis[order.count++] = axis;
         broadcast |= x.strides[axis] == 0 && x.shape[axis] > 1;
+    };
+    if (norm.batch_axis >= 0 && x.shape[norm.batch_axis] != 1) {
+        add(norm.batch_axis);
+        order.batches = 1;
     }
+    for (int axis = 0; axis < x.ndim; ++axis) {
+        const bool left_out = axis != channel_axis && x.shape[axis] == 1;
+        if (!left_out && axis != norm.batch_axis) add(axis);
+    }
+    int* const begin = order.axis + order.batches;
     int* const end = order.axis + order.count;
     const auto outer_first = [&](int a, int b) {
         const std::int64_t stride_a = std::abs(x.strides[a]), stride_b = std::abs(x.strides[b]);
@@ -45,26 +54,30 @@ DimOrder order_of_dims(const TensorView& x, int channel_axis) {
     };
     if (x.shape[channel_axis] == 1) {
         // A single channel lies nowhere: put it outermost, and all the rest is one long row.
-        std::rotate(order.axis, std::find(order.axis, end, channel_axis),
-                    std::find(order.axis, end, channel_axis) + 1);
-        channel_axis = order.axis[0];
+        std::rotate(begin, std::find(begin, end, channel_axis),
+                    std::find(begin, end, channel_axis) + 1);
+        channel_axis = *begin;
         if (!broadcast) {
-            sort_few(order.axis + 1, end, outer_first);
+            sort_few(begin + 1, end, outer_first);
         }
     } else if (!broadcast) {  // strides of 0 say nothing about an order
-        sort_few(order.axis, end, outer_first);
+        sort_few(begin, end, outer_first);
     }
-    order.channel = static_cast<int>(std::find(order.axis, end, channel_axis) - order.axis);
+    order.channel = static_cast<int>(std::find(begin, end, channel_axis) - order.axis);
     return order;
 }
 
-View batch_norm_view(const TensorView& x, const DimOrder& order) {
+View view_of(const TensorView& x, const Norm& norm, const DimOrder& order) {
     View view;
-    view.outer = product_of_extents(x, order, 0, order.channel);
+    view.batch = product_of_extents(x, order, 0, order.batches);
+    view.outer = product_of_extents(x, order, order.batches, order.channel);
     view.stat = x.shape[order.axis[order.channel]];
     view.inner = product_of_extents(x, order, order.channel + 1, order.count);
-    view.traversal =
-        view.inner < shortest_row && view.stat > 1 ? Traversal::columns : Traversal::rows;
+    view.group = norm.group;
+    // Lanes of their own are of no use to statistics of few values each.
+    const bool apart = order.batches == 1 && view.outer == 1;
+    view.traversal = view.inner < shortest_row && view.stat > 1 && !apart ? Traversal::columns
+                                                                          : Traversal::rows;
     return view;
 }
 
@@ -106,11 +119,12 @@ void bind_operands(View& view, const DimOrder& order, const TensorView* const* t
         if (!tensors[t]->given()) continue;
         operands[t]->data = static_cast<char*>(tensors[t]->data);
         operands[t]->stat_stride = tensors[t]->strides[channel_axis];
+        if (order.batches == 1) operands[t]->batch_stride = tensors[t]->strides[order.axis[0]];
     }
     view.outer_dims = 1;
     view.outer_extent[0] = 1;
     bool first = true;
-    for (int i = 0; i < order.channel; ++i) {
+    for (int i = order.batches; i < order.channel; ++i) {
         const int axis = order.axis[i];
         const std::int64_t extent = tensors[0]->shape[axis];
         bool collapses = !first;

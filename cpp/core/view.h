@@ -1,6 +1,6 @@
-// The one idea below every op: an input collapses to [batch, outer, stat, inner]; statistics are
-// taken over outer and inner and kept per (batch, stat). Below the functions of this file nobody
-// knows an op's name or a layout.
+// The one idea below every op: an input collapses to [batch, outer, stat, inner]; sums are taken
+// over outer and inner and kept per (batch, stat), and `group` neighbours along stat are one
+// statistic. Below the functions of this file nobody knows an op's name or a layout.
 #pragma once
 
 #include <cstdint>
@@ -24,14 +24,17 @@ struct View {
     std::int64_t outer = 1;
     std::int64_t stat = 1;
     std::int64_t inner = 1;
+    // So many neighbours along stat have one mean and one variance, and weights of their own.
+    std::int64_t group = 1;
     // outer as a nest of dimensions, outermost first: their strides differ between operands.
     int outer_dims = 1;
     std::int64_t outer_extent[max_outer_dims] = {1};
 
     std::int64_t elements() const { return batch * outer * stat * inner; }
-    std::int64_t reduced() const { return outer * inner; }  // values per statistic
     std::int64_t stats() const { return batch * stat; }
-    // A statistic's weight and bias: the same ones for every batch index.
+    std::int64_t means() const { return stats() / group; }
+    std::int64_t reduced() const { return group * outer * inner; }  // values per mean
+    // The weight and bias of a stat: the same ones for every batch index.
     std::int64_t parameters() const { return stat; }
     std::int64_t parameter(std::int64_t statistic) const { return statistic % stat; }
     // What is contiguous in every operand, and so one row of the mask.
@@ -74,19 +77,26 @@ struct Operand {
     FASTNORM_FN explicit operator bool() const { return data != nullptr; }
 };
 
-// The order of a tensor's dimensions in memory, outermost first. Dimensions of extent 1 are left
-// out, the channel excepted.
+// How a norm sees an x: the axes in [0, x.ndim) that its statistics are kept for.
+struct Norm {
+    int channel_axis = 1;
+    int batch_axis = -1;     // of a norm of each sample by itself, else none
+    std::int64_t group = 1;  // channels that share a statistic
+};
+
+// The order of a tensor's dimensions in memory, outermost first, but the batch's before all others.
+// Dimensions of extent 1 are left out, the channel excepted.
 struct DimOrder {
     int count = 0;
     int axis[max_dims] = {};
-    int channel = 0;  // its position in axis
+    int batches = 0;  // how many of the first are the batch's: one, or none
+    int channel = 0;  // the channel's position in axis
 };
 
-// channel_axis is in [0, x.ndim).
-DimOrder order_of_dims(const TensorView& x, int channel_axis);
+DimOrder order_of_dims(const TensorView& x, const Norm& norm);
 
-// The view of batch normalization: [1, what lies outside the channel, channels, what lies inside].
-View batch_norm_view(const TensorView& x, const DimOrder& order);
+// [batch, what lies outside the channel, channels, what lies inside].
+View view_of(const TensorView& x, const Norm& norm, const DimOrder& order);
 
 // Whether a tensor of x's shape can be walked in place under the view; otherwise it is copied to
 // dense_like(x, order).

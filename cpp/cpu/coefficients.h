@@ -43,9 +43,9 @@ struct Coefficients {
 #pragma omp simd
         for (std::int64_t i = 0; i < count; ++i) {
             const GradientCoefficients g = gradient_coefficients(
-                in.rstd[i], in.weight[i], reduced, in.sum_g[i], in.sum_centred[i],
-                backward_prescale<A>(in.mean[i], in.rstd[i]),
-                halfway_scale<A>(in.rstd[i], in.weight[i]));
+                in.rstd[i], in.weight[i], in.weight_of_sums[i], reduced, in.sum_g[i],
+                in.sum_centred[i], backward_prescale<A>(in.mean[i], in.rstd[i]),
+                halfway_scale<A>(in.rstd[i], in.weight_of_sums[i]));
             a[i] = narrowed<A>(g.a);
             a[stats_block + i] = narrowed<A>(g.b);
             a[2 * stats_block + i] = narrowed<A>(g.c);

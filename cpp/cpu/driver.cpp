@@ -1,14 +1,13 @@
 #include "cpu/driver.h"
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
-#include <memory>
 #include <new>
 
 #include "core/dtypes.h"
 #include "core/stats.h"
 #include "cpu/explain.h"
+#include "cpu/finish.h"
+#include "cpu/passes.h"
 #include "cpu/plan.h"
 #include "cpu/scratch.h"
 
@@ -50,177 +49,6 @@ struct Kernels {
     }
 };
 
-// Computes coefficients of statistics [from, from + count), from the given one on, and puts them
-// where the maps look for them.
-void set_coefficients(const Scratch& scratch, const Problem& problem, CoefficientKernel compute,
-                      int first, int last, std::int64_t from, std::int64_t count,
-                      const StatBlock& block) {
-    const View& view = problem.tensors.view;
-    alignas(64) unsigned char memory[backward_coefficients * stats_block * sizeof(double)];
-    compute(block, count, static_cast<double>(view.reduced()), memory);
-    const auto set = [&](const auto* values) {
-        for (int k = first; k < last; ++k, values += stats_block) {
-            scratch.set(view, k, from, count, values);
-        }
-    };
-    problem.dtype == DType::float64 ? set(reinterpret_cast<const double*>(memory))
-                                    : set(reinterpret_cast<const float*>(memory));
-}
-
-// Those of z, from mean and rstd.
-void set_coefficients_of_z(const Scratch& scratch, const Problem& problem,
-                           CoefficientKernel compute, std::int64_t from, std::int64_t count,
-                           StatBlock& block) {
-    const View& view = problem.tensors.view;
-    problem.weight.load_parameters(view, from, count, block.weight, 1.0);
-    problem.bias.load_parameters(view, from, count, block.bias, 0.0);
-    set_coefficients(scratch, problem, compute, 0, forward_coefficients, from, count, block);
-}
-
-// Those of dx, from mean, rstd and the sums.
-void set_coefficients_of_dx(const Scratch& scratch, const Problem& problem,
-                            CoefficientKernel compute, std::int64_t from, std::int64_t count,
-                            StatBlock& block) {
-    problem.weight.load_parameters(problem.tensors.view, from, count, block.weight, 1.0);
-    set_coefficients(scratch, problem, compute, forward_coefficients, backward_coefficients, from,
-                     count, block);
-}
-
-// Calls f(first, how many) for pieces of statistics [from, to), a task each.
-template <class F>
-void for_stats(const ParallelFor& parallel_for, std::int64_t from, std::int64_t to, F&& f) {
-    parallel_for(divide_up(to - from, stats_block), [&](std::int64_t task) {
-        const std::int64_t first = from + task * stats_block;
-        f(first, std::min(stats_block, to - first));
-    });
-}
-
-// Each thread takes a contiguous share of [0, count): the same one every time.
-template <class F>
-void for_shares(const ParallelFor& parallel_for, std::int64_t count, F&& f) {
-    const std::int64_t shares = std::min<std::int64_t>(parallel_for.threads, count);
-    parallel_for(shares, [&](std::int64_t share) {
-        f(count * share / shares, count * (share + 1) / shares);
-    });
-}
-
-// The moments of some statistics: those of all chunks, merged in order.
-void merge_chunks(const Plan& plan, const Scratch& scratch, std::int64_t from, std::int64_t count,
-                  double* means, double* m2s) {
-    std::copy_n(scratch.first + from, count, means);
-    std::copy_n(scratch.second + from, count, m2s);
-    double merged = plan.chunk_count(0);
-    for (std::int64_t c = 1; c < plan.chunks(); ++c) {
-        const std::int64_t at = c * plan.view.stats() + from;
-        const double added = plan.chunk_count(c);
-        for (std::int64_t i = 0; i < count; ++i) {
-            const Moments m = merge({merged, means[i], m2s[i]},
-                                    {added, scratch.first[at + i], scratch.second[at + i]});
-            means[i] = m.mean;
-            m2s[i] = m.m2;
-        }
-        merged += added;
-    }
-}
-
-void map_only(const ParallelFor& parallel_for, const KernelArgs& args, const Plan& plan,
-              const Kernels& kernels, Map map) {
-    for_shares(parallel_for, plan.tiles(), [&](std::int64_t from, std::int64_t to) {
-        for (std::int64_t i = from; i < to; ++i) map(args, plan.tile_in_memory_order(i));
-        kernels.fence();
-    });
-}
-
-// reduce, then finish(first, how many) for the statistics, then map backwards what was
-// reduced, so that the map begins with what the reduction has left in the cache; or, interleaved,
-// map forwards while the next unit is reduced.
-template <class Finish>
-void reduce_finish_map(const ParallelFor& parallel_for, const KernelArgs& args,
-                       const Schedule& schedule, const Scratch& scratch, const Kernels& kernels,
-                       Reduction reduce, Map map, MapAndReduction map_and_reduce, Finish&& finish) {
-    const Plan& plan = schedule.plan;
-    const std::int64_t stats = plan.view.stats();
-    const std::int64_t chunks = plan.chunks();
-    const auto partial_at = [&](const Tile& tile, std::int64_t chunk) {
-        return chunk * stats + tile.batch * plan.view.stat + tile.stat0;
-    };
-    const auto reduce_tile = [&](std::int64_t unit, std::int64_t chunk) {
-        const Tile tile = plan.tile(unit, chunk);
-        const std::int64_t at = partial_at(tile, chunk);
-        reduce(args, tile, scratch.first + at, scratch.second + at);
-    };
-    const auto map_and_reduce_tile = [&](std::int64_t mapped, std::int64_t reduced,
-                                         std::int64_t chunk) {
-        const Tile tile = plan.tile(reduced, chunk);
-        const std::int64_t at = partial_at(tile, chunk);
-        map_and_reduce(args, plan.tile(mapped, chunk), tile, scratch.first + at,
-                       scratch.second + at);
-    };
-    const auto stats_of = [&](std::int64_t unit) {
-        const Tile tile = plan.tile(unit, 0);
-        const std::int64_t base = tile.batch * plan.view.stat;
-        return std::pair{base + tile.stat0, base + tile.stat1};
-    };
-    const auto alike = [&](std::int64_t a, std::int64_t b) {
-        const auto [a0, a1] = stats_of(a);
-        const auto [b0, b1] = stats_of(b);
-        return a1 - a0 == b1 - b0;
-    };
-
-    if (!schedule.shared) {
-        const ParallelFor serial;
-        for_shares(parallel_for, plan.units(), [&](std::int64_t first, std::int64_t last) {
-            bool reduced = false;
-            for (std::int64_t unit = first; unit < last; ++unit) {
-                if (!reduced) {
-                    for (std::int64_t c = 0; c < chunks; ++c) reduce_tile(unit, c);
-                }
-                const auto [from, to] = stats_of(unit);
-                for_stats(serial, from, to, finish);
-                reduced = schedule.interleaved && unit + 1 < last && alike(unit, unit + 1);
-                if (reduced) {
-                    for (std::int64_t c = 0; c < chunks; ++c) {
-                        map_and_reduce_tile(unit, unit + 1, c);
-                    }
-                } else {
-                    for (std::int64_t c = chunks; c-- > 0;) map(args, plan.tile(unit, c));
-                }
-            }
-            kernels.fence();
-        });
-        return;
-    }
-    // Under rows the threads share one unit at a time, so that it is still in their caches for the
-    // map; under columns the units of a batch index lie side by side in every row.
-    const bool columns = plan.view.traversal == Traversal::columns;
-    const std::int64_t together = columns ? plan.stat_tiles : 1;
-    for (std::int64_t unit = 0; unit < plan.units(); unit += together) {
-        const std::int64_t tiles = together * chunks;
-        for_shares(parallel_for, tiles, [&](std::int64_t from, std::int64_t to) {
-            for (std::int64_t i = from; i < to; ++i) reduce_tile(unit + i % together, i / together);
-        });
-        for_stats(parallel_for, stats_of(unit).first, stats_of(unit + together - 1).second, finish);
-        if (!columns) {
-            for_shares(parallel_for, chunks, [&](std::int64_t from, std::int64_t to) {
-                for (std::int64_t c = to; c-- > from;) map(args, plan.tile(unit, c));
-                kernels.fence();
-            });
-            continue;
-        }
-        // Whole rows, of all the units.
-        Tile rows = plan.tile(unit, 0);
-        rows.stat1 = plan.tile(unit + together - 1, 0).stat1;
-        for_shares(parallel_for, plan.view.outer, [&](std::int64_t from, std::int64_t to) {
-            Tile tile = rows;
-            for (tile.outer1 = to; tile.outer1 > from; tile.outer1 = tile.outer0) {
-                tile.outer0 = std::max(from, tile.outer1 - plan.chunk_outer);
-                map(args, tile);
-            }
-            kernels.fence();
-        });
-    }
-}
-
 }  // namespace
 
 Workspace thread_workspace() {
@@ -246,7 +74,8 @@ Workspace thread_workspace() {
 void normalize(const Execution& execution, const Problem& problem, const PerStatistic& mean,
                const PerStatistic& var, double eps) {
     KernelArgs args(problem.tensors);
-    const Schedule schedule = schedule_map(args.view, size_of(problem.dtype), tensors_of(args),
+    const View& view = args.view;
+    const Schedule schedule = schedule_map(view, size_of(problem.dtype), tensors_of(args),
                                            execution.parallel_for.threads);
     if (explains(execution, problem, schedule, forward_coefficients)) return;
     const ParallelFor parallel_for = threads_of(execution, schedule);
@@ -254,14 +83,15 @@ void normalize(const Execution& execution, const Problem& problem, const PerStat
     scratch.attach(args);
     args.stream = schedule.stream;
     const Kernels kernels(execution.kernels, problem);
-    for_stats(parallel_for, 0, args.view.stats(), [&](std::int64_t from, std::int64_t count) {
-        StatBlock block;
-        mean.load(from, count, block.mean);
-        var.load(from, count, block.rstd);
-        kernels.rstd_of_variances(block.rstd, count, eps);
-        set_coefficients_of_z(scratch, problem, kernels.coefficients_of_z, from, count, block);
+    for_stats(parallel_for, 1, 0, view.stats(), [&](std::int64_t from, std::int64_t count) {
+        StatBlock::Array means, rstds;
+        mean.load(from, count, means);
+        var.load(from, count, rstds);
+        kernels.rstd_of_variances(rstds, count, eps);
+        set_coefficients_of_z(scratch, problem, kernels.coefficients_of_z,
+                              Piece(view, from, count), means, rstds);
     });
-    map_only(parallel_for, args, schedule.plan, kernels, kernels.normalize);
+    map_only(parallel_for, args, schedule.plan, kernels.normalize, kernels.fence);
 }
 
 void normalize_by_own_statistics(const Execution& execution, const Problem& problem, double eps,
@@ -276,39 +106,37 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
                            kernels.normalize_and_moments != nullptr);
     if (explains(execution, problem, schedule, forward_coefficients)) return;
     const ParallelFor parallel_for = threads_of(execution, schedule);
-    const Plan& plan = schedule.plan;
     const Scratch scratch(execution, problem, schedule, forward_coefficients);
     scratch.attach(args);
     args.stream = schedule.stream;
-    const double count = static_cast<double>(view.reduced());
+    const double values = static_cast<double>(view.reduced());
+    const bool runs = running.mean || running.var;
 
-    const auto finish = [&](std::int64_t from, std::int64_t stats) {
-        StatBlock block;
-        StatBlock::Array m2, running_mean, running_var;
-        merge_chunks(plan, scratch, from, stats, block.mean, m2);
-        running.mean.load(from, stats, running_mean);
-        running.var.load(from, stats, running_var);
-        for (std::int64_t i = 0; i < stats; ++i) {
-            const double var = batch_variance(m2[i], count, running.unbiased);
-            running_mean[i] = running_update(running_mean[i], block.mean[i], running.momentum);
-            running_var[i] = running_update(running_var[i], var, running.momentum);
-            block.rstd[i] = m2[i] / count;
+    const auto finish = [&](std::int64_t from, std::int64_t count) {
+        const Piece piece(view, from, count);
+        StatBlock::Array means, m2s;
+        merge_moments(schedule.plan, scratch, piece, means, m2s);
+        if (runs) {  // which only ops without groups have
+            std::copy_n(means, count, scratch.first + from);
+            std::copy_n(m2s, count, scratch.second + from);
         }
-        kernels.rstd_of_variances(block.rstd, stats, eps);
+        double* const rstds = m2s;
+        for (std::int64_t i = 0; i < piece.means; ++i) rstds[i] = m2s[i] / values;
+        kernels.rstd_of_variances(rstds, piece.means, eps);
         if (size == 2) {  // what is returned is what is used: backward computes from it
-            for (std::int64_t i = 0; i < stats; ++i) {
-                block.mean[i] = static_cast<float>(block.mean[i]);
-                block.rstd[i] = static_cast<float>(block.rstd[i]);
+            for (std::int64_t i = 0; i < piece.means; ++i) {
+                means[i] = static_cast<float>(means[i]);
+                rstds[i] = static_cast<float>(rstds[i]);
             }
         }
-        mean.store(from, stats, block.mean);
-        rstd.store(from, stats, block.rstd);
-        running.mean.store(from, stats, running_mean);
-        running.var.store(from, stats, running_var);
-        set_coefficients_of_z(scratch, problem, kernels.coefficients_of_z, from, stats, block);
+        mean.store(piece.first, piece.means, means);
+        rstd.store(piece.first, piece.means, rstds);
+        set_coefficients_of_z(scratch, problem, kernels.coefficients_of_z, piece, means, rstds);
     };
-    reduce_finish_map(parallel_for, args, schedule, scratch, kernels, kernels.moments,
-                      kernels.normalize, kernels.normalize_and_moments, finish);
+    const Passes passes{kernels.moments, kernels.normalize, kernels.normalize_and_moments,
+                        kernels.fence};
+    ReduceFinishMap(parallel_for, args, schedule, scratch, passes, finish).run();
+    update_running(parallel_for, view, scratch, running);
 }
 
 void normalize_backward(const Execution& execution, const Problem& problem,
@@ -327,7 +155,6 @@ void normalize_backward(const Execution& execution, const Problem& problem,
                 : schedule_map(view, size, tensors_of(args), threads);
     if (explains(execution, problem, schedule, backward_coefficients)) return;
     const ParallelFor parallel_for = threads_of(execution, schedule);
-    const Plan& plan = schedule.plan;
     const Scratch scratch(execution, problem, schedule, backward_coefficients);
     scratch.attach(args);
     args.frozen = frozen;
@@ -335,57 +162,61 @@ void normalize_backward(const Execution& execution, const Problem& problem,
 
     const auto prescale =
         problem.dtype == DType::float64 ? backward_prescale<double> : backward_prescale<float>;
-    const auto load = [&](std::int64_t from, std::int64_t stats, StatBlock& block) {
-        mean.load(from, stats, block.mean);
-        rstd.load(from, stats, block.rstd);
+    const auto load = [&](const Piece& piece, double* means, double* rstds) {
+        mean.load(piece.first, piece.means, means);
+        rstd.load(piece.first, piece.means, rstds);
     };
-    for_stats(parallel_for, 0, view.stats(), [&](std::int64_t from, std::int64_t stats) {
-        StatBlock block;
-        load(from, stats, block);
-        set_coefficients_of_z(scratch, problem, kernels.coefficients_of_z_in_backward, from, stats,
-                              block);
+    for_stats(parallel_for, view.group, 0, view.stats(), [&](std::int64_t from,
+                                                             std::int64_t count) {
+        const Piece piece(view, from, count);
+        StatBlock::Array means, rstds;
+        load(piece, means, rstds);
+        set_coefficients_of_z(scratch, problem, kernels.coefficients_of_z_in_backward, piece, means,
+                              rstds);
         if (reduces) return;
-        std::fill_n(block.sum_g, stats, 0.0);
-        std::fill_n(block.sum_centred, stats, 0.0);
-        set_coefficients_of_dx(scratch, problem, kernels.coefficients_of_dx, from, stats, block);
+        StatBlock block;
+        std::copy_n(means, count, block.mean);
+        std::copy_n(rstds, count, block.rstd);
+        problem.weight.load_parameters(view, from, count, block.weight, 1.0);
+        std::copy_n(block.weight, count, block.weight_of_sums);
+        std::fill_n(block.sum_g, count, 0.0);
+        std::fill_n(block.sum_centred, count, 0.0);
+        set_coefficients(scratch, problem, kernels.coefficients_of_dx, forward_coefficients,
+                         backward_coefficients, from, count, block);
     });
     if (!reduces) {
-        map_only(parallel_for, args, plan, kernels, kernels.gradient);
+        map_only(parallel_for, args, schedule.plan, kernels.gradient, kernels.fence);
         return;
     }
-    // Leaves the statistics' shares of dbias and dweight where their first partial sums were.
-    const auto finish = [&](std::int64_t from, std::int64_t stats) {
-        StatBlock block;
-        load(from, stats, block);
-        double* const sum_g = scratch.first + from;
-        double* const sum_centred = scratch.second + from;
-        for (std::int64_t c = 1; c < plan.chunks(); ++c) {
-            for (std::int64_t i = 0; i < stats; ++i) {
-                sum_g[i] += sum_g[c * view.stats() + i];
-                sum_centred[i] += sum_centred[c * view.stats() + i];
+    // Leaves the stats' shares of dbias and dweight where their first partial sums were.
+    const auto finish = [&](std::int64_t from, std::int64_t count) {
+        const Piece piece(view, from, count);
+        StatBlock::Array means, rstds;
+        load(piece, means, rstds);
+        merge_sums(schedule.plan, scratch, from, count);
+        const SumsOfMeans sums(problem, piece, scratch);
+        piece.for_blocks([&](std::int64_t at, std::int64_t n) {
+            StatBlock block;
+            piece.spread(means, at, n, block.mean);
+            piece.spread(rstds, at, n, block.rstd);
+            problem.weight.load_parameters(view, from + at, n, block.weight, 1.0);
+            sums.load(at, n, block);
+            set_coefficients(scratch, problem, kernels.coefficients_of_dx, forward_coefficients,
+                             backward_coefficients, from + at, n, block);
+            for (std::int64_t i = 0; i < n; ++i) {
+                scratch.second[from + at + i] *=
+                    block.rstd[i] / prescale(block.mean[i], block.rstd[i]);
             }
-        }
-        std::copy_n(sum_g, stats, block.sum_g);
-        std::copy_n(sum_centred, stats, block.sum_centred);
-        set_coefficients_of_dx(scratch, problem, kernels.coefficients_of_dx, from, stats, block);
-        for (std::int64_t i = 0; i < stats; ++i) {
-            sum_centred[i] *= block.rstd[i] / prescale(block.mean[i], block.rstd[i]);
-        }
+        });
     };
-    reduce_finish_map(parallel_for, args, schedule, scratch, kernels, kernels.gradient_sums,
-                      kernels.gradient, kernels.gradient_and_sums, finish);
-    // A parameter's gradients are those of its statistic under every batch index.
-    for_stats(parallel_for, 0, view.parameters(), [&](std::int64_t from, std::int64_t count) {
-        double* const sum_g = scratch.first + from;
-        double* const sum_gx = scratch.second + from;
-        for (std::int64_t b = 1; b < view.batch; ++b) {
-            for (std::int64_t i = 0; i < count; ++i) {
-                sum_g[i] += sum_g[b * view.stat + i];
-                sum_gx[i] += sum_gx[b * view.stat + i];
-            }
-        }
-        dbias.store(from, count, sum_g);
-        dweight.store(from, count, sum_gx);
+    const Passes passes{kernels.gradient_sums, kernels.gradient, kernels.gradient_and_sums,
+                        kernels.fence};
+    ReduceFinishMap(parallel_for, args, schedule, scratch, passes, finish).run();
+    for_stats(parallel_for, 1, 0, view.parameters(), [&](std::int64_t from, std::int64_t count) {
+        sum_batches(view, scratch.first, from, count);
+        sum_batches(view, scratch.second, from, count);
+        dbias.store(from, count, scratch.first + from);
+        dweight.store(from, count, scratch.second + from);
     });
 }
 

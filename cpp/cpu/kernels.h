@@ -57,12 +57,13 @@ using Map = void (*)(const KernelArgs& args, const Tile& tile);
 using MapAndReduction = void (*)(const KernelArgs& args, const Tile& mapped, const Tile& reduced,
                                  double* first, double* second);
 
-// What a block of statistics has of each.
+// What a block of stats has of each.
 inline constexpr std::int64_t stats_block = 256;
 struct StatBlock {
     using Array = double[stats_block];
     Array mean, rstd, weight, bias;
-    Array sum_g, sum_centred;  // of g, and of g * centred(x)
+    // Of g, and of g * centred(x), of all that has the same mean: relative to weight_of_sums.
+    Array sum_g, sum_centred, weight_of_sums;
 };
 
 // Computes coefficients of the first statistics of a block, in the order of Coefficient, as arrays

@@ -52,10 +52,17 @@ void cut_outer(Plan& plan, std::int64_t most) {
     plan.outer_chunks = divide_up(plan.view.outer, plan.chunk_outer);
 }
 
-void cut_stat(Plan& plan, std::int64_t most) {
-    plan.tile_stats = std::clamp<std::int64_t>(most, 1, plan.view.stat);
-    plan.stat_tiles = divide_up(plan.view.stat, plan.tile_stats);
+// Units of at most so many statistics, but of whole groups, in tiles of at most so many.
+void cut_stat(Plan& plan, std::int64_t most_of_unit, std::int64_t most_of_tile) {
+    const View& view = plan.view;
+    const std::int64_t groups = std::max<std::int64_t>(most_of_unit / view.group, 1);
+    plan.unit_stats = std::min(groups * view.group, view.stat);
+    plan.stat_units = divide_up(view.stat, plan.unit_stats);
+    plan.tile_stats = std::clamp<std::int64_t>(most_of_tile, 1, plan.unit_stats);
+    plan.unit_tiles = divide_up(plan.unit_stats, plan.tile_stats);
 }
+
+void cut_stat(Plan& plan, std::int64_t most) { cut_stat(plan, most, most); }
 
 // Enough neighbouring rows for a good run of memory, and a whole number of cache lines if few more
 // make one.
@@ -68,8 +75,8 @@ std::int64_t rows_group(std::int64_t row_bytes) {
 
 // Fewer statistics a tile where there would not be a tile for every thread.
 void share_stats(Plan& plan, int threads) {
-    while (plan.tiles() < threads && plan.tile_stats > 1) {
-        cut_stat(plan, divide_up(plan.tile_stats, 2));
+    while (plan.units() * plan.chunks() < threads && plan.unit_stats > plan.view.group) {
+        cut_stat(plan, divide_up(plan.unit_stats, 2), rows_tile_stats);
     }
 }
 
@@ -85,11 +92,11 @@ Schedule schedule_of(const View& view, std::int64_t element_bytes, int tensors, 
 
 }  // namespace
 
-Tile Plan::tile(std::int64_t unit, std::int64_t chunk) const {
+Tile Plan::unit(std::int64_t unit, std::int64_t chunk) const {
     Tile tile;
-    tile.batch = unit / stat_tiles;
-    tile.stat0 = unit % stat_tiles * tile_stats;
-    tile.stat1 = std::min(tile.stat0 + tile_stats, view.stat);
+    tile.batch = unit / stat_units;
+    tile.stat0 = unit % stat_units * unit_stats;
+    tile.stat1 = std::min(tile.stat0 + unit_stats, view.stat);
     tile.outer0 = chunk / inner_chunks * chunk_outer;
     tile.outer1 = std::min(tile.outer0 + chunk_outer, view.outer);
     tile.inner0 = chunk % inner_chunks * chunk_inner;
@@ -97,16 +104,23 @@ Tile Plan::tile(std::int64_t unit, std::int64_t chunk) const {
     return tile;
 }
 
-Tile Plan::tile_in_memory_order(std::int64_t index) const {
+Tile Plan::tile(std::int64_t unit, std::int64_t part, std::int64_t chunk) const {
+    Tile tile = this->unit(unit, chunk);
+    tile.stat0 += part * tile_stats;
+    tile.stat1 = std::min(tile.stat0 + tile_stats, tile.stat1);
+    return tile;
+}
+
+Tile Plan::unit_in_memory_order(std::int64_t index) const {
     const std::int64_t inner = index % inner_chunks;
-    const std::int64_t stats = index / inner_chunks % stat_tiles;
-    const std::int64_t outer = index / (inner_chunks * stat_tiles) % outer_chunks;
-    const std::int64_t batch = index / (inner_chunks * stat_tiles * outer_chunks);
-    return tile(batch * stat_tiles + stats, outer * inner_chunks + inner);
+    const std::int64_t stats = index / inner_chunks % stat_units;
+    const std::int64_t outer = index / (inner_chunks * stat_units) % outer_chunks;
+    const std::int64_t batch = index / (inner_chunks * stat_units * outer_chunks);
+    return unit(batch * stat_units + stats, outer * inner_chunks + inner);
 }
 
 double Plan::chunk_count(std::int64_t chunk) const {
-    const Tile t = tile(0, chunk);
+    const Tile t = unit(0, chunk);
     return static_cast<double>((t.outer1 - t.outer0) * (t.inner1 - t.inner0));
 }
 
@@ -115,12 +129,12 @@ Plan reduction_plan(const View& view, std::int64_t element_bytes, int threads) {
     plan.view = view;
     plan.chunk_inner = view.inner;
     if (view.traversal == Traversal::rows) {
-        cut_stat(plan, rows_group(view.inner * element_bytes));
+        cut_stat(plan, rows_group(view.inner * element_bytes), rows_tile_stats);
         cut_inner(plan, rows_chunk);
         cut_outer(plan, rows_chunk / plan.chunk_inner);
         share_stats(plan, threads);
     } else {
-        const std::int64_t elements = view.stat * view.reduced();
+        const std::int64_t elements = view.stat * view.outer * view.inner;
         const std::int64_t rows =
             divide_up(std::clamp(elements / many_chunks, least_chunk_elements, most_chunk_elements),
                       view.stat * view.inner);
@@ -130,7 +144,8 @@ Plan reduction_plan(const View& view, std::int64_t element_bytes, int threads) {
             chunks = std::min(divide_up(chunks, shares) * shares,
                               divide_up(view.outer, least_chunk_rows));
         }
-        cut_stat(plan, columns_tile_lanes / view.inner / columns_stats * columns_stats);
+        const std::int64_t most = columns_tile_lanes / view.inner / columns_stats * columns_stats;
+        cut_stat(plan, view.group > 1 ? view.stat : most, most);
         // Whole groups of rows where there are many: what is left of them is taken row by row.
         const std::int64_t each = divide_up(view.outer, chunks);
         const std::int64_t group = 4 * view.rows_together();
@@ -156,7 +171,7 @@ Plan map_plan(const View& view, int threads) {
         const std::int64_t most = tile / view.inner / columns_stats * columns_stats;
         cut_stat(plan, view.stat < 2 * most ? view.stat : most);
     }
-    cut_outer(plan, evenly(view.outer, tile / (plan.tile_stats * plan.chunk_inner)));
+    cut_outer(plan, evenly(view.outer, tile / (plan.unit_stats * plan.chunk_inner)));
     return plan;
 }
 
@@ -173,26 +188,28 @@ Schedule schedule_reduction(const View& view, std::int64_t element_bytes, int tw
                                     rows ? elements_for_threads / 2 : elements_for_threads);
     schedule.reduces = true;
     schedule.plan = reduction_plan(view, element_bytes, schedule.threads);
-    const Plan& plan = schedule.plan;
-    const std::int64_t unit_bytes = plan.tile_stats * view.reduced() * element_bytes * twice;
+    Plan& plan = schedule.plan;
     const bool balanced =
         plan.units() >= 4 * schedule.threads || plan.units() % schedule.threads == 0;
     // Units side by side in a row meet in cache lines: threads of their own would wait for each
     // other.
-    const bool meet = !rows && plan.stat_tiles > 1;
-    schedule.shared = schedule.threads > 1 && (!balanced || meet || unit_bytes > caches().l2);
-    schedule.interleaved = can_interleave && !schedule.shared && schedule.stream &&
-                           plan.units() > schedule.threads &&
-                           view.inner * element_bytes >= least_interleaved_bytes;
-    // Under columns units that are shared are taken together.
-    const std::int64_t together = schedule.shared && !rows ? plan.stat_tiles : 1;
+    const bool meet = !rows && plan.stat_units * plan.unit_tiles > 1;
+    const auto unit_bytes = [&] {
+        return plan.unit_stats * view.outer * view.inner * element_bytes * twice;
+    };
+    schedule.shared = schedule.threads > 1 && (!balanced || meet || unit_bytes() > caches().l2);
     if (schedule.shared && view.elements() < elements_for_threads) {
         return schedule_reduction(view, element_bytes, twice, tensors, 1, can_interleave);
     }
+    schedule.interleaved = can_interleave && !schedule.shared && schedule.stream &&
+                           plan.units() > schedule.threads &&
+                           view.inner * element_bytes >= least_interleaved_bytes;
+    // Under columns threads that share take whole rows.
+    if (schedule.shared && !rows) cut_stat(plan, view.stat, plan.tile_stats);
     const std::int64_t cache = caches().l2 * (schedule.shared ? schedule.threads : 1);
     // Interleaved, two units pass through the cache between a unit's sums and its results.
-    const std::int64_t passing = schedule.interleaved ? 2 : together;
-    schedule.reads = unit_bytes * passing > cache ? 2 : 1;
+    const std::int64_t passing = schedule.interleaved ? 2 : 1;
+    schedule.reads = unit_bytes() * passing > cache ? 2 : 1;
     return schedule;
 }
 

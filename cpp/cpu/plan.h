@@ -13,19 +13,22 @@ inline std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 
 
 struct Plan {
     View view;
-    std::int64_t tile_stats = 1, stat_tiles = 1;
+    // A unit is all of some statistics, whole groups of them: tiles side by side.
+    std::int64_t unit_stats = 1, stat_units = 1;
+    std::int64_t tile_stats = 1, unit_tiles = 1;
     std::int64_t chunk_outer = 1, outer_chunks = 1;
     std::int64_t chunk_inner = 1, inner_chunks = 1;
 
-    std::int64_t units() const { return view.batch * stat_tiles; }
+    std::int64_t units() const { return view.batch * stat_units; }
     std::int64_t chunks() const { return outer_chunks * inner_chunks; }
-    std::int64_t tiles() const { return units() * chunks(); }
 
-    // unit counts (batch, group of statistics); chunk counts (outer, inner).
-    Tile tile(std::int64_t unit, std::int64_t chunk) const;
-    // The tiles in the order of memory.
-    Tile tile_in_memory_order(std::int64_t index) const;
-    double chunk_count(std::int64_t chunk) const;  // values per statistic
+    // unit counts (batch, statistics); part counts a unit's tiles; chunk counts (outer, inner).
+    Tile tile(std::int64_t unit, std::int64_t part, std::int64_t chunk) const;
+    // All tiles of a unit as one.
+    Tile unit(std::int64_t unit, std::int64_t chunk) const;
+    // Units of one chunk each, in the order of memory.
+    Tile unit_in_memory_order(std::int64_t index) const;
+    double chunk_count(std::int64_t chunk) const;  // values per stat
 };
 
 // For reductions, and the maps that follow them. Under rows the number of threads decides how many

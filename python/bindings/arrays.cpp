@@ -136,13 +136,9 @@ py::object Arrays::empty_like_x() const {
     return empty_on_device(x_);
 }
 
-py::object Arrays::empty(DType dtype, std::int64_t size) const {
-    if (x_.device.kind == DeviceKind::cpu) return fastnorm::python::empty(dtype, size);
-    TensorView view;
-    view.dtype = dtype;
-    view.ndim = 1;
-    view.shape[0] = size;
-    view.strides[0] = size_of(dtype);
+py::object Arrays::empty(DType dtype, const Extents& extents) const {
+    const TensorView view(nullptr, dtype, extents.ndim, extents.extent);
+    if (x_.device.kind == DeviceKind::cpu) return fastnorm::python::empty_like(view);
     return empty_on_device(view.on(x_.device));
 }
 
@@ -254,11 +250,6 @@ py::array empty_like(const TensorView& view) {
     return uninitialized(numpy_dtype(dense.dtype),
                          std::vector<py::ssize_t>(dense.shape, dense.shape + ndim),
                          std::vector<py::ssize_t>(dense.strides, dense.strides + ndim));
-}
-
-py::array empty(DType dtype, std::int64_t size) {
-    const py::dtype element = numpy_dtype(dtype);
-    return uninitialized(element, {static_cast<py::ssize_t>(size)}, {element.itemsize()});
 }
 
 Activation activation_of(py::handle activation) {

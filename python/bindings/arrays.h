@@ -37,9 +37,9 @@ class Arrays {
     // and others are kept until then where nobody knows in what stream they are given away.
     void finish();
 
-    // New arrays, dense: of x's shape, dtype and order of dimensions, and of one dimension.
+    // New arrays, dense: of x's shape, dtype and order of dimensions, and of any other shape.
     py::object empty_like_x() const;
-    py::object empty(DType dtype, std::int64_t size) const;
+    py::object empty(DType dtype, const Extents& extents) const;
 
     // A new array as the caller's library has it, where that can take it.
     py::object handed_over(py::object array) const;
@@ -67,9 +67,6 @@ bool flag_of(const char* op, const char* argument, py::handle value);
 // A new dense array of a view's shape, dtype and order of dimensions (C order where it is
 // broadcast).
 py::array empty_like(const TensorView& view);
-
-// A new contiguous array of one dimension.
-py::array empty(DType dtype, std::int64_t size);
 
 // NumPy's dtype of a DType; that of ml_dtypes for bfloat16.
 py::dtype numpy_dtype(DType dtype);

@@ -5,7 +5,7 @@
 
 namespace fastnorm::python {
 
-void register_batch_norm(pybind11::module_& module);
+void register_norms(pybind11::module_& module);
 void register_device_arrays(pybind11::module_& module);
 void register_process(pybind11::module_& module);
 

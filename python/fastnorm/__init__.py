@@ -1,8 +1,8 @@
 """Normalization kernels for NumPy arrays, forward and backward.
 
-The functions are `batch_norm`, `batch_norm_train` and `batch_norm_backward`; the layer `BatchNorm`
-keeps parameters and running statistics. `fastnorm.reference` defines in plain NumPy what they
-compute.
+The functions are `batch_norm`, `group_norm` and `instance_norm`, each with a `_train` that also
+returns what its `_backward` needs; the layer `BatchNorm` keeps parameters and running statistics.
+`fastnorm.reference` defines in plain NumPy what they compute.
 """
 
 from fastnorm import _core, cuda, reference
@@ -10,11 +10,17 @@ from fastnorm._core import CudaError
 from fastnorm.activation import Activation, clip, leaky_relu
 from fastnorm.explanation import Explanation, explain
 from fastnorm.functional import (
-    BatchNormForward,
-    BatchNormGradients,
+    NormForward,
+    NormGradients,
     batch_norm,
     batch_norm_backward,
     batch_norm_train,
+    group_norm,
+    group_norm_backward,
+    group_norm_train,
+    instance_norm,
+    instance_norm_backward,
+    instance_norm_train,
 )
 from fastnorm.layers import BatchNorm
 from fastnorm.process import (
@@ -30,10 +36,10 @@ __version__ = _core.version()
 __all__ = [
     "Activation",
     "BatchNorm",
-    "BatchNormForward",
-    "BatchNormGradients",
     "CudaError",
     "Explanation",
+    "NormForward",
+    "NormGradients",
     "__version__",
     "batch_norm",
     "batch_norm_backward",
@@ -43,7 +49,13 @@ __all__ = [
     "cuda",
     "explain",
     "get_num_threads",
+    "group_norm",
+    "group_norm_backward",
+    "group_norm_train",
     "info",
+    "instance_norm",
+    "instance_norm_backward",
+    "instance_norm_train",
     "leaky_relu",
     "reference",
     "set_buffer_cache",

@@ -83,6 +83,85 @@ def batch_norm_backward(
     out: _Array | None,
     stream: Any,
 ) -> tuple[_Array, _Array, _Array, _Array | None]: ...
+def group_norm(
+    x: _Array,
+    groups: int,
+    weight: _Array | None,
+    bias: _Array | None,
+    eps: float,
+    channel_axis: int,
+    residual: _Array | None,
+    activation: Activation | None,
+    out: _Array | None,
+    stream: Any,
+) -> _Array: ...
+def group_norm_train(
+    x: _Array,
+    groups: int,
+    weight: _Array | None,
+    bias: _Array | None,
+    eps: float,
+    channel_axis: int,
+    residual: _Array | None,
+    activation: Activation | None,
+    out: _Array | None,
+    stream: Any,
+) -> tuple[_Array, _Array, _Array, _Array | None]: ...
+def group_norm_backward(
+    dy: _Array,
+    x: _Array,
+    groups: int,
+    mean: _Array,
+    rstd: _Array,
+    weight: _Array | None,
+    bias: _Array | None,
+    channel_axis: int,
+    residual: _Array | bool | None,
+    activation: Activation | None,
+    mask: _Array | None,
+    out: _Array | None,
+    stream: Any,
+) -> tuple[_Array, _Array, _Array, _Array | None]: ...
+def instance_norm(
+    x: _Array,
+    weight: _Array | None,
+    bias: _Array | None,
+    eps: float,
+    channel_axis: int,
+    residual: _Array | None,
+    activation: Activation | None,
+    out: _Array | None,
+    stream: Any,
+) -> _Array: ...
+def instance_norm_train(
+    x: _Array,
+    weight: _Array | None,
+    bias: _Array | None,
+    running_mean: _Array | None,
+    running_var: _Array | None,
+    momentum: float,
+    unbiased: bool,
+    eps: float,
+    channel_axis: int,
+    residual: _Array | None,
+    activation: Activation | None,
+    out: _Array | None,
+    stream: Any,
+) -> tuple[_Array, _Array, _Array, _Array | None]: ...
+def instance_norm_backward(
+    dy: _Array,
+    x: _Array,
+    mean: _Array,
+    rstd: _Array,
+    weight: _Array | None,
+    bias: _Array | None,
+    channel_axis: int,
+    residual: _Array | bool | None,
+    activation: Activation | None,
+    mask: _Array | None,
+    out: _Array | None,
+    stream: Any,
+) -> tuple[_Array, _Array, _Array, _Array | None]: ...
 def same_memory(a: _Array, b: _Array) -> bool: ...
 def cuda_asarray(array: npt.NDArray[Any], device: int, stream: Any) -> Array: ...
 def cuda_device_count() -> int: ...

@@ -23,7 +23,7 @@ Float64 = npt.NDArray[np.float64]
 
 
 class Forward(NamedTuple):
-    """What `batch_norm_train` returns."""
+    """What the forward ops for training return."""
 
     y: Float64
     mean: Float64
@@ -31,7 +31,7 @@ class Forward(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """What `batch_norm_backward` returns."""
+    """What the backward ops return."""
 
     dx: Float64
     dweight: Float64
@@ -139,6 +139,53 @@ def activation_slope(z: Array, activation: str | Activation | None) -> Float64:
     return np.ones_like(z64) if act is None else _ACTIVATIONS[act.name][1](z64, act.alpha, act.beta)
 
 
+# --- what all norms share: arguments shaped to broadcast against x -------------------------------
+
+
+def _pre_activation(
+    x: Array,
+    mean: Float64,
+    rstd: Float64,
+    weight: Float64 | float,
+    bias: Float64 | float,
+    residual: Array | bool | None,
+) -> Float64:
+    z = (np.asarray(x, dtype=np.float64) - mean) * rstd * weight + bias
+    if residual is not None and not isinstance(residual, bool):
+        z = z + np.asarray(residual, dtype=np.float64)
+    return z
+
+
+def _variance(x: Array, mean: Float64, axes: tuple[int, ...]) -> Float64:
+    """The biased variance over axes, kept with extent 1."""
+    centred = np.asarray(x, dtype=np.float64) - mean
+    return np.asarray((centred**2).mean(axis=axes, keepdims=True))
+
+
+def _gradients(
+    dy: Array,
+    x: Array,
+    mean: Float64,
+    rstd: Float64,
+    weight: Float64 | float,
+    bias: Float64 | float,
+    residual: Array | bool | None,
+    activation: str | Activation | None,
+    average: Callable[[Float64], Float64] | None,
+    parameter_sum: Callable[[Float64], Float64],
+) -> Gradients:
+    """The chain rule; average is over what shares a mean (None: the statistics are constants)."""
+    z = _pre_activation(x, mean, rstd, weight, bias, residual)
+    g = np.asarray(dy, dtype=np.float64) * activation_slope(z, activation)
+    xhat = _pre_activation(x, mean, rstd, 1.0, 0.0, None)
+    dxhat = g * weight
+    if average is not None and x.size > 0:
+        dxhat = dxhat - average(dxhat) - xhat * average(dxhat * xhat)
+    had_residual = residual is not None and residual is not False
+    dresidual = g if had_residual else None
+    return Gradients(dxhat * rstd, parameter_sum(g * xhat), parameter_sum(g), dresidual)
+
+
 # --- batch normalization (Ioffe & Szegedy 2015) ---------------------------------------------------
 
 
@@ -155,25 +202,6 @@ def _per_channel(values: Array | None, x: Array, channel_axis: int, default: flo
     shape = [1] * x.ndim
     shape[channel_axis] = -1
     return np.asarray(values, dtype=np.float64).reshape(shape)
-
-
-def _pre_activation(
-    x: Array,
-    mean: Array,
-    rstd: Array,
-    weight: Array | None,
-    bias: Array | None,
-    channel_axis: int,
-    residual: Array | bool | None,
-) -> Float64:
-    x64 = np.asarray(x, dtype=np.float64)
-    centred = x64 - _per_channel(mean, x, channel_axis, 0.0)
-    xhat = centred * _per_channel(rstd, x, channel_axis, 1.0)
-    z = xhat * _per_channel(weight, x, channel_axis, 1.0)
-    z = z + _per_channel(bias, x, channel_axis, 0.0)
-    if residual is not None and not isinstance(residual, bool):
-        z = z + np.asarray(residual, dtype=np.float64)
-    return z
 
 
 @np.errstate(all="ignore")
@@ -194,7 +222,14 @@ def batch_norm(
     Parameters are those of `fastnorm.batch_norm`; returns y, float64, of x's shape.
     """
     rstd = 1.0 / np.sqrt(np.asarray(var, dtype=np.float64) + eps)
-    z = _pre_activation(x, mean, rstd, weight, bias, channel_axis, residual)
+    z = _pre_activation(
+        x,
+        _per_channel(mean, x, channel_axis, 0.0),
+        _per_channel(rstd, x, channel_axis, 1.0),
+        _per_channel(weight, x, channel_axis, 1.0),
+        _per_channel(bias, x, channel_axis, 0.0),
+        residual,
+    )
     return activate(z, activation)
 
 
@@ -229,8 +264,7 @@ def batch_norm_train(
     x64 = np.asarray(x, dtype=np.float64)
     axes = _axes(x, channel_axis)
     mean = x64.mean(axis=axes)
-    centred = x64 - _per_channel(mean, x, channel_axis, 0.0)
-    var = (centred**2).sum(axis=axes) / count
+    var = _variance(x, _per_channel(mean, x, channel_axis, 0.0), axes).reshape(-1)
     rstd = 1.0 / np.sqrt(var + eps)
 
     if running_mean is not None:
@@ -241,7 +275,14 @@ def batch_norm_train(
         batch_var = var * (count / (count - 1)) if unbiased else var
         running_var[...] = (1.0 - momentum) * old + momentum * batch_var
 
-    z = _pre_activation(x, mean, rstd, weight, bias, channel_axis, residual)
+    z = _pre_activation(
+        x,
+        _per_channel(mean, x, channel_axis, 0.0),
+        _per_channel(rstd, x, channel_axis, 1.0),
+        _per_channel(weight, x, channel_axis, 1.0),
+        _per_channel(bias, x, channel_axis, 0.0),
+        residual,
+    )
     return Forward(activate(z, activation), mean, rstd)
 
 
@@ -266,19 +307,175 @@ def batch_norm_backward(
     and dbias of shape (C,), all float64. The formulas are those of section 3 of the paper.
     """
     axes = _axes(x, channel_axis)
-    z = _pre_activation(x, mean, rstd, weight, bias, channel_axis, residual)
-    g = np.asarray(dy, dtype=np.float64) * activation_slope(z, activation)
-    xhat = _pre_activation(x, mean, rstd, None, None, channel_axis, None)
+    return _gradients(
+        dy,
+        x,
+        _per_channel(mean, x, channel_axis, 0.0),
+        _per_channel(rstd, x, channel_axis, 1.0),
+        _per_channel(weight, x, channel_axis, 1.0),
+        _per_channel(bias, x, channel_axis, 0.0),
+        residual,
+        activation,
+        (lambda a: a.mean(axis=axes, keepdims=True)) if training else None,
+        lambda a: np.asarray(a.sum(axis=axes)),
+    )
 
-    dbias = g.sum(axis=axes)
-    dweight = (g * xhat).sum(axis=axes)
-    if training and x.size > 0:
-        count = x.size // x.shape[channel_axis]
-        mean_g = _per_channel(dbias / count, x, channel_axis, 0.0)
-        mean_g_xhat = _per_channel(dweight / count, x, channel_axis, 0.0)
-        dxhat = g - mean_g - xhat * mean_g_xhat
-    else:
-        dxhat = g
-    scale = _per_channel(weight, x, channel_axis, 1.0) * _per_channel(rstd, x, channel_axis, 1.0)
-    had_residual = residual is not None and residual is not False
-    return Gradients(dxhat * scale, dweight, dbias, g if had_residual else None)
+
+# --- group normalization (Wu & He 2018), and instance normalization, where each channel is a group
+
+
+def _group_means(a: Array, groups: int, channel_axis: int) -> Float64:
+    """The mean of each group of each sample: shape (N, groups)."""
+    first = np.moveaxis(np.asarray(a, dtype=np.float64), channel_axis, 1)
+    return np.asarray(first.reshape(a.shape[0], groups, -1).mean(axis=2))
+
+
+def _per_group(values: Array, x: Array, channel_axis: int) -> Float64:
+    """Values of shape (N, groups), shaped to broadcast against x."""
+    channels = x.shape[channel_axis]
+    repeats = channels // max(values.shape[1], 1)
+    shape = [1] * x.ndim
+    shape[0], shape[channel_axis] = x.shape[0], channels
+    return np.repeat(np.asarray(values, dtype=np.float64), repeats, axis=1).reshape(shape)
+
+
+@np.errstate(all="ignore")
+def group_norm_train(
+    x: Array,
+    groups: int,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    eps: float = 1e-5,
+    channel_axis: int = 1,
+    residual: Array | None = None,
+    activation: str | Activation | None = None,
+) -> Forward:
+    """Normalize each sample by itself, in groups of neighbouring channels: section 3.1.
+
+    Parameters are those of `fastnorm.group_norm_train`. Returns y of x's shape, and mean and rstd
+    of shape (N, groups), all float64.
+    """
+    if x.size == 0:
+        nothing = np.full((x.shape[0], groups), np.nan)
+        return Forward(np.zeros(x.shape), nothing, nothing.copy())
+    mean = _group_means(x, groups, channel_axis)
+    centred = np.asarray(x, dtype=np.float64) - _per_group(mean, x, channel_axis)
+    rstd = 1.0 / np.sqrt(_group_means(centred**2, groups, channel_axis) + eps)
+    z = _pre_activation(
+        x,
+        _per_group(mean, x, channel_axis),
+        _per_group(rstd, x, channel_axis),
+        _per_channel(weight, x, channel_axis, 1.0),
+        _per_channel(bias, x, channel_axis, 0.0),
+        residual,
+    )
+    return Forward(activate(z, activation), mean, rstd)
+
+
+def group_norm(
+    x: Array,
+    groups: int,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    **options: Any,
+) -> Float64:
+    """The y of `group_norm_train`."""
+    return group_norm_train(x, groups, weight, bias, **options).y
+
+
+@np.errstate(all="ignore")
+def group_norm_backward(
+    dy: Array,
+    x: Array,
+    groups: int,
+    mean: Array,
+    rstd: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    channel_axis: int = 1,
+    residual: Array | bool | None = None,
+    activation: str | Activation | None = None,
+) -> Gradients:
+    """The chain rule through `group_norm_train`; as `batch_norm_backward`."""
+    axes = _axes(x, channel_axis)
+
+    def average(a: Float64) -> Float64:
+        return _per_group(_group_means(a, groups, channel_axis), x, channel_axis)
+
+    return _gradients(
+        dy,
+        x,
+        _per_group(mean, x, channel_axis),
+        _per_group(rstd, x, channel_axis),
+        _per_channel(weight, x, channel_axis, 1.0),
+        _per_channel(bias, x, channel_axis, 0.0),
+        residual,
+        activation,
+        average,
+        lambda a: np.asarray(a.sum(axis=axes)),
+    )
+
+
+@np.errstate(all="ignore")
+def instance_norm_train(
+    x: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    running_mean: Array | None = None,
+    running_var: Array | None = None,
+    momentum: float = 0.1,
+    unbiased: bool = True,
+    eps: float = 1e-5,
+    channel_axis: int = 1,
+    **options: Any,
+) -> Forward:
+    """Normalize each channel of each sample by itself.
+
+    Parameters are those of `fastnorm.instance_norm_train`; running_mean and running_var are updated
+    in place with the averages over all samples.
+    """
+    channels = x.shape[channel_axis]
+    fwd = group_norm_train(
+        x, channels, weight, bias, eps=eps, channel_axis=channel_axis, **options
+    )
+    if x.size == 0:
+        return fwd
+    if running_mean is not None:
+        old = np.asarray(running_mean, dtype=np.float64)
+        running_mean[...] = (1.0 - momentum) * old + momentum * fwd.mean.mean(axis=0)
+    if running_var is not None:
+        old = np.asarray(running_var, dtype=np.float64)
+        centred = np.asarray(x, dtype=np.float64) - _per_group(fwd.mean, x, channel_axis)
+        var = _group_means(centred**2, channels, channel_axis).mean(axis=0)
+        count = x.size // (x.shape[0] * channels)
+        batch_var = var * (count / (count - 1)) if unbiased else var
+        running_var[...] = (1.0 - momentum) * old + momentum * batch_var
+    return fwd
+
+
+def instance_norm(
+    x: Array, weight: Array | None = None, bias: Array | None = None, **options: Any
+) -> Float64:
+    """The y of `instance_norm_train`."""
+    return instance_norm_train(x, weight, bias, **options).y
+
+
+def instance_norm_backward(
+    dy: Array,
+    x: Array,
+    mean: Array,
+    rstd: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    channel_axis: int = 1,
+    **options: Any,
+) -> Gradients:
+    """The chain rule through `instance_norm_train`; as `batch_norm_backward`."""
+    channels = x.shape[channel_axis]
+    return group_norm_backward(
+        dy, x, channels, mean, rstd, weight, bias, channel_axis=channel_axis, **options
+    )

@@ -157,7 +157,7 @@ struct Case {
         std::vector<std::uint8_t> bits;
         TensorView mask;
         if (kind == ActivationKind::relu) {
-            const std::int64_t bytes = fastnorm::batch_norm_mask_bytes(x.view());
+            const std::int64_t bytes = fastnorm::batch_norm_sizes(x.view()).mask_bytes;
             bits.resize(static_cast<std::size_t>(bytes));
             mask = {bits.data(), {bytes}};
         }
@@ -202,7 +202,7 @@ struct Case {
         std::vector<double> dbias(extents.c);
         Tensor<T> dx(extents, layout);
         Tensor<T> dresidual(extents, layout);
-        fastnorm::BatchNormGradients gradients;
+        fastnorm::NormGradients gradients;
         gradients.out = dx.view();
         gradients.dweight = {dweight.data(), {extents.c}};
         gradients.dbias = {dbias.data(), {extents.c}};
@@ -218,7 +218,7 @@ struct Case {
         if (mask.given()) {  // what the mask saves is what would be computed again
             options.mask = {};
             Tensor<T> recomputed(extents, layout);
-            fastnorm::BatchNormGradients again;
+            fastnorm::NormGradients again;
             again.out = recomputed.view();
             fastnorm::batch_norm_backward(dy.view(), x.view(), mean, rstd, weight_view, bias_view,
                                           again, options);
@@ -226,7 +226,7 @@ struct Case {
         }
 
         options.training = false;
-        fastnorm::BatchNormGradients frozen;
+        fastnorm::NormGradients frozen;
         frozen.out = dx.view();
         fastnorm::batch_norm_backward(dy.view(), x.view(), mean, rstd, weight_view, bias_view,
                                       frozen, options);
@@ -293,7 +293,7 @@ void test_two_results_and_a_mask() {
     const auto tensor = [&](float* p) { return TensorView(p, {samples, channels, 7, 7}); };
     const TensorView vector(ones.data(), {channels});
 
-    const std::int64_t mask_bytes = fastnorm::batch_norm_mask_bytes(tensor(x.data()));
+    const std::int64_t mask_bytes = fastnorm::batch_norm_sizes(tensor(x.data())).mask_bytes;
     std::vector<std::uint8_t> mask(static_cast<std::size_t>(mask_bytes + 2 * margin), 0x5a);
     const TensorView in_mask(mask.data() + margin, {mask_bytes});
     fastnorm::BatchNormTrainOptions train;
@@ -311,7 +311,7 @@ void test_two_results_and_a_mask() {
     for (const std::int64_t dx_at : {0, 1, 5, 15}) {
         for (const std::int64_t dresidual_at : {0, 5, 15}) {
             std::vector<float> dx(size + margin, 7.0f), dresidual(size + margin, 7.0f);
-            fastnorm::BatchNormGradients gradients;
+            fastnorm::NormGradients gradients;
             gradients.out = tensor(dx.data() + dx_at);
             gradients.dresidual = tensor(dresidual.data() + dresidual_at);
             fastnorm::batch_norm_backward(tensor(dy.data()), tensor(x.data()), vector, vector, {},

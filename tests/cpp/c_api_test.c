@@ -55,7 +55,7 @@ static void test_training_and_backward(void) {
     double expected_mean[C] = {0}, expected_var[C] = {0};
     double sum_g[C] = {0}, sum_g_x_hat[C] = {0};
     unsigned char bits[8 + SIZE] = {0};
-    int64_t mask_bytes;
+    fastnorm_norm_sizes sizes;
     int i;
     fastnorm_tensor x_t, dy_t, y_t, dx_t, mean_t, rstd_t, weight_t, bias_t, dweight_t, dbias_t;
     fastnorm_tensor running_mean_t, running_var_t, mask_t;
@@ -80,9 +80,12 @@ static void test_training_and_backward(void) {
     dbias_t = vector_of(dbias);
     running_mean_t = vector_of(running_mean);
     running_var_t = vector_of(running_var);
-    expect(fastnorm_batch_norm_mask_bytes(&x_t, 1, &mask_bytes) == FASTNORM_OK, "mask_bytes");
-    expect(mask_bytes <= (int64_t)sizeof(bits), "the mask is too large");
-    mask_t = fastnorm_dense(bits, FASTNORM_UINT8, 1, &mask_bytes);
+    expect(fastnorm_batch_norm_sizes(&x_t, 1, &sizes) == FASTNORM_OK, "sizes");
+    expect(sizes.parameters_ndim == 1 && sizes.parameters[0] == C, "the shape of weight");
+    expect(sizes.statistics_ndim == 1 && sizes.statistics[0] == C, "the shape of mean");
+    expect(sizes.statistics_dtype == FASTNORM_FLOAT64, "the dtype of mean");
+    expect(sizes.mask_bytes <= (int64_t)sizeof(bits), "the mask is too large");
+    mask_t = fastnorm_dense(bits, FASTNORM_UINT8, 1, &sizes.mask_bytes);
     options.activation.kind = FASTNORM_RELU;
     options.running_mean = &running_mean_t;
     options.running_var = &running_var_t;
@@ -155,6 +158,7 @@ static void test_errors(void) {
     float x[SIZE], y[SIZE];
     fastnorm_tensor x_t, y_t;
     fastnorm_batch_norm_options options;
+    fastnorm_norm_sizes sizes;
     int64_t bytes;
     int i;
 
@@ -175,15 +179,15 @@ static void test_errors(void) {
                  FASTNORM_WRONG_DTYPE,
                  "batch_norm_train: out has dtype float64, expected float32 as x has it");
     x_t.dtype = (fastnorm_dtype)77;
-    expect_error(fastnorm_batch_norm_mask_bytes(&x_t, 1, &bytes), FASTNORM_WRONG_DTYPE,
-                 "batch_norm_mask_bytes: x has an unsupported dtype, expected float32, float64, "
+    expect_error(fastnorm_batch_norm_sizes(&x_t, 1, &sizes), FASTNORM_WRONG_DTYPE,
+                 "batch_norm_sizes: x has an unsupported dtype, expected float32, float64, "
                  "float16 or bfloat16");
     x_t = fastnorm_dense(x, FASTNORM_FLOAT32, 6, x_shape);
-    expect_error(fastnorm_batch_norm_mask_bytes(&x_t, 1, &bytes), FASTNORM_INVALID_ARGUMENT,
-                 "batch_norm_mask_bytes: x has 6 dimensions, expected 2 to 5");
+    expect_error(fastnorm_batch_norm_sizes(&x_t, 1, &sizes), FASTNORM_INVALID_ARGUMENT,
+                 "batch_norm_sizes: x has 6 dimensions, expected 2 to 5");
     x_t = data_of(x);
-    expect_error(fastnorm_batch_norm_mask_bytes(&x_t, 1, NULL), FASTNORM_INVALID_ARGUMENT,
-                 "batch_norm_mask_bytes: bytes is null, expected a pointer");
+    expect_error(fastnorm_batch_norm_sizes(&x_t, 1, NULL), FASTNORM_INVALID_ARGUMENT,
+                 "batch_norm_sizes: sizes is null, expected a pointer");
     x_t.data = NULL;
     y_t = data_of(y);
     expect_error(fastnorm_batch_norm_train(&x_t, NULL, NULL, &y_t, NULL, NULL, NULL),

@@ -176,7 +176,7 @@ void test_mask() {
     std::vector<double> statistics(4);
     const TensorView x(values.data(), {1, 2, 2, 4});
     const TensorView out(y.data(), {1, 2, 2, 4});
-    const std::int64_t size = fastnorm::batch_norm_mask_bytes(x);
+    const std::int64_t size = fastnorm::batch_norm_sizes(x).mask_bytes;
     std::vector<std::uint8_t> bits(static_cast<std::size_t>(size));
     const TensorView mask(bits.data(), {size});
     fastnorm::BatchNormTrainOptions train;
@@ -203,10 +203,10 @@ void test_mask() {
     turned.strides[2] = 4;
     turned.strides[3] = 8;
     const std::string another =
-        "batch_norm_backward: mask was made for another shape, memory layout, channel_axis or "
+        "batch_norm_backward: mask was made for another shape, memory layout, axis or "
         "activation, expected the one that the forward pass returned for this x";
     const auto refused = [&](const TensorView& data, int channel_axis, Activation activation) {
-        expect(fastnorm::batch_norm_mask_bytes(data, channel_axis) == size, "a mask of this size");
+        expect(fastnorm::batch_norm_sizes(data, channel_axis).mask_bytes == size, "a mask of this size");
         expect_error<std::invalid_argument>(
             another, [&] { backward(data, channel_axis, activation, mask); });
     };
@@ -235,7 +235,7 @@ void test_mask() {
 
     // Without elements, a mask is the signature alone.
     const TensorView empty(static_cast<float*>(nullptr), {0, 2, 3});
-    expect(fastnorm::batch_norm_mask_bytes(empty) == 8, "the mask of no elements");
+    expect(fastnorm::batch_norm_sizes(empty).mask_bytes == 8, "the mask of no elements");
     fastnorm::batch_norm_train(empty, {}, {}, empty, {}, {}, {bits.data(), {8}}, train);
     backward(empty, 1, train.activation, {bits.data(), {8}});
     expect_error<std::invalid_argument>(
@@ -244,10 +244,14 @@ void test_mask() {
 
 void test_other_functions() {
     expect_error<std::invalid_argument>(
-        "batch_norm_mask_bytes: channel_axis is 2, expected -2 to 1 for an x with shape (3, 4)",
-        [] { fastnorm::batch_norm_mask_bytes({static_cast<float*>(nullptr), {3, 4}}, 2); });
-    expect(fastnorm::batch_norm_statistics_dtype(DType::bfloat16) == DType::float32 &&
-               fastnorm::batch_norm_statistics_dtype(DType::float32) == DType::float64,
+        "batch_norm_sizes: channel_axis is 2, expected -2 to 1 for an x with shape (3, 4)",
+        [] { fastnorm::batch_norm_sizes({static_cast<float*>(nullptr), {3, 4}}, 2); });
+    const auto statistics_dtype = [](DType dtype) {
+        return fastnorm::batch_norm_sizes(TensorView(static_cast<void*>(nullptr), dtype, {3, 4}))
+            .statistics_dtype;
+    };
+    expect(statistics_dtype(DType::bfloat16) == DType::float32 &&
+               statistics_dtype(DType::float32) == DType::float64,
            "the dtype of statistics");
     expect_error<std::invalid_argument>(
         "batch_norm_train: x has shape (1, 4), 1 value per channel, expected more than 1 in "

@@ -54,7 +54,7 @@ void test_chunks_of_columns(std::int64_t outer, std::int64_t stat) {
     const fastnorm::Plan plan = fastnorm::reduction_plan(columns(1, outer, stat), 4, 1);
     std::int64_t covered = 0;
     for (std::int64_t c = 0; c < plan.chunks(); ++c) {
-        const fastnorm::Tile tile = plan.tile(0, c);
+        const fastnorm::Tile tile = plan.unit(0, c);
         expect(tile.outer0 == covered && tile.outer1 > covered, name + "a chunk is out of order");
         covered = tile.outer1;
     }

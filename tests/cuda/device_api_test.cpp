@@ -71,7 +71,7 @@ int main() {
         return TensorView(static_cast<double*>(copy.data()), {channels}).on(Device::cuda());
     };
     std::vector<std::uint8_t> bits(
-        static_cast<std::size_t>(fastnorm::batch_norm_mask_bytes(data(x_copy))));
+        static_cast<std::size_t>(fastnorm::batch_norm_sizes(data(x_copy)).mask_bytes));
     const Copy mask(bits);
     const auto train = [&] {
         fastnorm::batch_norm_train(data(x_copy), {}, {}, data(y_copy), vector(mean_copy),

@@ -118,9 +118,19 @@ fastnorm_status fastnorm_batch_norm_backward(
     const fastnorm_tensor* dx, const fastnorm_tensor* dweight, const fastnorm_tensor* dbias,
     const fastnorm_tensor* dresidual, const fastnorm_batch_norm_options* options);
 
-/* The size of the one-dimensional uint8 mask of x, which needs no memory here. */
-fastnorm_status fastnorm_batch_norm_mask_bytes(const fastnorm_tensor* x, int channel_axis,
-                                               int64_t* bytes);
+/* Of what a norm of x has beside tensors of x's shape. */
+typedef struct fastnorm_norm_sizes {
+    int parameters_ndim; /* weight and bias */
+    int64_t parameters[FASTNORM_MAX_DIMS];
+    int statistics_ndim; /* mean and rstd */
+    int64_t statistics[FASTNORM_MAX_DIMS];
+    fastnorm_dtype statistics_dtype; /* that loses nothing of them */
+    int64_t mask_bytes;              /* of the one-dimensional uint8 mask */
+} fastnorm_norm_sizes;
+
+/* x needs no memory here. */
+fastnorm_status fastnorm_batch_norm_sizes(const fastnorm_tensor* x, int channel_axis,
+                                          fastnorm_norm_sizes* sizes);
 
 /* What was wrong with the last call of this thread that did not return FASTNORM_OK: one place in
  * memory a thread, which the next such call writes over. */

@@ -184,11 +184,11 @@ struct Explanation {
 // 1e154 has one of 0 or infinity.
 // ---------------------------------------------------------------------------------------------
 
-struct BatchNormOptions {
+// What every norm's forward pass takes.
+struct NormOptions {
     // >= 0, inside the square root. 0 leaves nothing to divide by where a variance is 0: NaN (or an
     // infinity, for an x that is not the mean).
     double eps = 1e-5;
-    int channel_axis = 1;  // negative ones count from the end
     Activation activation{};
     TensorView residual{};  // added before the activation
     Explanation* explanation = nullptr;
@@ -196,6 +196,49 @@ struct BatchNormOptions {
     // one-dimensional, contiguous, aligned to 16 bytes, of Explanation::scratch_bytes at least.
     CUstream_st* stream = nullptr;
     TensorView scratch{};
+};
+
+// What every norm's backward pass takes.
+struct NormBackwardOptions {
+    Activation activation{};
+    TensorView residual{};  // the forward's; needed only to recompute the activation's input
+    // The forward's, for an x of the same shape, order of dimensions in memory, and axes, and the
+    // same activation; without it the activation's input is recomputed.
+    TensorView mask{};
+    Explanation* explanation = nullptr;
+    CUstream_st* stream = nullptr;
+    TensorView scratch{};
+};
+
+// What a backward pass writes; all but out are optional.
+struct NormGradients {
+    TensorView out;        // dx
+    TensorView dweight;    // sum of g * (x - mean) * rstd
+    TensorView dbias;      // sum of g
+    TensorView dresidual;  // g
+};
+
+struct Extents {
+    int ndim = 0;
+    std::int64_t extent[max_dims] = {};
+};
+
+// Of what a norm of x has beside tensors of x's shape.
+struct NormSizes {
+    Extents parameters;  // weight and bias
+    Extents statistics;  // mean and rstd
+    // The dtype of mean and rstd that loses nothing of them: one step wider than the data, float32
+    // for 16-bit x, else float64.
+    DType statistics_dtype = DType::float64;
+    // Of the mask: a signature of x's shape, the norm's axes, the order of x's dimensions in memory
+    // and the activation, by which the backward pass knows its own mask; and then a row per
+    // contiguous run of x, padded to whole bytes (on a device 32 words for what a warp reduces at a
+    // time: where a channel has but a few elements, more than a bit for each).
+    std::int64_t mask_bytes = 0;
+};
+
+struct BatchNormOptions : NormOptions {
+    int channel_axis = 1;  // negative ones count from the end
 };
 
 // out = activation((x - mean) / sqrt(var + eps) * weight + bias + residual), mean and var given.
@@ -213,8 +256,8 @@ struct BatchNormTrainOptions : BatchNormOptions {
 };
 
 // The same with the batch's own mean and biased variance (Algorithm 1 of the paper), for more than
-// one value per channel. Optional outputs: mean and rstd, best of batch_norm_statistics_dtype(),
-// and mask (uint8, one-dimensional, contiguous, of batch_norm_mask_bytes()), which is for
+// one value per channel. Optional outputs: mean and rstd, best of the dtype that
+// batch_norm_sizes() has, and mask (uint8, one-dimensional, contiguous, of its bytes), which is for
 // activations with saves_mask() only: one bit an element, set where the activation's slope is 1,
 // for the backward pass. Without elements, mean and rstd are NaN and the running statistics stay as
 // they are.
@@ -222,25 +265,9 @@ void batch_norm_train(const TensorView& x, const TensorView& weight, const Tenso
                       const TensorView& out, const TensorView& mean, const TensorView& rstd,
                       const TensorView& mask, const BatchNormTrainOptions& options = {});
 
-struct BatchNormBackwardOptions {
+struct BatchNormBackwardOptions : NormBackwardOptions {
     bool training = true;  // false: mean and rstd are constants
     int channel_axis = 1;
-    Activation activation{};
-    TensorView residual{};  // the forward's; needed only to recompute the activation's input
-    // The forward's, for an x of the same shape, channel_axis, order of dimensions in memory, and
-    // the same activation; without it the activation's input is recomputed.
-    TensorView mask{};
-    Explanation* explanation = nullptr;
-    CUstream_st* stream = nullptr;
-    TensorView scratch{};
-};
-
-// Every one is written; all but out are optional.
-struct BatchNormGradients {
-    TensorView out;        // dx
-    TensorView dweight;    // sum of g * (x - mean) * rstd
-    TensorView dbias;      // sum of g
-    TensorView dresidual;  // g
 };
 
 // With g = dy * activation'(z):
@@ -250,18 +277,67 @@ struct BatchNormGradients {
 // the activation's input is recomputed. (Section 3 of the paper, the chain rule after Alg. 1.)
 void batch_norm_backward(const TensorView& dy, const TensorView& x, const TensorView& mean,
                          const TensorView& rstd, const TensorView& weight, const TensorView& bias,
-                         const BatchNormGradients& gradients,
+                         const NormGradients& gradients,
                          const BatchNormBackwardOptions& options = {});
 
-// The dtype of mean and rstd that loses nothing of them: one step wider than the data, float32 for
-// 16-bit x, else float64.
-DType batch_norm_statistics_dtype(DType x);
+// x needs no memory here.
+NormSizes batch_norm_sizes(const TensorView& x, int channel_axis = 1);
 
-// The size of the mask of x: a signature of x's shape, channel_axis, the order of x's dimensions in
-// memory and the activation, by which the backward pass knows its own mask; and then a row per
-// contiguous run of x, padded to whole bytes (on a device 32 words for what a warp reduces at a
-// time: where a channel has but a few elements, more than a bit for each). x needs no memory here.
-std::int64_t batch_norm_mask_bytes(const TensorView& x, int channel_axis = 1);
+// ---------------------------------------------------------------------------------------------
+// Group normalization (Wu and He 2018, https://arxiv.org/abs/1803.08494): each sample, along the
+// first axis, by itself, in `groups` groups of neighbouring channels. mean and rstd are (N, groups);
+// weight and bias have one element per channel. A group of one value has a variance of 0.
+// ---------------------------------------------------------------------------------------------
+
+struct GroupNormOptions : NormOptions {
+    int channel_axis = 1;  // any but the first
+};
+struct GroupNormBackwardOptions : NormBackwardOptions {
+    int channel_axis = 1;
+};
+
+// groups divides the number of channels. weight, bias, mean, rstd and mask are optional.
+void group_norm(const TensorView& x, std::int64_t groups, const TensorView& weight,
+                const TensorView& bias, const TensorView& out,
+                const GroupNormOptions& options = {});
+void group_norm_train(const TensorView& x, std::int64_t groups, const TensorView& weight,
+                      const TensorView& bias, const TensorView& out, const TensorView& mean,
+                      const TensorView& rstd, const TensorView& mask,
+                      const GroupNormOptions& options = {});
+
+// With g = dy * activation'(z), and averages over a group:
+//   dx = rstd * (weight * g - avg(weight * g) - (x - mean) * rstd^2 * avg(weight * g * (x - mean)))
+void group_norm_backward(const TensorView& dy, const TensorView& x, std::int64_t groups,
+                         const TensorView& mean, const TensorView& rstd, const TensorView& weight,
+                         const TensorView& bias, const NormGradients& gradients,
+                         const GroupNormBackwardOptions& options = {});
+
+NormSizes group_norm_sizes(const TensorView& x, std::int64_t groups, int channel_axis = 1);
+
+// ---------------------------------------------------------------------------------------------
+// Instance normalization (Ulyanov, Vedaldi and Lempitsky 2016, https://arxiv.org/abs/1607.08022):
+// each channel of each sample by itself. x has 3 dimensions at least; mean and rstd are (N, C).
+// ---------------------------------------------------------------------------------------------
+
+// Running statistics take the average of all samples' means, and of their variances.
+struct InstanceNormOptions : GroupNormOptions {
+    TensorView running_mean{};
+    TensorView running_var{};
+    double momentum = 0.1;
+    bool unbiased = true;  // then running_var needs more than one value per channel
+};
+
+void instance_norm(const TensorView& x, const TensorView& weight, const TensorView& bias,
+                   const TensorView& out, const GroupNormOptions& options = {});
+void instance_norm_train(const TensorView& x, const TensorView& weight, const TensorView& bias,
+                         const TensorView& out, const TensorView& mean, const TensorView& rstd,
+                         const TensorView& mask, const InstanceNormOptions& options = {});
+void instance_norm_backward(const TensorView& dy, const TensorView& x, const TensorView& mean,
+                            const TensorView& rstd, const TensorView& weight,
+                            const TensorView& bias, const NormGradients& gradients,
+                            const GroupNormBackwardOptions& options = {});
+
+NormSizes instance_norm_sizes(const TensorView& x, int channel_axis = 1);
 
 // ---------------------------------------------------------------------------------------------
 // The process

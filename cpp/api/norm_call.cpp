@@ -1,22 +1,16 @@
-// The C++ entry points of batch normalization: check, bind the tensors to a view, hand over to the
-// backend. This is where an op ends and the kernels' view of it begins.
+#include "api/norm_call.h"
+
 #include <cstring>
 #include <limits>
 
 #include "api/backend.h"
 #include "api/staging.h"
-#include "api/validate.h"
 #include "core/activations.h"
 #include "core/dtypes.h"
 
 namespace fastnorm {
 
 namespace {
-
-PerStatistic per_statistic(const TensorView& v) {
-    return v.given() ? PerStatistic{static_cast<char*>(v.data), v.dtype, v.strides[0]}
-                     : PerStatistic{};
-}
 
 // Where the backend's kernels look for the mask's bits.
 unsigned char* bits_of(const Backend& backend, const TensorView& mask) {
@@ -43,10 +37,16 @@ bool begin_explanation(Explanation* explanation) {
     return explanation != nullptr;
 }
 
+std::int64_t count_of(const Extents& extents) {
+    std::int64_t count = 1;
+    for (int i = 0; i < extents.ndim; ++i) count *= extents.extent[i];
+    return count;
+}
+
 // The options of any op.
 template <class Options>
-Problem problem_of(const Validation& check, const TensorView& x, const Options& options,
-                   const TensorView& weight, const TensorView& bias) {
+Problem problem_of(const Validation& check, Staging& staging, const TensorView& x,
+                   const Options& options, const TensorView& weight, const TensorView& bias) {
     const Activation& activation = options.activation;
     Problem problem;
     problem.explanation = options.explanation;
@@ -54,8 +54,8 @@ Problem problem_of(const Validation& check, const TensorView& x, const Options& 
     problem.activation = activation.kind;
     problem.tensors.alpha = activation.alpha;
     problem.tensors.beta = activation.beta;
-    problem.weight = per_statistic(weight);
-    problem.bias = per_statistic(bias);
+    problem.weight = staging.input_values("weight", weight);
+    problem.bias = staging.input_values("bias", bias);
     if (options.scratch.given()) {
         problem.scratch = [&](std::int64_t bytes) {
             check.scratch_holds(options.scratch, bytes);
@@ -67,26 +67,22 @@ Problem problem_of(const Validation& check, const TensorView& x, const Options& 
 
 }  // namespace
 
-DType batch_norm_statistics_dtype(DType x) {
-    return x == DType::float16 || x == DType::bfloat16 ? DType::float32 : DType::float64;
+NormSizes sizes_of(const Validation& check, const Norm& norm, const TensorView& x) {
+    const auto backend = backend_of(check.op(), x.device, nullptr);
+    return {check.parameters(), check.statistics(),
+            x.dtype == DType::float16 || x.dtype == DType::bfloat16 ? DType::float32
+                                                                    : DType::float64,
+            Staging(*backend, x, norm).mask_bytes()};
 }
 
-std::int64_t batch_norm_mask_bytes(const TensorView& x, int channel_axis) {
-    Validation check("batch_norm_mask_bytes");
-    const int axis = check.data(x, channel_axis);
-    const auto backend = backend_of("batch_norm_mask_bytes", x.device, nullptr);
-    return Staging(*backend, x, axis).mask_bytes();
-}
-
-void batch_norm(const TensorView& x, const TensorView& mean, const TensorView& var,
-                const TensorView& weight, const TensorView& bias, const TensorView& out,
-                const BatchNormOptions& options) {
-    Validation check("batch_norm");
-    const int channel_axis = check.data(x, options.channel_axis);
-    check.per_channel("mean", mean);
-    check.per_channel("var", var);
-    check.per_channel_if_given("weight", weight);
-    check.per_channel_if_given("bias", bias);
+void normalize_by_given(Validation& check, const Norm& norm, const TensorView& x,
+                        const TensorView& mean, const TensorView& var, const TensorView& weight,
+                        const TensorView& bias, const TensorView& out,
+                        const NormOptions& options) {
+    check.statistic("mean", mean);
+    check.statistic("var", var);
+    check.parameter_if_given("weight", weight);
+    check.parameter_if_given("bias", bias);
     if (options.residual.given()) check.like_data("residual", options.residual);
     check.like_data("out", out);
     check.eps(options.eps);
@@ -104,45 +100,45 @@ void batch_norm(const TensorView& x, const TensorView& mean, const TensorView& v
     begin_explanation(options.explanation);
     if (check.elements() == 0) return;
 
-    const auto backend = backend_of("batch_norm", x.device, options.stream);
-    Staging staging(*backend, x, channel_axis, options.explanation);
-    Problem problem = problem_of(check, x, options, weight, bias);
+    const auto backend = backend_of(check.op(), x.device, options.stream);
+    Staging staging(*backend, x, norm, options.explanation);
+    Problem problem = problem_of(check, staging, x, options, weight, bias);
     Tensors& tensors = problem.tensors;
     tensors.view = staging.bind({{&staging.input("x", x), &tensors.x},
                                  {&staging.input("residual", options.residual), &tensors.residual},
                                  {&staging.output("out", out), &tensors.y}});
-    backend->normalize(problem, per_statistic(mean), per_statistic(var), options.eps);
+    backend->normalize(problem, staging.input_values("mean", mean),
+                       staging.input_values("var", var), options.eps);
     staging.commit();
 }
 
-void batch_norm_train(const TensorView& x, const TensorView& weight, const TensorView& bias,
-                      const TensorView& out, const TensorView& mean, const TensorView& rstd,
-                      const TensorView& mask, const BatchNormTrainOptions& options) {
-    Validation check("batch_norm_train");
-    const int channel_axis = check.data(x, options.channel_axis);
-    check.per_channel_if_given("weight", weight);
-    check.per_channel_if_given("bias", bias);
-    check.per_channel_if_given("running_mean", options.running_mean);
-    check.per_channel_if_given("running_var", options.running_var);
+void normalize_by_own(Validation& check, const Norm& norm, const TensorView& x,
+                      const TensorView& weight, const TensorView& bias, const TensorView& out,
+                      const SavedStatistics& saved, const NormOptions& options,
+                      const RunningViews& running) {
+    check.parameter_if_given("weight", weight);
+    check.parameter_if_given("bias", bias);
+    check.parameter_if_given("running_mean", running.mean);
+    check.parameter_if_given("running_var", running.var);
     if (options.residual.given()) check.like_data("residual", options.residual);
     check.like_data("out", out);
-    check.per_channel_if_given("mean", mean);
-    check.per_channel_if_given("rstd", rstd);
+    check.statistic_if_given("mean", saved.mean);
+    check.statistic_if_given("rstd", saved.rstd);
     check.eps(options.eps);
-    check.momentum(options.momentum);
+    check.momentum(running.momentum);
     check.activation(options.activation);
     if (options.scratch.given()) check.scratch(options.scratch);
-    check.more_than_one_value();
-    const auto backend = backend_of("batch_norm_train", x.device, options.stream);
-    Staging staging(*backend, x, channel_axis, options.explanation);
-    if (mask.given()) check.mask(mask, staging.mask_bytes(), options.activation);
+    if (running.needs_variance) check.more_than_one_value(running.needs_variance);
+    const auto backend = backend_of(check.op(), x.device, options.stream);
+    Staging staging(*backend, x, norm, options.explanation);
+    if (saved.mask.given()) check.mask(saved.mask, staging.mask_bytes(), options.activation);
     check.writes("out", out, &x);
     check.writes("scratch", options.scratch);
-    check.writes("running_mean", options.running_mean);
-    check.writes("running_var", options.running_var);
-    check.writes("mean", mean);
-    check.writes("rstd", rstd);
-    check.writes("mask", mask);
+    check.writes("running_mean", running.mean);
+    check.writes("running_var", running.var);
+    check.writes("mean", saved.mean);
+    check.writes("rstd", saved.rstd);
+    check.writes("mask", saved.mask);
     check.reads("x", x);
     check.reads("weight", weight);
     check.reads("bias", bias);
@@ -150,51 +146,52 @@ void batch_norm_train(const TensorView& x, const TensorView& weight, const Tenso
     check.overlap();
     const std::uint64_t signature = staging.mask_signature(options.activation);
     const bool explained = begin_explanation(options.explanation);
+    const PerStatistic mean = staging.output_values("mean", saved.mean);
+    const PerStatistic rstd = staging.output_values("rstd", saved.rstd);
     if (check.elements() == 0) {
         if (explained) return;
         constexpr double nan = std::numeric_limits<double>::quiet_NaN();
-        backend->fill(per_statistic(mean), check.channels(), nan);
-        backend->fill(per_statistic(rstd), check.channels(), nan);
-        sign(*backend, mask, signature);
+        backend->fill(mean, count_of(check.statistics()), nan);
+        backend->fill(rstd, count_of(check.statistics()), nan);
+        sign(*backend, saved.mask, signature);
+        staging.commit();
         return;
     }
 
-    Problem problem = problem_of(check, x, options, weight, bias);
+    Problem problem = problem_of(check, staging, x, options, weight, bias);
     Tensors& tensors = problem.tensors;
-    tensors.mask = bits_of(*backend, mask);
+    tensors.mask = bits_of(*backend, saved.mask);
     tensors.mask_signature = signature;
     tensors.view = staging.bind({{&staging.input("x", x), &tensors.x},
                                  {&staging.input("residual", options.residual), &tensors.residual},
                                  {&staging.output("out", out), &tensors.y}});
     backend->normalize_by_own_statistics(
-        problem, options.eps, per_statistic(mean), per_statistic(rstd),
-        {per_statistic(options.running_mean), per_statistic(options.running_var), options.momentum,
-         options.unbiased});
+        problem, options.eps, mean, rstd,
+        {staging.output_values("running_mean", running.mean),
+         staging.output_values("running_var", running.var), running.momentum, running.unbiased});
     if (explained) return;
-    sign(*backend, mask, signature);
+    sign(*backend, saved.mask, signature);
     staging.commit();
 }
 
-void batch_norm_backward(const TensorView& dy, const TensorView& x, const TensorView& mean,
-                         const TensorView& rstd, const TensorView& weight, const TensorView& bias,
-                         const BatchNormGradients& gradients,
-                         const BatchNormBackwardOptions& options) {
-    Validation check("batch_norm_backward");
-    const int channel_axis = check.data(x, options.channel_axis);
+void differentiate(Validation& check, const Norm& norm, const TensorView& dy, const TensorView& x,
+                   const TensorView& mean, const TensorView& rstd, const TensorView& weight,
+                   const TensorView& bias, const NormGradients& gradients,
+                   const NormBackwardOptions& options, bool frozen) {
     check.like_data("dy", dy);
-    check.per_channel("mean", mean);
-    check.per_channel("rstd", rstd);
-    check.per_channel_if_given("weight", weight);
-    check.per_channel_if_given("bias", bias);
+    check.statistic("mean", mean);
+    check.statistic("rstd", rstd);
+    check.parameter_if_given("weight", weight);
+    check.parameter_if_given("bias", bias);
     if (options.residual.given()) check.like_data("residual", options.residual);
     check.like_data("out", gradients.out);
-    check.per_channel_if_given("dweight", gradients.dweight);
-    check.per_channel_if_given("dbias", gradients.dbias);
+    check.parameter_if_given("dweight", gradients.dweight);
+    check.parameter_if_given("dbias", gradients.dbias);
     if (gradients.dresidual.given()) check.like_data("dresidual", gradients.dresidual);
     check.activation(options.activation);
     if (options.scratch.given()) check.scratch(options.scratch);
-    const auto backend = backend_of("batch_norm_backward", x.device, options.stream);
-    Staging staging(*backend, x, channel_axis, options.explanation);
+    const auto backend = backend_of(check.op(), x.device, options.stream);
+    Staging staging(*backend, x, norm, options.explanation);
     const std::uint64_t signature = staging.mask_signature(options.activation);
     if (options.mask.given()) {
         check.mask(options.mask, staging.mask_bytes(), options.activation);
@@ -217,14 +214,17 @@ void batch_norm_backward(const TensorView& dy, const TensorView& x, const Tensor
     check.reads("mask", options.mask);
     check.overlap();
     const bool explained = begin_explanation(options.explanation);
+    const PerStatistic dweight = staging.output_values("dweight", gradients.dweight);
+    const PerStatistic dbias = staging.output_values("dbias", gradients.dbias);
     if (check.elements() == 0) {
         if (explained) return;
-        backend->fill(per_statistic(gradients.dweight), check.channels(), 0.0);
-        backend->fill(per_statistic(gradients.dbias), check.channels(), 0.0);
+        backend->fill(dweight, count_of(check.parameters()), 0.0);
+        backend->fill(dbias, count_of(check.parameters()), 0.0);
+        staging.commit();
         return;
     }
 
-    Problem problem = problem_of(check, x, options, weight, bias);
+    Problem problem = problem_of(check, staging, x, options, weight, bias);
     Tensors& tensors = problem.tensors;
     tensors.mask = bits_of(*backend, options.mask);
     tensors.mask_signature = signature;
@@ -234,9 +234,8 @@ void batch_norm_backward(const TensorView& dy, const TensorView& x, const Tensor
                       {&staging.input("residual", options.residual), &tensors.residual},
                       {&staging.output("out", gradients.out), &tensors.dx},
                       {&staging.output("dresidual", gradients.dresidual), &tensors.dresidual}});
-    backend->normalize_backward(problem, per_statistic(mean), per_statistic(rstd),
-                                !options.training, per_statistic(gradients.dweight),
-                                per_statistic(gradients.dbias));
+    backend->normalize_backward(problem, staging.input_values("mean", mean),
+                                staging.input_values("rstd", rstd), frozen, dweight, dbias);
     staging.commit();
 }
 

@@ -1,59 +1,12 @@
-"""The ops on NumPy arrays and on arrays on CUDA devices.
-
-Each is one call of the compiled core, which checks every argument and computes where x is.
-"""
+"""Batch normalization."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 from fastnorm import _core, cuda
 from fastnorm.activation import Activation, as_activation
-
-# NumPy's, or any on a CUDA device with DLPack or __cuda_array_interface__.
-Array: TypeAlias = Any
-
-
-class BatchNormForward(NamedTuple):
-    """What `batch_norm_train` returns.
-
-    Attributes
-    ----------
-    y : ndarray
-        The output, of x's shape, dtype and memory layout.
-    mean, rstd : ndarray of shape (C,)
-        The batch's mean and 1 / sqrt(variance + eps): float32 for 16-bit x, else float64. A float64
-        x with a standard deviation below 1e-154 or beyond 1e154 has a variance of 0 or infinity.
-    mask : ndarray of uint8, or None
-        For relu, leaky_relu and clip: one bit an element, set where the slope is 1, behind a
-        signature of x's shape and memory layout, channel_axis and the activation, without which
-        those bits mean nothing. One-dimensional; its contents are of no concern to a caller.
-    """
-
-    y: Array
-    mean: Array
-    rstd: Array
-    mask: Array | None
-
-
-class BatchNormGradients(NamedTuple):
-    """What `batch_norm_backward` returns.
-
-    Attributes
-    ----------
-    dx : ndarray
-        Of x's shape, dtype and memory layout.
-    dweight, dbias : ndarray of shape (C,)
-        Of the dtype of weight and bias. Where one of those is not given, the other's dtype; where
-        neither is, float32 (float64 for float64 x).
-    dresidual : ndarray or None
-        Of x's shape, dtype and memory layout; None unless there was a residual.
-    """
-
-    dx: Array
-    dweight: Array
-    dbias: Array
-    dresidual: Array | None
+from fastnorm.functional.results import Array, NormForward, NormGradients
 
 
 def batch_norm(
@@ -167,7 +120,7 @@ def batch_norm_train(
     out: Array | None = None,
     stream: Any = None,
     device: str | None = None,
-) -> BatchNormForward:
+) -> NormForward:
     """Batch normalization with the statistics of the batch (training).
 
     As `batch_norm`, with the mean and the biased variance of x over all axes but the channels'.
@@ -187,7 +140,7 @@ def batch_norm_train(
 
     Returns
     -------
-    BatchNormForward
+    NormForward
         ``(y, mean, rstd, mask)``; the last three are for `batch_norm_backward`.
 
     Raises
@@ -205,7 +158,7 @@ def batch_norm_train(
         del given["device"]
         written = ("out", "running_mean", "running_var")
         return cuda.through_device("batch_norm_train", batch_norm_train, device, given, written)
-    return BatchNormForward(
+    return NormForward(
         *_core.batch_norm_train(
             x,
             weight,
@@ -240,7 +193,7 @@ def batch_norm_backward(
     out: Array | None = None,
     stream: Any = None,
     device: str | None = None,
-) -> BatchNormGradients:
+) -> NormGradients:
     """The gradients of batch normalization.
 
     With ``g = dy * activation'(z)``: ``dbias = sum(g)``, ``dweight = sum(g * (x - mean) * rstd)``,
@@ -273,7 +226,7 @@ def batch_norm_backward(
 
     Returns
     -------
-    BatchNormGradients
+    NormGradients
         ``(dx, dweight, dbias, dresidual)``.
 
     Raises
@@ -293,7 +246,7 @@ def batch_norm_backward(
         return cuda.through_device(
             "batch_norm_backward", batch_norm_backward, device, given, written
         )
-    return BatchNormGradients(
+    return NormGradients(
         *_core.batch_norm_backward(
             dy,
             x,

@@ -1,0 +1,210 @@
+// Between a reduction and its map: the partial sums of stats to their means, those to the
+// coefficients of the maps, and what is updated once per channel.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "core/dtypes.h"
+#include "core/stats.h"
+#include "cpu/kernels.h"
+#include "cpu/passes.h"
+#include "cpu/plan.h"
+#include "cpu/scratch.h"
+
+namespace fastnorm {
+
+// A piece of a call's stats, all of some means: stats [from, from + count), means
+// [first, first + means).
+struct Piece {
+    std::int64_t group, from, count, first, means;
+
+    Piece(const View& view, std::int64_t from_stat, std::int64_t stats)
+        : group(view.group),
+          from(from_stat),
+          count(stats),
+          first(from_stat / group),
+          means(stats / group) {}
+
+    // Calls f(at, how many) for blocks of its stats, counted from the piece's first.
+    template <class F>
+    void for_blocks(F&& f) const {
+        for (std::int64_t at = 0; at < count; at += stats_block) {
+            f(at, std::min(stats_block, count - at));
+        }
+    }
+
+    // What stats [at, at + n) of the piece have, of one value for each mean.
+    void spread(const double* values, std::int64_t at, std::int64_t n, double* to) const {
+        if (group == 1) {
+            std::copy_n(values + at, n, to);
+            return;
+        }
+        for (std::int64_t i = 0; i < n; ++i) to[i] = values[(at + i) / group];
+    }
+};
+
+// Computes coefficients of stats [from, from + count), from the given one on, and puts them where
+// the maps look for them.
+inline void set_coefficients(const Scratch& scratch, const Problem& problem, CoefficientKernel compute,
+                      int first, int last, std::int64_t from, std::int64_t count,
+                      const StatBlock& block) {
+    const View& view = problem.tensors.view;
+    alignas(64) unsigned char memory[backward_coefficients * stats_block * sizeof(double)];
+    compute(block, count, static_cast<double>(view.reduced()), memory);
+    const auto set = [&](const auto* values) {
+        for (int k = first; k < last; ++k, values += stats_block) {
+            scratch.set(view, k, from, count, values);
+        }
+    };
+    problem.dtype == DType::float64 ? set(reinterpret_cast<const double*>(memory))
+                                    : set(reinterpret_cast<const float*>(memory));
+}
+
+// Those of z, for a piece, from the mean and rstd of each of its means.
+inline void set_coefficients_of_z(const Scratch& scratch, const Problem& problem,
+                           CoefficientKernel compute, const Piece& piece, const double* mean,
+                           const double* rstd) {
+    const View& view = problem.tensors.view;
+    piece.for_blocks([&](std::int64_t at, std::int64_t n) {
+        StatBlock block;
+        piece.spread(mean, at, n, block.mean);
+        piece.spread(rstd, at, n, block.rstd);
+        problem.weight.load_parameters(view, piece.from + at, n, block.weight, 1.0);
+        problem.bias.load_parameters(view, piece.from + at, n, block.bias, 0.0);
+        set_coefficients(scratch, problem, compute, 0, forward_coefficients, piece.from + at, n,
+                         block);
+    });
+}
+
+// The moments of stats [from, from + count): those of all chunks, merged in order.
+inline void merge_chunks(const Plan& plan, const Scratch& scratch, std::int64_t from, std::int64_t count,
+                  double* means, double* m2s) {
+    std::copy_n(scratch.first + from, count, means);
+    std::copy_n(scratch.second + from, count, m2s);
+    double merged = plan.chunk_count(0);
+    for (std::int64_t c = 1; c < plan.chunks(); ++c) {
+        const std::int64_t at = c * plan.view.stats() + from;
+        const double added = plan.chunk_count(c);
+        for (std::int64_t i = 0; i < count; ++i) {
+            const Moments m = merge({merged, means[i], m2s[i]},
+                                    {added, scratch.first[at + i], scratch.second[at + i]});
+            means[i] = m.mean;
+            m2s[i] = m.m2;
+        }
+        merged += added;
+    }
+}
+
+// The same of a piece's means. Stats of a group have a count each, and it is the same one.
+inline void merge_moments(const Plan& plan, const Scratch& scratch, const Piece& piece, double* means,
+                   double* m2s) {
+    if (piece.group == 1) {
+        return merge_chunks(plan, scratch, piece.from, piece.count, means, m2s);
+    }
+    double* const mean_of = scratch.first + piece.from;
+    double* const m2_of = scratch.second + piece.from;
+    piece.for_blocks([&](std::int64_t at, std::int64_t n) {
+        StatBlock block;
+        merge_chunks(plan, scratch, piece.from + at, n, block.mean, block.rstd);
+        std::copy_n(block.mean, n, mean_of + at);
+        std::copy_n(block.rstd, n, m2_of + at);
+    });
+    const double each = static_cast<double>(plan.view.outer * plan.view.inner);
+    for (std::int64_t g = 0; g < piece.means; ++g) {
+        const Moments m = merge_equal(mean_of + g * piece.group, m2_of + g * piece.group,
+                                      piece.group, each);
+        means[g] = m.mean;
+        m2s[g] = m.m2;
+    }
+}
+
+// The sums of all chunks, in the place of the first one's.
+inline void merge_sums(const Plan& plan, const Scratch& scratch, std::int64_t from, std::int64_t count) {
+    for (double* const sums : {scratch.first + from, scratch.second + from}) {
+        for (std::int64_t c = 1; c < plan.chunks(); ++c) {
+            for (std::int64_t i = 0; i < count; ++i) sums[i] += sums[c * plan.view.stats() + i];
+        }
+    }
+}
+
+// What dx needs of a piece's merged sums: those of each stat itself, or of its group, where each
+// stat's count by its weight. That is taken relative to a power of two, the group's weight.
+class SumsOfMeans {
+  public:
+    SumsOfMeans(const Problem& problem, const Piece& piece, const Scratch& scratch)
+        : piece_(piece), sum_g_(scratch.first + piece.from), sum_gx_(scratch.second + piece.from) {
+        if (piece.group == 1) return;
+        const View& view = problem.tensors.view;
+        const auto for_weights = [&](auto&& use) {
+            piece.for_blocks([&](std::int64_t at, std::int64_t n) {
+                StatBlock::Array weight;
+                problem.weight.load_parameters(view, piece.from + at, n, weight, 1.0);
+                for (std::int64_t i = 0; i < n; ++i) use(at + i, (at + i) / piece.group, weight[i]);
+            });
+        };
+        for (std::int64_t m = 0; m < piece.means; ++m) weight_[m] = group_g_[m] = group_gx_[m] = 0;
+        for_weights([&](std::int64_t, std::int64_t m, double weight) {
+            weight_[m] = std::max(weight_[m], magnitude(weight));
+        });
+        for (std::int64_t m = 0; m < piece.means; ++m) {
+            weight_[m] = power_of_two<double>(exponent_of(weight_[m]));
+        }
+        for_weights([&](std::int64_t i, std::int64_t m, double weight) {
+            group_g_[m] += weight / weight_[m] * sum_g_[i];
+            group_gx_[m] += weight / weight_[m] * sum_gx_[i];
+        });
+    }
+
+    // For stats [at, at + n) of the piece.
+    void load(std::int64_t at, std::int64_t n, StatBlock& block) const {
+        if (piece_.group == 1) {
+            std::copy_n(block.weight, n, block.weight_of_sums);
+            std::copy_n(sum_g_ + at, n, block.sum_g);
+            std::copy_n(sum_gx_ + at, n, block.sum_centred);
+            return;
+        }
+        piece_.spread(weight_, at, n, block.weight_of_sums);
+        piece_.spread(group_g_, at, n, block.sum_g);
+        piece_.spread(group_gx_, at, n, block.sum_centred);
+    }
+
+  private:
+    const Piece& piece_;
+    const double *sum_g_, *sum_gx_;  // of the piece's stats
+    StatBlock::Array weight_, group_g_, group_gx_;
+};
+
+// Of each stat and parameter the sum over all batch indices, in the place of the first one's.
+inline void sum_batches(const View& view, double* sums, std::int64_t from, std::int64_t count) {
+    for (std::int64_t b = 1; b < view.batch; ++b) {
+        for (std::int64_t i = from; i < from + count; ++i) sums[i] += sums[b * view.stat + i];
+    }
+}
+
+// Running statistics from the means and M2 that the stats were left with: what a channel has under
+// all batch indices is averaged.
+inline void update_running(const ParallelFor& parallel_for, const View& view, const Scratch& scratch,
+                    const RunningStatistics& running) {
+    if (!running.mean && !running.var) return;
+    const double values = static_cast<double>(view.reduced());
+    const double batches = static_cast<double>(view.batch);
+    for_stats(parallel_for, 1, 0, view.stat, [&](std::int64_t from, std::int64_t count) {
+        StatBlock::Array mean, var;
+        running.mean.load(from, count, mean);
+        running.var.load(from, count, var);
+        sum_batches(view, scratch.first, from, count);
+        sum_batches(view, scratch.second, from, count);
+        for (std::int64_t i = 0; i < count; ++i) {
+            const double batch_mean = scratch.first[from + i] / batches;
+            const double m2 = scratch.second[from + i] / batches;
+            const double batch_var = batch_variance(m2, values, running.unbiased);
+            mean[i] = running_update(mean[i], batch_mean, running.momentum);
+            var[i] = running_update(var[i], batch_var, running.momentum);
+        }
+        running.mean.store(from, count, mean);
+        running.var.store(from, count, var);
+    });
+}
+
+}  // namespace fastnorm

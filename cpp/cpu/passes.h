@@ -1,0 +1,182 @@
+// The two shapes of a call: a map alone, and reduce -> finish -> map; and how threads share either.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+
+#include "cpu/kernels.h"
+#include "cpu/parallel.h"
+#include "cpu/plan.h"
+#include "cpu/scratch.h"
+
+namespace fastnorm {
+
+// Calls f(first, how many) for pieces of stats [from, to), whole groups of them, a task each.
+template <class F>
+void for_stats(const ParallelFor& parallel_for, std::int64_t group, std::int64_t from,
+               std::int64_t to, F&& f) {
+    const std::int64_t most = std::max<std::int64_t>(stats_block / group, 1) * group;
+    parallel_for(divide_up(to - from, most), [&](std::int64_t task) {
+        const std::int64_t first = from + task * most;
+        f(first, std::min(most, to - first));
+    });
+}
+
+// Each thread takes a contiguous share of [0, count): the same one every time.
+template <class F>
+void for_shares(const ParallelFor& parallel_for, std::int64_t count, F&& f) {
+    const std::int64_t shares = std::min<std::int64_t>(parallel_for.threads, count);
+    parallel_for(shares, [&](std::int64_t share) {
+        f(count * share / shares, count * (share + 1) / shares);
+    });
+}
+
+inline void map_only(const ParallelFor& parallel_for, const KernelArgs& args, const Plan& plan,
+                     Map map, void (*fence)()) {
+    for_shares(parallel_for, plan.units() * plan.chunks(), [&](std::int64_t from, std::int64_t to) {
+        for (std::int64_t i = from; i < to; ++i) map(args, plan.unit_in_memory_order(i));
+        fence();
+    });
+}
+
+// What reduce_finish_map() calls.
+struct Passes {
+    Reduction reduce;
+    Map map;
+    MapAndReduction map_and_reduce;  // or null
+    void (*fence)();
+};
+
+// reduce, then finish(first, how many) for the stats, then map backwards what was reduced, so that
+// the map begins with what the reduction has left in the cache; or, interleaved, map forwards while
+// the next unit is reduced.
+template <class Finish>
+class ReduceFinishMap {
+  public:
+    ReduceFinishMap(const ParallelFor& parallel_for, const KernelArgs& args,
+                    const Schedule& schedule, const Scratch& scratch, const Passes& passes,
+                    Finish& finish)
+        : parallel_for_(parallel_for),
+          args_(args),
+          schedule_(schedule),
+          plan_(schedule.plan),
+          scratch_(scratch),
+          passes_(passes),
+          finish_(finish) {}
+
+    void run() const { schedule_.shared ? share_each_unit() : share_units(); }
+
+  private:
+    bool columns() const { return plan_.view.traversal == Traversal::columns; }
+
+    // A thread has units of its own.
+    void share_units() const {
+        for_shares(parallel_for_, plan_.units(), [&](std::int64_t first, std::int64_t last) {
+            const std::int64_t chunks = plan_.chunks();
+            bool reduced = false;
+            for (std::int64_t unit = first; unit < last; ++unit) {
+                if (!reduced) {
+                    for (std::int64_t c = 0; c < chunks; ++c) {
+                        for (std::int64_t part = 0; part < plan_.unit_tiles; ++part) {
+                            reduce(unit, part, c);
+                        }
+                    }
+                }
+                finish(ParallelFor(), unit);
+                reduced = schedule_.interleaved && unit + 1 < last && alike(unit, unit + 1);
+                if (!reduced) {
+                    for (std::int64_t c = chunks; c-- > 0;) map_backwards(unit, c);
+                    continue;
+                }
+                for (std::int64_t c = 0; c < chunks; ++c) {
+                    for (std::int64_t part = 0; part < plan_.unit_tiles; ++part) {
+                        map_and_reduce(unit, unit + 1, part, c);
+                    }
+                }
+            }
+            passes_.fence();
+        });
+    }
+
+    // All threads share one unit at a time, so that it is still in their caches for the map.
+    void share_each_unit() const {
+        const std::int64_t parts = plan_.unit_tiles, tiles = parts * plan_.chunks();
+        for (std::int64_t unit = 0; unit < plan_.units(); ++unit) {
+            for_shares(parallel_for_, tiles, [&](std::int64_t from, std::int64_t to) {
+                for (std::int64_t i = from; i < to; ++i) reduce(unit, i % parts, i / parts);
+            });
+            finish(parallel_for_, unit);
+            columns() ? share_rows(unit) : share_tiles(unit);
+        }
+    }
+
+    void share_tiles(std::int64_t unit) const {
+        const std::int64_t parts = plan_.unit_tiles, tiles = parts * plan_.chunks();
+        for_shares(parallel_for_, tiles, [&](std::int64_t from, std::int64_t to) {
+            for (std::int64_t i = to; i-- > from;) {
+                passes_.map(args_, plan_.tile(unit, i % parts, i / parts));
+            }
+            passes_.fence();
+        });
+    }
+
+    // Whole rows: parts of them would meet in cache lines.
+    void share_rows(std::int64_t unit) const {
+        for_shares(parallel_for_, plan_.view.outer, [&](std::int64_t from, std::int64_t to) {
+            Tile tile = plan_.unit(unit, 0);
+            for (tile.outer1 = to; tile.outer1 > from; tile.outer1 = tile.outer0) {
+                tile.outer0 = std::max(from, tile.outer1 - plan_.chunk_outer);
+                passes_.map(args_, tile);
+            }
+            passes_.fence();
+        });
+    }
+
+    void map_backwards(std::int64_t unit, std::int64_t chunk) const {
+        if (columns()) return passes_.map(args_, plan_.unit(unit, chunk));
+        for (std::int64_t part = plan_.unit_tiles; part-- > 0;) {
+            passes_.map(args_, plan_.tile(unit, part, chunk));
+        }
+    }
+
+    std::int64_t partial_at(const Tile& tile, std::int64_t chunk) const {
+        return chunk * plan_.view.stats() + tile.batch * plan_.view.stat + tile.stat0;
+    }
+
+    void reduce(std::int64_t unit, std::int64_t part, std::int64_t chunk) const {
+        const Tile tile = plan_.tile(unit, part, chunk);
+        const std::int64_t at = partial_at(tile, chunk);
+        passes_.reduce(args_, tile, scratch_.first + at, scratch_.second + at);
+    }
+
+    void map_and_reduce(std::int64_t mapped, std::int64_t reduced, std::int64_t part,
+                        std::int64_t chunk) const {
+        const Tile tile = plan_.tile(reduced, part, chunk);
+        const std::int64_t at = partial_at(tile, chunk);
+        passes_.map_and_reduce(args_, plan_.tile(mapped, part, chunk), tile, scratch_.first + at,
+                               scratch_.second + at);
+    }
+
+    bool alike(std::int64_t a, std::int64_t b) const {
+        const Tile of_a = plan_.unit(a, 0), of_b = plan_.unit(b, 0);
+        return of_a.stat1 - of_a.stat0 == of_b.stat1 - of_b.stat0;
+    }
+
+    void finish(const ParallelFor& parallel_for, std::int64_t unit) const {
+        const View& view = plan_.view;
+        const Tile tile = plan_.unit(unit, 0);
+        const std::int64_t base = tile.batch * view.stat;
+        for_stats(parallel_for, view.group, base + tile.stat0, base + tile.stat1, finish_);
+    }
+
+    const ParallelFor& parallel_for_;
+    const KernelArgs& args_;
+    const Schedule& schedule_;
+    const Plan& plan_;
+    const Scratch& scratch_;
+    const Passes& passes_;
+    Finish& finish_;
+};
+
+}  // namespace fastnorm
