@@ -89,7 +89,7 @@ struct Data {
         coefficients.resize(
             static_cast<std::size_t>(backward_coefficients * args.coefficients_stride * 8));
         args.coefficients = coefficients.data();
-        plan = reduction_plan(view, size, 1);
+        plan = reduction_plan(view, size, 1, 1);
         partials.resize(static_cast<std::size_t>(2 * view.stats()));
     }
     ~Data() { ::operator delete(memory, std::align_val_t{alignment}); }

@@ -65,6 +65,12 @@ Problem problem_of(const Validation& check, Staging& staging, const TensorView& 
     return problem;
 }
 
+void set_features(Problem& problem, const FeatureArguments& features) {
+    problem.weight_offset = features.weight_offset;
+    problem.tensors.centred = features.centred;
+    problem.tensors.cast_before_weight = features.cast_before_weight;
+}
+
 }  // namespace
 
 NormSizes sizes_of(const Validation& check, const Norm& norm, const TensorView& x) {
@@ -115,12 +121,13 @@ void normalize_by_given(Validation& check, const Norm& norm, const TensorView& x
 void normalize_by_own(Validation& check, const Norm& norm, const TensorView& x,
                       const TensorView& weight, const TensorView& bias, const TensorView& out,
                       const SavedStatistics& saved, const NormOptions& options,
-                      const RunningViews& running) {
+                      const RunningViews& running, const FeatureArguments& features) {
     check.parameter_if_given("weight", weight);
     check.parameter_if_given("bias", bias);
     check.parameter_if_given("running_mean", running.mean);
     check.parameter_if_given("running_var", running.var);
     if (options.residual.given()) check.like_data("residual", options.residual);
+    if (features.sum.given()) check.sum_of(features.sum, options.residual);
     check.like_data("out", out);
     check.statistic_if_given("mean", saved.mean);
     check.statistic_if_given("rstd", saved.rstd);
@@ -133,6 +140,7 @@ void normalize_by_own(Validation& check, const Norm& norm, const TensorView& x,
     Staging staging(*backend, x, norm, options.explanation);
     if (saved.mask.given()) check.mask(saved.mask, staging.mask_bytes(), options.activation);
     check.writes("out", out, &x);
+    check.writes("sum", features.sum, &options.residual);
     check.writes("scratch", options.scratch);
     check.writes("running_mean", running.mean);
     check.writes("running_var", running.var);
@@ -164,7 +172,9 @@ void normalize_by_own(Validation& check, const Norm& norm, const TensorView& x,
     tensors.mask_signature = signature;
     tensors.view = staging.bind({{&staging.input("x", x), &tensors.x},
                                  {&staging.input("residual", options.residual), &tensors.residual},
+                                 {&staging.output("sum", features.sum), &tensors.sum},
                                  {&staging.output("out", out), &tensors.y}});
+    set_features(problem, features);
     backend->normalize_by_own_statistics(
         problem, options.eps, mean, rstd,
         {staging.output_values("running_mean", running.mean),
@@ -177,9 +187,10 @@ void normalize_by_own(Validation& check, const Norm& norm, const TensorView& x,
 void differentiate(Validation& check, const Norm& norm, const TensorView& dy, const TensorView& x,
                    const TensorView& mean, const TensorView& rstd, const TensorView& weight,
                    const TensorView& bias, const NormGradients& gradients,
-                   const NormBackwardOptions& options, bool frozen) {
+                   const NormBackwardOptions& options, bool frozen,
+                   const FeatureArguments& features) {
     check.like_data("dy", dy);
-    check.statistic("mean", mean);
+    if (features.centred) check.statistic("mean", mean);
     check.statistic("rstd", rstd);
     check.parameter_if_given("weight", weight);
     check.parameter_if_given("bias", bias);
@@ -188,6 +199,7 @@ void differentiate(Validation& check, const Norm& norm, const TensorView& dy, co
     check.parameter_if_given("dweight", gradients.dweight);
     check.parameter_if_given("dbias", gradients.dbias);
     if (gradients.dresidual.given()) check.like_data("dresidual", gradients.dresidual);
+    if (features.dsum.given()) check.like_data("dsum", features.dsum);
     check.activation(options.activation);
     if (options.scratch.given()) check.scratch(options.scratch);
     const auto backend = backend_of(check.op(), x.device, options.stream);
@@ -212,6 +224,7 @@ void differentiate(Validation& check, const Norm& norm, const TensorView& dy, co
     check.reads("bias", bias);
     check.reads("residual", options.residual);
     check.reads("mask", options.mask);
+    check.reads("dsum", features.dsum);
     check.overlap();
     const bool explained = begin_explanation(options.explanation);
     const PerStatistic dweight = staging.output_values("dweight", gradients.dweight);
@@ -232,8 +245,10 @@ void differentiate(Validation& check, const Norm& norm, const TensorView& dy, co
         staging.bind({{&staging.input("x", x), &tensors.x},
                       {&staging.input("dy", dy), &tensors.dy},
                       {&staging.input("residual", options.residual), &tensors.residual},
+                      {&staging.input("dsum", features.dsum), &tensors.dsum},
                       {&staging.output("out", gradients.out), &tensors.dx},
                       {&staging.output("dresidual", gradients.dresidual), &tensors.dresidual}});
+    set_features(problem, features);
     backend->normalize_backward(problem, staging.input_values("mean", mean),
                                 staging.input_values("rstd", rstd), frozen, dweight, dbias);
     staging.commit();

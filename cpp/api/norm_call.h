@@ -19,6 +19,14 @@ struct RunningViews {
     const char* needs_variance = nullptr;  // where one value per statistic is an error, in words
 };
 
+// What norms of features have beside.
+struct FeatureArguments {
+    double weight_offset = 0.0;
+    bool centred = true;
+    bool cast_before_weight = false;
+    TensorView sum{}, dsum{};
+};
+
 void normalize_by_given(Validation& check, const Norm& norm, const TensorView& x,
                         const TensorView& mean, const TensorView& var, const TensorView& weight,
                         const TensorView& bias, const TensorView& out, const NormOptions& options);
@@ -26,12 +34,13 @@ void normalize_by_given(Validation& check, const Norm& norm, const TensorView& x
 void normalize_by_own(Validation& check, const Norm& norm, const TensorView& x,
                       const TensorView& weight, const TensorView& bias, const TensorView& out,
                       const SavedStatistics& saved, const NormOptions& options,
-                      const RunningViews& running);
+                      const RunningViews& running, const FeatureArguments& features = {});
 
 void differentiate(Validation& check, const Norm& norm, const TensorView& dy, const TensorView& x,
                    const TensorView& mean, const TensorView& rstd, const TensorView& weight,
                    const TensorView& bias, const NormGradients& gradients,
-                   const NormBackwardOptions& options, bool frozen);
+                   const NormBackwardOptions& options, bool frozen,
+                   const FeatureArguments& features = {});
 
 NormSizes sizes_of(const Validation& check, const Norm& norm, const TensorView& x);
 

@@ -100,4 +100,76 @@ void instance_norm_backward(const TensorView& dy, const TensorView& x, const Ten
     differentiate(check, norm, dy, x, mean, rstd, weight, bias, gradients, options, false);
 }
 
+NormSizes layer_norm_sizes(const TensorView& x, int axis) {
+    Validation check("layer_norm_sizes");
+    const Norm norm = check.features(x, axis);
+    return sizes_of(check, norm, x);
+}
+
+namespace {
+
+void normalize_features(const char* op, const TensorView& x, const TensorView& weight,
+                        const TensorView& bias, const TensorView& out,
+                        const SavedStatistics& saved, const LayerNormOptions& options,
+                        bool centred, bool cast_before_weight) {
+    Validation check(op);
+    const Norm norm = check.features(x, options.axis);
+    check.weight_offset(options.weight_offset);
+    normalize_by_own(check, norm, x, weight, bias, out, saved, options, {},
+                     {options.weight_offset, centred, cast_before_weight, options.sum, {}});
+}
+
+void differentiate_features(const char* op, const TensorView& dy, const TensorView& x,
+                            const TensorView& mean, const TensorView& rstd,
+                            const TensorView& weight, const TensorView& bias,
+                            const NormGradients& gradients,
+                            const LayerNormBackwardOptions& options, bool centred) {
+    Validation check(op);
+    const Norm norm = check.features(x, options.axis);
+    check.weight_offset(options.weight_offset);
+    differentiate(check, norm, dy, x, mean, rstd, weight, bias, gradients, options, false,
+                  {options.weight_offset, centred, false, {}, options.dsum});
+}
+
+}  // namespace
+
+void layer_norm(const TensorView& x, const TensorView& weight, const TensorView& bias,
+                const TensorView& out, const LayerNormOptions& options) {
+    normalize_features("layer_norm", x, weight, bias, out, {}, options, true, false);
+}
+
+void layer_norm_train(const TensorView& x, const TensorView& weight, const TensorView& bias,
+                      const TensorView& out, const TensorView& mean, const TensorView& rstd,
+                      const TensorView& mask, const LayerNormOptions& options) {
+    normalize_features("layer_norm_train", x, weight, bias, out, {mean, rstd, mask}, options, true,
+                       false);
+}
+
+void layer_norm_backward(const TensorView& dy, const TensorView& x, const TensorView& mean,
+                         const TensorView& rstd, const TensorView& weight, const TensorView& bias,
+                         const NormGradients& gradients, const LayerNormBackwardOptions& options) {
+    differentiate_features("layer_norm_backward", dy, x, mean, rstd, weight, bias, gradients,
+                           options, true);
+}
+
+void rms_norm(const TensorView& x, const TensorView& weight, const TensorView& bias,
+              const TensorView& out, const RMSNormOptions& options) {
+    normalize_features("rms_norm", x, weight, bias, out, {}, options, false,
+                       options.cast_before_weight);
+}
+
+void rms_norm_train(const TensorView& x, const TensorView& weight, const TensorView& bias,
+                    const TensorView& out, const TensorView& rstd, const TensorView& mask,
+                    const RMSNormOptions& options) {
+    normalize_features("rms_norm_train", x, weight, bias, out, {{}, rstd, mask}, options, false,
+                       options.cast_before_weight);
+}
+
+void rms_norm_backward(const TensorView& dy, const TensorView& x, const TensorView& rstd,
+                       const TensorView& weight, const TensorView& bias,
+                       const NormGradients& gradients, const LayerNormBackwardOptions& options) {
+    differentiate_features("rms_norm_backward", dy, x, {}, rstd, weight, bias, gradients, options,
+                           false);
+}
+
 }  // namespace fastnorm

@@ -43,10 +43,9 @@ std::uint64_t Staging::mask_signature(const Activation& activation) const {
     hash.add(backend_.mask_salt(dense_.dtype));
     hash.add(dense_.ndim);
     for (int i = 0; i < dense_.ndim; ++i) hash.add(dense_.shape[i]);
-    hash.add(order_.axis[order_.channel]);
     for (int i = 0; i < order_.count; ++i) hash.add(order_.axis[i]);
-    if (order_.batches > 0) hash.add(order_.batches);
-    if (view_.group > 1) hash.add(view_.group);
+    for (const int begin : {order_.outer, order_.stat, order_.inner}) hash.add(begin);
+    hash.add(view_.group);
     hash.add(static_cast<int>(activation.kind));
     hash.add(activation.alpha);
     hash.add(activation.beta);

@@ -212,6 +212,31 @@ Norm Validation::group_norm(const TensorView& x, std::int64_t groups, int channe
     return norm;
 }
 
+Norm Validation::features(const TensorView& x, int axis) {
+    data(x, 1);
+    axis_name_ = "axis";
+    axis_ = this->axis(axis_name_, axis, 0);
+    extents();
+    for (int i = 0; i < x.ndim; ++i) {
+        Extents& of = i < axis_ ? statistics_ : parameters_;
+        of.extent[of.ndim++] = x.shape[i];
+    }
+    Norm norm;
+    norm.feature_axis = axis_;
+    return norm;
+}
+
+void Validation::sum_of(const TensorView& sum, const TensorView& residual) const {
+    if (!residual.given()) fail("residual is missing, expected an array: prenorm adds it to x");
+    like_data("sum", sum);
+}
+
+void Validation::weight_offset(double offset) const {
+    if (!std::isfinite(offset)) {
+        fail("weight_offset is " + text(offset) + ", expected a finite number");
+    }
+}
+
 void Validation::like_data(const char* argument, const TensorView& tensor) const {
     given(argument, tensor);
     if (tensor.dtype != x_.dtype) {

@@ -21,6 +21,12 @@ class Validation {
     Norm instance_norm(const TensorView& x, int channel_axis);
     Norm group_norm(const TensorView& x, std::int64_t groups, int channel_axis);
 
+    Norm features(const TensorView& x, int axis);
+
+    // The sum of x and the residual.
+    void sum_of(const TensorView& sum, const TensorView& residual) const;
+    void weight_offset(double offset) const;
+
     // Of x's shape and dtype.
     void like_data(const char* argument, const TensorView& tensor) const;
 

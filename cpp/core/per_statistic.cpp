@@ -36,6 +36,10 @@ void PerStatistic::store(std::int64_t from, std::int64_t count, const double* va
 
 void PerStatistic::load_parameters(const View& view, std::int64_t from, std::int64_t count,
                                    double* to, double fallback) const {
+    if (view.traversal == Traversal::features) {  // parameters are not theirs
+        std::fill_n(to, count, fallback);
+        return;
+    }
     while (count > 0) {
         const std::int64_t first = view.parameter(from);
         const std::int64_t here = std::min(count, view.parameters() - first);

@@ -62,6 +62,13 @@ FASTNORM_FN Moments moments_about(double pivot, double count, double share, doub
     return {count, pivot + shift, square_sum - sum * shift};
 }
 
+// Whether no square of count values, summed in A, overflowed or vanished among the subnormals.
+template <class A>
+FASTNORM_FN bool in_range(double count, double square_sum) {
+    if constexpr (sizeof(A) == sizeof(double)) return true;
+    return (square_sum > count * 0x1p-100) & (square_sum < 0x1p126);
+}
+
 // Whether moments_about() may be trusted when the sums were rounded to the accumulator type A: the
 // pivot lies within a standard deviation of the mean (so that at most a factor of two is lost to
 // cancellation), and no square overflowed or vanished among the subnormals. NaN is not to be
@@ -72,9 +79,8 @@ FASTNORM_FN bool trustworthy(const Moments& m, double pivot, double sum, double 
     const bool near = shift * shift * m.count <= 4.0 * m.m2;
     if constexpr (sizeof(A) == sizeof(double)) return near;
     // No branches: the compiler makes vectors of it.
-    const bool in_range = (square_sum > m.count * 0x1p-100) & (square_sum < 0x1p126);
     const bool constant = (sum == 0) & (square_sum == 0) & (magnitude(pivot) > 0x1p-38);
-    return near & (in_range | constant);
+    return near & (in_range<A>(m.count, square_sum) | constant);
 }
 
 FASTNORM_FN double rstd_of_variance(double var, double eps) { return 1.0 / ::sqrt(var + eps); }

@@ -30,7 +30,32 @@ void sort_few(int* begin, int* end, Before&& before) {
 
 }  // namespace
 
-DimOrder order_of_dims(const TensorView& x, const Norm& norm) {
+namespace {
+
+// Whether dimensions [from, to) are one, of the last one's stride.
+bool collapse(const TensorView& x, const DimOrder& order, int from, int to) {
+    for (int i = from; i + 1 < to; ++i) {
+        const int axis = order.axis[i], next = order.axis[i + 1];
+        if (x.strides[axis] != x.strides[next] * x.shape[next]) return false;
+    }
+    return true;
+}
+
+// Rows are numbered as mean and rstd have them, so their dimensions keep their order.
+DimOrder order_of_features(const TensorView& x, int feature_axis) {
+    DimOrder order;
+    for (int axis = 0; axis < x.ndim; ++axis) {
+        if (axis == feature_axis) order.inner = order.count;
+        if (x.shape[axis] != 1) order.axis[order.count++] = axis;
+    }
+    // As few rows under batch as x's strides allow, if they allow it at all.
+    while (!collapse(x, order, order.stat, order.inner)) ++order.stat;
+    if (!collapse(x, order, 0, order.stat)) order.stat = 0;
+    order.outer = order.stat;
+    return order;
+}
+
+DimOrder order_around_channel(const TensorView& x, const Norm& norm) {
     DimOrder order;
     int channel_axis = norm.channel_axis;
     bool broadcast = false;
@@ -40,13 +65,13 @@ DimOrder order_of_dims(const TensorView& x, const Norm& norm) {
     };
     if (norm.batch_axis >= 0 && x.shape[norm.batch_axis] != 1) {
         add(norm.batch_axis);
-        order.batches = 1;
+        order.outer = 1;
     }
     for (int axis = 0; axis < x.ndim; ++axis) {
         const bool left_out = axis != channel_axis && x.shape[axis] == 1;
         if (!left_out && axis != norm.batch_axis) add(axis);
     }
-    int* const begin = order.axis + order.batches;
+    int* const begin = order.axis + order.outer;
     int* const end = order.axis + order.count;
     const auto outer_first = [&](int a, int b) {
         const std::int64_t stride_a = std::abs(x.strides[a]), stride_b = std::abs(x.strides[b]);
@@ -63,19 +88,31 @@ DimOrder order_of_dims(const TensorView& x, const Norm& norm) {
     } else if (!broadcast) {  // strides of 0 say nothing about an order
         sort_few(begin, end, outer_first);
     }
-    order.channel = static_cast<int>(std::find(begin, end, channel_axis) - order.axis);
+    order.stat = static_cast<int>(std::find(begin, end, channel_axis) - order.axis);
+    order.inner = order.stat + 1;
     return order;
+}
+
+}  // namespace
+
+DimOrder order_of_dims(const TensorView& x, const Norm& norm) {
+    return norm.feature_axis >= 0 ? order_of_features(x, norm.feature_axis)
+                                  : order_around_channel(x, norm);
 }
 
 View view_of(const TensorView& x, const Norm& norm, const DimOrder& order) {
     View view;
-    view.batch = product_of_extents(x, order, 0, order.batches);
-    view.outer = product_of_extents(x, order, order.batches, order.channel);
-    view.stat = x.shape[order.axis[order.channel]];
-    view.inner = product_of_extents(x, order, order.channel + 1, order.count);
+    view.batch = product_of_extents(x, order, 0, order.outer);
+    view.outer = product_of_extents(x, order, order.outer, order.stat);
+    view.stat = product_of_extents(x, order, order.stat, order.inner);
+    view.inner = product_of_extents(x, order, order.inner, order.count);
     view.group = norm.group;
+    if (norm.feature_axis >= 0) {
+        view.traversal = Traversal::features;
+        return view;
+    }
     // Lanes of their own are of no use to statistics of few values each.
-    const bool apart = order.batches == 1 && view.outer == 1;
+    const bool apart = order.outer == 1 && view.outer == 1;
     view.traversal = view.inner < shortest_row && view.stat > 1 && !apart ? Traversal::columns
                                                                           : Traversal::rows;
     return view;
@@ -86,13 +123,14 @@ bool walkable(const TensorView& tensor, const View& view, const DimOrder& order)
     if (reinterpret_cast<std::uintptr_t>(tensor.data) % static_cast<std::uintptr_t>(size) != 0) {
         return false;
     }
+    if (!collapse(tensor, order, 0, order.outer)) return false;
+    if (!collapse(tensor, order, order.stat, order.inner)) return false;
+    const int run = view.traversal == Traversal::columns ? order.stat : order.inner;
     std::int64_t dense = size;
     for (int i = order.count - 1; i >= 0; --i) {
         const int axis = order.axis[i];
         if (tensor.strides[axis] % size != 0) return false;
-        const bool within_run =
-            i > order.channel || (i == order.channel && view.traversal == Traversal::columns);
-        if (within_run && tensor.strides[axis] != dense) return false;
+        if (i >= run && tensor.strides[axis] != dense) return false;
         dense *= tensor.shape[axis];
     }
     return true;
@@ -113,18 +151,20 @@ TensorView dense_like(const TensorView& x, const DimOrder& order) {
 
 void bind_operands(View& view, const DimOrder& order, const TensorView* const* tensors,
                    Operand* const* operands, int count) {
-    const int channel_axis = order.axis[order.channel];
+    const auto stride_of = [&](const TensorView& tensor, int from, int to) {
+        return from < to ? tensor.strides[order.axis[to - 1]] : 0;
+    };
     for (int t = 0; t < count; ++t) {
         *operands[t] = Operand{};
         if (!tensors[t]->given()) continue;
         operands[t]->data = static_cast<char*>(tensors[t]->data);
-        operands[t]->stat_stride = tensors[t]->strides[channel_axis];
-        if (order.batches == 1) operands[t]->batch_stride = tensors[t]->strides[order.axis[0]];
+        operands[t]->stat_stride = stride_of(*tensors[t], order.stat, order.inner);
+        operands[t]->batch_stride = stride_of(*tensors[t], 0, order.outer);
     }
     view.outer_dims = 1;
     view.outer_extent[0] = 1;
     bool first = true;
-    for (int i = order.batches; i < order.channel; ++i) {
+    for (int i = order.outer; i < order.stat; ++i) {
         const int axis = order.axis[i];
         const std::int64_t extent = tensors[0]->shape[axis];
         bool collapses = !first;

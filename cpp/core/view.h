@@ -14,7 +14,13 @@ namespace fastnorm {
 enum class Traversal : int {
     rows,     // inner is long and contiguous: vectors run along it
     columns,  // inner is 1 or short: vectors run along stat * inner, one accumulator a lane
+    features,  // rows, whose weights and biases belong to the elements of inner
 };
+
+inline const char* name_of(Traversal traversal) {
+    constexpr const char* names[] = {"rows", "columns", "features"};
+    return names[static_cast<int>(traversal)];
+}
 
 inline constexpr int max_outer_dims = max_dims - 1;
 
@@ -34,11 +40,11 @@ struct View {
     std::int64_t stats() const { return batch * stat; }
     std::int64_t means() const { return stats() / group; }
     std::int64_t reduced() const { return group * outer * inner; }  // values per mean
-    // The weight and bias of a stat: the same ones for every batch index.
-    std::int64_t parameters() const { return stat; }
+    // Weights and biases: of a stat, the same ones for every batch index, or of inner.
+    std::int64_t parameters() const { return traversal == Traversal::features ? inner : stat; }
     std::int64_t parameter(std::int64_t statistic) const { return statistic % stat; }
     // What is contiguous in every operand, and so one row of the mask.
-    std::int64_t run() const { return traversal == Traversal::rows ? inner : stat * inner; }
+    std::int64_t run() const { return traversal == Traversal::columns ? stat * inner : inner; }
     std::int64_t runs() const { return elements() / (run() > 0 ? run() : 1); }
     std::int64_t mask_row_bytes() const { return (run() + 7) / 8; }
     // Short rows under columns are taken several at a time where they lie side by side, as one row
@@ -82,20 +88,22 @@ struct Norm {
     int channel_axis = 1;
     int batch_axis = -1;     // of a norm of each sample by itself, else none
     std::int64_t group = 1;  // channels that share a statistic
+    int feature_axis = -1;   // of a norm over all axes from this one on, else none
 };
 
-// The order of a tensor's dimensions in memory, outermost first, but the batch's before all others.
-// Dimensions of extent 1 are left out, the channel excepted.
+// An order of a tensor's dimensions, outermost first: those of the view's batch, then those of
+// outer, stat and inner. Those of outer and inner are in the order of memory. Dimensions of extent 1
+// are left out, the channel excepted.
 struct DimOrder {
     int count = 0;
     int axis[max_dims] = {};
-    int batches = 0;  // how many of the first are the batch's: one, or none
-    int channel = 0;  // the channel's position in axis
+    int outer = 0, stat = 0, inner = 0;  // where theirs begin
 };
 
 DimOrder order_of_dims(const TensorView& x, const Norm& norm);
 
-// [batch, what lies outside the channel, channels, what lies inside].
+// [batch, what lies outside the channel, channels, what lies inside]; of features [rows, 1, rows,
+// features], with two extents for rows whose strides are not those of one.
 View view_of(const TensorView& x, const Norm& norm, const DimOrder& order);
 
 // Whether a tensor of x's shape can be walked in place under the view; otherwise it is copied to

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <new>
+#include <utility>
 
 #include "core/dtypes.h"
 #include "core/stats.h"
@@ -24,7 +25,7 @@ ParallelFor threads_of(const Execution& execution, const Schedule& schedule) {
 // One call's kernels, picked by the runtime values: this is where those end.
 struct Kernels {
     Reduction moments, gradient_sums;
-    Map normalize, gradient;
+    Map normalize, gradient, add;
     MapAndReduction normalize_and_moments, gradient_and_sums;  // or null
     CoefficientKernel coefficients_of_z, coefficients_of_z_in_backward, coefficients_of_dx;
     void (*rstd_of_variances)(double* variances, std::int64_t count, double eps);
@@ -39,9 +40,13 @@ struct Kernels {
         gradient_sums = of.gradient_sums[d][a];
         gradient = of.gradient[d][a];
         normalize_and_moments = of.normalize_and_moments[d][a];
+        add = of.add[d];
         gradient_and_sums = of.gradient_and_sums[d][a];
         const int accumulator = problem.dtype == DType::float64 ? 1 : 0;
-        coefficients_of_z = table.coefficients_of_z[accumulator];
+        // Under features the weight comes later: what it multiplies is to be of the order of 1.
+        const bool features = problem.tensors.view.traversal == Traversal::features;
+        coefficients_of_z = features ? table.coefficients_of_z_in_backward[accumulator]
+                                     : table.coefficients_of_z[accumulator];
         coefficients_of_z_in_backward = table.coefficients_of_z_in_backward[accumulator];
         coefficients_of_dx = table.coefficients_of_dx[accumulator];
         rstd_of_variances = table.rstd_of_variances;
@@ -101,13 +106,18 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
     const View& view = args.view;
     const std::int64_t size = size_of(problem.dtype);
     const Kernels kernels(execution.kernels, problem);
-    const Schedule schedule =
-        schedule_reduction(view, size, 1, tensors_of(args), execution.parallel_for.threads,
-                           kernels.normalize_and_moments != nullptr);
+    const bool adds = static_cast<bool>(args.sum);
+    const bool can_interleave =
+        kernels.normalize_and_moments != nullptr && !adds && !args.cast_before_weight;
+    const Schedule schedule = schedule_reduction(view, size, 1, tensors_of(args),
+                                                 execution.parallel_for.threads, can_interleave);
     if (explains(execution, problem, schedule, forward_coefficients)) return;
     const ParallelFor parallel_for = threads_of(execution, schedule);
     const Scratch scratch(execution, problem, schedule, forward_coefficients);
     scratch.attach(args);
+    if (view.traversal == Traversal::features) {
+        set_parameters_of_features(parallel_for, execution.kernels, problem, scratch, args);
+    }
     args.stream = schedule.stream;
     const double values = static_cast<double>(view.reduced());
     const bool runs = running.mean || running.var;
@@ -133,8 +143,12 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
         rstd.store(piece.first, piece.means, rstds);
         set_coefficients_of_z(scratch, problem, kernels.coefficients_of_z, piece, means, rstds);
     };
-    const Passes passes{kernels.moments, kernels.normalize, kernels.normalize_and_moments,
-                        kernels.fence};
+    if (adds) {
+        args.addends[0] = std::exchange(args.x, args.sum);
+        args.addends[1] = std::exchange(args.residual, Operand());
+    }
+    const Passes passes{adds ? kernels.add : nullptr, kernels.moments, kernels.normalize,
+                        kernels.normalize_and_moments, kernels.fence};
     ReduceFinishMap(parallel_for, args, schedule, scratch, passes, finish).run();
     update_running(parallel_for, view, scratch, running);
 }
@@ -157,6 +171,11 @@ void normalize_backward(const Execution& execution, const Problem& problem,
     const ParallelFor parallel_for = threads_of(execution, schedule);
     const Scratch scratch(execution, problem, schedule, backward_coefficients);
     scratch.attach(args);
+    const bool features = view.traversal == Traversal::features;
+    if (features) {
+        set_parameters_of_features(parallel_for, execution.kernels, problem, scratch, args);
+        if (dweight || dbias) attach_sums(parallel_for, schedule.plan, scratch, args);
+    }
     args.frozen = frozen;
     args.stream = schedule.stream;
 
@@ -194,6 +213,7 @@ void normalize_backward(const Execution& execution, const Problem& problem,
         StatBlock::Array means, rstds;
         load(piece, means, rstds);
         merge_sums(schedule.plan, scratch, from, count);
+        if (!args.centred) std::fill_n(scratch.first + from, count, 0.0);
         const SumsOfMeans sums(problem, piece, scratch);
         piece.for_blocks([&](std::int64_t at, std::int64_t n) {
             StatBlock block;
@@ -209,9 +229,13 @@ void normalize_backward(const Execution& execution, const Problem& problem,
             }
         });
     };
-    const Passes passes{kernels.gradient_sums, kernels.gradient, kernels.gradient_and_sums,
-                        kernels.fence};
+    const Passes passes{nullptr, kernels.gradient_sums, kernels.gradient,
+                        kernels.gradient_and_sums, kernels.fence};
     ReduceFinishMap(parallel_for, args, schedule, scratch, passes, finish).run();
+    if (features) {
+        store_sums(parallel_for, schedule.plan, scratch, dweight, dbias);
+        return;
+    }
     for_stats(parallel_for, 1, 0, view.parameters(), [&](std::int64_t from, std::int64_t count) {
         sum_batches(view, scratch.first, from, count);
         sum_batches(view, scratch.second, from, count);

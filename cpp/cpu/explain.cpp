@@ -11,7 +11,8 @@ int count_given(std::initializer_list<const Operand*> operands) {
 }
 
 int tensors_of(const Tensors& t) {
-    return count_given({&t.x, &t.residual, &t.y, &t.dy, &t.dx, &t.dresidual});
+    return count_given(
+        {&t.x, &t.residual, &t.y, &t.dy, &t.dx, &t.dresidual, &t.sum, &t.dsum});
 }
 
 bool explains(const Execution& execution, const Problem& problem, const Schedule& schedule,
@@ -22,7 +23,7 @@ bool explains(const Execution& execution, const Problem& problem, const Schedule
     const View& view = tensors.view;
     const Plan& plan = schedule.plan;
     e.isa = execution.kernels.name;
-    e.traversal = view.traversal == Traversal::rows ? "rows" : "columns";
+    e.traversal = name_of(view.traversal);
     e.batch = view.batch;
     e.outer = view.outer;
     e.stat = view.stat;

@@ -182,6 +182,80 @@ inline void sum_batches(const View& view, double* sums, std::int64_t from, std::
     }
 }
 
+// Under features, all weights and biases in the accumulator type: the caller's own where they are
+// that already.
+inline void set_parameters_of_features(const ParallelFor& parallel_for, const KernelTable& table,
+                                       const Problem& problem, const Scratch& scratch,
+                                       KernelArgs& args) {
+    const View& view = args.view;
+    const std::int64_t bytes = Scratch::scalar_bytes(problem);
+    const DType wide = bytes == 8 ? DType::float64 : DType::float32;
+    const auto set = [&](const PerStatistic& values, double fallback, double offset, char* to) {
+        const std::int64_t size = size_of(values.dtype);
+        const bool dense = values && values.stride == size && offset == 0 &&
+                           reinterpret_cast<std::uintptr_t>(values.data) % size == 0;
+        if (dense && values.dtype == wide) return static_cast<const void*>(values.data);
+        // So few that threads are not worth waking for them.
+        const ParallelFor serial;
+        for_stats(view.inner < 1 << 15 ? serial : parallel_for, 1, 0, view.inner,
+                  [&](std::int64_t from, std::int64_t count) {
+                      const bool widens = size < 8 && bytes == 4;
+                      if (dense && widens) {
+                          table.widen[static_cast<int>(values.dtype)](values.data + from * size,
+                                                                      count, to + from * 4);
+                          return;
+                      }
+                      StatBlock::Array block;
+                      values.load(from, count, block, fallback - offset);
+                      for (std::int64_t i = 0; i < count; ++i) {
+                          const double value = block[i] + offset;
+                          bytes == 8 ? reinterpret_cast<double*>(to)[from + i] = value
+                                     : reinterpret_cast<float*>(to)[from + i] =
+                                           narrowed<float>(value);
+                      }
+                  });
+        return static_cast<const void*>(to);
+    };
+    args.weights = set(problem.weight, 1.0, problem.weight ? problem.weight_offset : 0.0,
+                       scratch.weights);
+    args.biases = set(problem.bias, 0.0, 0.0, scratch.biases);
+}
+
+// Where maps are to add up the parameters' gradients: sums of nothing yet.
+inline void attach_sums(const ParallelFor& parallel_for, const Plan& plan, const Scratch& scratch,
+                        KernelArgs& args) {
+    args.sums_of_g = scratch.sums_of_g;
+    args.sums_of_gx = scratch.sums_of_gx;
+    args.unit_rows = plan.unit_stats;
+    args.units_of_batch = plan.stat_units;
+    args.units_of_sums = plan.units_of_sums;
+    for_shares(parallel_for, plan.sums(), [&](std::int64_t from, std::int64_t to) {
+        const std::int64_t inner = plan.view.inner;
+        std::fill(scratch.sums_of_g + from * inner, scratch.sums_of_g + to * inner, 0.0);
+        std::fill(scratch.sums_of_gx + from * inner, scratch.sums_of_gx + to * inner, 0.0);
+    });
+}
+
+// All of them together, in order.
+inline void store_sums(const ParallelFor& parallel_for, const Plan& plan, const Scratch& scratch,
+                       const PerStatistic& dweight, const PerStatistic& dbias) {
+    const std::int64_t inner = plan.view.inner;
+    const auto store = [&](const double* sums, const PerStatistic& to, std::int64_t from,
+                           std::int64_t count) {
+        if (!to) return;
+        StatBlock::Array total;
+        std::copy_n(sums + from, count, total);
+        for (std::int64_t k = 1; k < plan.sums(); ++k) {
+            for (std::int64_t i = 0; i < count; ++i) total[i] += sums[k * inner + from + i];
+        }
+        to.store(from, count, total);
+    };
+    for_stats(parallel_for, 1, 0, inner, [&](std::int64_t from, std::int64_t count) {
+        store(scratch.sums_of_g, dbias, from, count);
+        store(scratch.sums_of_gx, dweight, from, count);
+    });
+}
+
 // Running statistics from the means and M2 that the stats were left with: what a channel has under
 // all batch indices is averaged.
 inline void update_running(const ParallelFor& parallel_for, const View& view, const Scratch& scratch,

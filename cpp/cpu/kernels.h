@@ -44,6 +44,20 @@ struct KernelArgs : Tensors {
     std::int64_t coefficients_stride = 0;  // elements from one coefficient's array to the next's
     bool stream = false;                   // write past the cache
     bool frozen = false;                   // mean and rstd are constants
+    Operand addends[2];                    // whose sum x is to be
+    // Of features: a weight and a bias for each element of inner, of the accumulator type; and
+    // where the sums over rows of g and of g * (x - mean) * rstd are added up, or null.
+    const void* weights = nullptr;
+    const void* biases = nullptr;
+    double* sums_of_g = nullptr;
+    double* sums_of_gx = nullptr;
+    // One such array for so many units, which are tiles of the same rows: sums_at() says which.
+    std::int64_t unit_rows = 1, units_of_batch = 1, units_of_sums = 1;
+
+    std::int64_t sums_at(const Tile& tile) const {
+        const std::int64_t unit = tile.batch * units_of_batch + tile.stat0 / unit_rows;
+        return unit / units_of_sums * view.inner;
+    }
 };
 
 // Reductions write a tile's two partial results of each statistic to first[] and second[], from
@@ -71,7 +85,7 @@ struct StatBlock {
 using CoefficientKernel = void (*)(const StatBlock& block, std::int64_t count, double reduced,
                                    void* coefficients);
 
-inline constexpr int traversals = 2;
+inline constexpr int traversals = 3;
 inline constexpr int accumulators = 2;  // float, double
 inline constexpr int dtypes = 4;
 inline constexpr int activations = kActivationCount;
@@ -82,16 +96,21 @@ struct TraversalKernels {
     Map normalize[dtypes][activations];
     Reduction gradient_sums[dtypes][activations];
     Map gradient[dtypes][activations];
-    // Null under columns, and for activations that are not much used.
+    // Null where there is none: under columns, and for activations that are not much used.
     MapAndReduction normalize_and_moments[dtypes][activations];
     MapAndReduction gradient_and_sums[dtypes][activations];
+    Map add[dtypes];  // of features: the addends' sum to x
 };
+
+// Numbers of one dtype, side by side, to its accumulator type.
+using Widen = void (*)(const void* from, std::int64_t count, void* to);
 
 // All of one instruction set.
 struct KernelTable {
     const char* name;
     void (*fence)();  // orders what maps have written past the cache before what follows
     const TraversalKernels* of[traversals];
+    Widen widen[dtypes];
     void (*rstd_of_variances)(double* variances, std::int64_t count, double eps);  // in place
     CoefficientKernel coefficients_of_z[accumulators];
     CoefficientKernel coefficients_of_z_in_backward[accumulators];

@@ -430,6 +430,14 @@ FASTNORM_FN Moments exact_moments(double count, A first, Each&& each) {
     return {count, mean, m2};
 }
 
+// The same about 0.
+template <class A, class Each>
+FASTNORM_FN Moments exact_squares(double count, Each&& each) {
+    double squares = 0;
+    each([&](A x) { squares += static_cast<double>(x) * static_cast<double>(x); });
+    return {count, 0.0, squares};
+}
+
 }  // namespace
 
 }  // namespace fastnorm::FASTNORM_ISA

@@ -42,6 +42,7 @@ inline void map_only(const ParallelFor& parallel_for, const KernelArgs& args, co
 
 // What reduce_finish_map() calls.
 struct Passes {
+    Map prepare;  // or null: makes what is reduced
     Reduction reduce;
     Map map;
     MapAndReduction map_and_reduce;  // or null
@@ -72,8 +73,10 @@ class ReduceFinishMap {
 
     // A thread has units of its own.
     void share_units() const {
-        for_shares(parallel_for_, plan_.units(), [&](std::int64_t first, std::int64_t last) {
+        for_shares(parallel_for_, plan_.sums(), [&](std::int64_t from, std::int64_t to) {
             const std::int64_t chunks = plan_.chunks();
+            const std::int64_t first = from * plan_.units_of_sums;
+            const std::int64_t last = std::min(to * plan_.units_of_sums, plan_.units());
             bool reduced = false;
             for (std::int64_t unit = first; unit < last; ++unit) {
                 if (!reduced) {
@@ -147,6 +150,7 @@ class ReduceFinishMap {
     void reduce(std::int64_t unit, std::int64_t part, std::int64_t chunk) const {
         const Tile tile = plan_.tile(unit, part, chunk);
         const std::int64_t at = partial_at(tile, chunk);
+        if (passes_.prepare != nullptr) passes_.prepare(args_, tile);
         passes_.reduce(args_, tile, scratch_.first + at, scratch_.second + at);
     }
 

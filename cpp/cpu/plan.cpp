@@ -39,6 +39,14 @@ constexpr std::int64_t most_cached_bytes = 1 << 22;
 // Shorter rows are summed and mapped in less time one after the other.
 constexpr std::int64_t least_interleaved_bytes = 1024;
 
+// Under features, bytes of a tile, which its map should find in the L2 cache, and how many rows
+// backward takes at a time at least: what they add up in registers' precision costs a fold.
+constexpr std::int64_t features_tile_bytes = 131072;
+constexpr std::int64_t least_backward_rows = 4;
+// How many sums of the parameters' gradients there are at most, and of how many rows at least.
+constexpr std::int64_t most_sums = 64;
+constexpr std::int64_t rows_of_sums = 64;
+
 void cut_inner(Plan& plan, std::int64_t most) {
     const std::int64_t inner = plan.view.inner;
     const std::int64_t pieces = divide_up(inner, most);
@@ -124,11 +132,23 @@ double Plan::chunk_count(std::int64_t chunk) const {
     return static_cast<double>((t.outer1 - t.outer0) * (t.inner1 - t.inner0));
 }
 
-Plan reduction_plan(const View& view, std::int64_t element_bytes, int threads) {
+Plan reduction_plan(const View& view, std::int64_t element_bytes, int twice, int threads) {
     Plan plan;
     plan.view = view;
     plan.chunk_inner = view.inner;
-    if (view.traversal == Traversal::rows) {
+    if (view.traversal == Traversal::features) {
+        const std::int64_t fit = features_tile_bytes / (view.inner * element_bytes * twice);
+        cut_stat(plan, std::clamp(fit, twice > 1 ? least_backward_rows : 1, rows_tile_stats));
+        cut_inner(plan, rows_chunk);
+        cut_outer(plan, 1);
+        if (twice == 1) {
+            share_stats(plan, threads);
+        } else {
+            const std::int64_t sums = std::clamp<std::int64_t>(view.stats() / rows_of_sums, 1,
+                                                               most_sums);
+            plan.units_of_sums = divide_up(plan.units(), sums);
+        }
+    } else if (view.traversal == Traversal::rows) {
         cut_stat(plan, rows_group(view.inner * element_bytes), rows_tile_stats);
         cut_inner(plan, rows_chunk);
         cut_outer(plan, rows_chunk / plan.chunk_inner);
@@ -164,7 +184,7 @@ Plan map_plan(const View& view, int threads) {
     Plan plan;
     plan.view = view;
     plan.chunk_inner = view.inner;
-    if (view.traversal == Traversal::rows) {
+    if (view.traversal != Traversal::columns) {
         cut_inner(plan, tile);
         cut_stat(plan, evenly(view.stat, tile / plan.chunk_inner));
     } else {
@@ -183,14 +203,14 @@ Schedule schedule_map(const View& view, std::int64_t element_bytes, int tensors,
 
 Schedule schedule_reduction(const View& view, std::int64_t element_bytes, int twice, int tensors,
                             int threads, bool can_interleave) {
-    const bool rows = view.traversal == Traversal::rows;
+    const bool rows = view.traversal != Traversal::columns;
     Schedule schedule = schedule_of(view, element_bytes, tensors, threads,
                                     rows ? elements_for_threads / 2 : elements_for_threads);
     schedule.reduces = true;
-    schedule.plan = reduction_plan(view, element_bytes, schedule.threads);
+    schedule.plan = reduction_plan(view, element_bytes, twice, schedule.threads);
     Plan& plan = schedule.plan;
     const bool balanced =
-        plan.units() >= 4 * schedule.threads || plan.units() % schedule.threads == 0;
+        plan.sums() >= 4 * schedule.threads || plan.sums() % schedule.threads == 0;
     // Units side by side in a row meet in cache lines: threads of their own would wait for each
     // other.
     const bool meet = !rows && plan.stat_units * plan.unit_tiles > 1;
@@ -198,6 +218,8 @@ Schedule schedule_reduction(const View& view, std::int64_t element_bytes, int tw
         return plan.unit_stats * view.outer * view.inner * element_bytes * twice;
     };
     schedule.shared = schedule.threads > 1 && (!balanced || meet || unit_bytes() > caches().l2);
+    // Threads share rows by their chunks: where there is but one, some of the threads have all.
+    if (view.traversal == Traversal::features && plan.chunks() == 1) schedule.shared = false;
     if (schedule.shared && view.elements() < elements_for_threads) {
         return schedule_reduction(view, element_bytes, twice, tensors, 1, can_interleave);
     }

@@ -18,7 +18,10 @@ struct Plan {
     std::int64_t tile_stats = 1, unit_tiles = 1;
     std::int64_t chunk_outer = 1, outer_chunks = 1;
     std::int64_t chunk_inner = 1, inner_chunks = 1;
+    // Of features: so many units add up their parameters' gradients, one after the other.
+    std::int64_t units_of_sums = 1;
 
+    std::int64_t sums() const { return divide_up(units(), units_of_sums); }
     std::int64_t units() const { return view.batch * stat_units; }
     std::int64_t chunks() const { return outer_chunks * inner_chunks; }
 
@@ -31,9 +34,10 @@ struct Plan {
     double chunk_count(std::int64_t chunk) const;  // values per stat
 };
 
-// For reductions, and the maps that follow them. Under rows the number of threads decides how many
-// statistics share a tile; it never decides the chunks.
-Plan reduction_plan(const View& view, std::int64_t element_bytes, int threads);
+// For reductions, and the maps that follow them; twice: how many tensors both read. Under rows the
+// number of threads decides how many statistics share a tile; it never decides the chunks, nor what
+// adds up gradients.
+Plan reduction_plan(const View& view, std::int64_t element_bytes, int twice, int threads);
 
 // For maps alone: tiles of a good size for one thread, contiguous wherever the tensor is.
 Plan map_plan(const View& view, int threads);

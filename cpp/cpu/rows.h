@@ -11,36 +11,89 @@ namespace fastnorm::FASTNORM_ISA {
 
 namespace {
 
+// A map of rows whose coefficients come from Maps, with a reduction interleaved or not.
+template <class T, ActivationKind kind, template <class> class Maps>
+struct RowsMap {
+    using A = accumulator_t<T>;
+
+    template <class Reduction>
+    static FASTNORM_FN void normalize(const KernelArgs& args, const Tile& tile,
+                                      Reduction reduction) {
+        const View& view = args.view;
+        Sink<T> sink(args.stream);
+        for_rows(tile, [&](std::int64_t o, std::int64_t s) {
+            const Maps<A> maps(args, tile.batch * view.stat + s);
+            const std::int64_t run = run_index(view, tile.batch, o, s);
+            const T* x = run_of<T>(view, args.x, tile.batch, o, s);
+            const T* residual = run_of<T>(view, args.residual, tile.batch, o, s);
+            T* y = run_of<T>(view, args.y, tile.batch, o, s);
+            if (s == tile.stat0) expect_next_rows(args, args.y, tile, o, sink);
+            reduction.begin_row();
+            for_segments<T, Reduction::longest>(
+                args.stream, y, nullptr, tile.inner0, tile.inner1,
+                [&](std::int64_t i, std::int64_t count, bool direct) {
+                    reduction.advance_to(o, s, i + count);
+                    const Forward<T, kind> forward{x + i,
+                                                   residual == nullptr ? nullptr : residual + i,
+                                                   mask_at(args, run, i),
+                                                   activation_params<A>(args),
+                                                   args.stream,
+                                                   Reduction::fetch_x};
+                    forward.write(sink.open(y + i, direct), count, direct, maps.z_from(i));
+                    sink.close(count, direct);
+                });
+        });
+    }
+
+    // What a map will write at the outer index that follows o: rows side by side.
+    static FASTNORM_FN void expect_next_rows(const KernelArgs& args, const Operand& operand,
+                                             const Tile& tile, std::int64_t o,
+                                             const Sink<T>& sink) {
+        const View& view = args.view;
+        if (o + 1 == view.outer) return;
+        sink.expect(run_of<T>(view, operand, tile.batch, o + 1, tile.stat0) + tile.inner0,
+                    run_of<T>(view, operand, tile.batch, o + 1, tile.stat1 - 1) + tile.inner1);
+    }
+};
+
+template <class T>
+FASTNORM_FN void moments_of_rows(const KernelArgs& args, const Tile& tile, double* mean,
+                                 double* m2) {
+    Deviations<T> deviations(args, tile);
+    reduce<T>(args.view, tile, deviations);
+    deviations.finish(mean, m2);
+}
+
 template <class T, ActivationKind kind>
 struct Rows {
     using A = accumulator_t<T>;
     using V = Vec<A>;
+    using RowMap = RowsMap<T, kind, StatMaps>;
+    using Sums = GradientSums<T, kind, StatMaps>;
 
     static FASTNORM_FLAT void moments(const KernelArgs& args, const Tile& tile, double* mean,
                                       double* m2) {
-        Deviations<T> deviations(args, tile);
-        reduce<T>(args.view, tile, deviations);
-        deviations.finish(mean, m2);
+        moments_of_rows<T>(args, tile, mean, m2);
     }
 
     static void normalize(const KernelArgs& args, const Tile& tile) {
         if (are_short_rows<T>(args.view, tile, {&args.x, &args.residual, &args.y})) {
             return ShortRows<T, kind>::normalize(args, tile);
         }
-        normalize_with(args, tile, MapOnly());
+        RowMap::normalize(args, tile, MapOnly());
     }
 
     static FASTNORM_FLAT void normalize_and_moments(const KernelArgs& args, const Tile& mapped,
                                                     const Tile& reduced, double* mean, double* m2) {
         Deviations<T> deviations(args, reduced);
-        normalize_with(args, mapped,
-                       Interleaved<T, Deviations<T>>(args.view, mapped, reduced, deviations));
+        RowMap::normalize(args, mapped,
+                          Interleaved<T, Deviations<T>>(args.view, mapped, reduced, deviations));
         deviations.finish(mean, m2);
     }
 
     static FASTNORM_FLAT void gradient_sums(const KernelArgs& args, const Tile& tile, double* sum_g,
                                             double* sum_gx) {
-        GradientSums<T, kind> sums(args, tile);
+        Sums sums(args, tile);
         reduce<T>(args.view, tile, sums);
         sums.finish(sum_g, sum_gx);
     }
@@ -59,43 +112,12 @@ struct Rows {
     static FASTNORM_FLAT void gradient_and_sums(const KernelArgs& args, const Tile& mapped,
                                                 const Tile& reduced, double* sum_g,
                                                 double* sum_gx) {
-        GradientSums<T, kind> sums(args, reduced);
-        gradient_with(args, mapped,
-                      Interleaved<T, GradientSums<T, kind>>(args.view, mapped, reduced, sums));
+        Sums sums(args, reduced);
+        gradient_with(args, mapped, Interleaved<T, Sums>(args.view, mapped, reduced, sums));
         sums.finish(sum_g, sum_gx);
     }
 
   private:
-    template <class Reduction>
-    static FASTNORM_FN void normalize_with(const KernelArgs& args, const Tile& tile,
-                                           Reduction reduction) {
-        const View& view = args.view;
-        Sink<T> sink(args.stream);
-        for_rows(tile, [&](std::int64_t o, std::int64_t s) {
-            const NormalizeMap<V> map = normalize_map<A>(args, tile.batch * view.stat + s);
-            const std::int64_t run = run_index(view, tile.batch, o, s);
-            const T* x = run_of<T>(view, args.x, tile.batch, o, s);
-            const T* residual = run_of<T>(view, args.residual, tile.batch, o, s);
-            T* y = run_of<T>(view, args.y, tile.batch, o, s);
-            if (s == tile.stat0) expect_next_rows(args, args.y, tile, o, sink);
-            reduction.begin_row();
-            for_segments<T, Reduction::longest>(
-                args.stream, y, nullptr, tile.inner0, tile.inner1,
-                [&](std::int64_t i, std::int64_t count, bool direct) {
-                    reduction.advance_to(o, s, i + count);
-                    const Forward<T, kind> forward{x + i,
-                                                   residual == nullptr ? nullptr : residual + i,
-                                                   mask_at(args, run, i),
-                                                   activation_params<A>(args),
-                                                   args.stream,
-                                                   Reduction::fetch_x};
-                    forward.write(sink.open(y + i, direct), count, direct,
-                                  [&](auto...) -> const auto& { return map; });
-                    sink.close(count, direct);
-                });
-        });
-    }
-
     template <class Reduction>
     static FASTNORM_FN void gradient_with(const KernelArgs& args, const Tile& tile,
                                           Reduction reduction) {
@@ -108,7 +130,7 @@ struct Rows {
             const GradientMap<V> dx_map = gradient_map<A>(args, index);
             T* dx = run_of<T>(view, args.dx, tile.batch, o, s);
             T* dresidual = run_of<T>(view, args.dresidual, tile.batch, o, s);
-            if (s == tile.stat0) expect_next_rows(args, args.dx, tile, o, dx_sink);
+            if (s == tile.stat0) RowMap::expect_next_rows(args, args.dx, tile, o, dx_sink);
             reduction.begin_row();
             for_segments<T, Reduction::longest>(
                 args.stream, dx, dresidual, tile.inner0, tile.inner1,
@@ -125,16 +147,6 @@ struct Rows {
                     if (dresidual != nullptr) dresidual_sink.close(count, direct);
                 });
         });
-    }
-
-    // What a map will write at the outer index that follows o: rows side by side.
-    static FASTNORM_FN void expect_next_rows(const KernelArgs& args, const Operand& operand,
-                                             const Tile& tile, std::int64_t o,
-                                             const Sink<T>& sink) {
-        const View& view = args.view;
-        if (o + 1 == view.outer) return;
-        sink.expect(run_of<T>(view, operand, tile.batch, o + 1, tile.stat0) + tile.inner0,
-                    run_of<T>(view, operand, tile.batch, o + 1, tile.stat1 - 1) + tile.inner1);
     }
 };
 

@@ -34,6 +34,52 @@ FASTNORM_FN GradientMap<Vec<A>> gradient_map(const KernelArgs& args, std::int64_
             V(coefficient<A>(args, Coefficient::grad_scale)[index])};
 }
 
+// Where the coefficients of a row's maps come from, for element i of the row on: z_from(i) and
+// dx_from(i), by what spans.h says, and what of a gradient counts for the row's sums.
+//
+// From the row's statistic alone.
+template <class A>
+struct StatMaps {
+    using V = Vec<A>;
+    NormalizeMap<V> z;
+
+    FASTNORM_FN StatMaps(const KernelArgs& args, std::int64_t index)
+        : z(normalize_map<A>(args, index)) {}
+
+    FASTNORM_FN auto z_from(std::int64_t) const {
+        return [this](auto...) -> const auto& { return z; };
+    }
+    template <class Valid>
+    FASTNORM_FN V weighted(V g, std::int64_t, int, Valid) const {
+        return g;
+    }
+};
+
+// From the row's statistic, and from the element's own weight and bias.
+template <class A>
+struct LaneMaps {
+    using V = Vec<A>;
+    NormalizeMap<V> z;  // but for weight and bias
+    const A* weights;
+    const A* biases;
+
+    FASTNORM_FN LaneMaps(const KernelArgs& args, std::int64_t index)
+        : z(normalize_map<A>(args, index)),
+          weights(static_cast<const A*>(args.weights)),
+          biases(static_cast<const A*>(args.biases)) {}
+
+    FASTNORM_FN auto z_from(std::int64_t from) const {
+        return [this, w = weights + from, b = biases + from](std::int64_t i, int v, auto valid) {
+            return NormalizeMap<V>{z.prescale, z.mean_hi, z.mean_lo,
+                                   z.scale * load<A>(w + i, v, valid), load<A>(b + i, v, valid)};
+        };
+    }
+    template <class Valid>
+    FASTNORM_FN V weighted(V g, std::int64_t i, int v, Valid valid) const {
+        return g * load<A>(weights + i, v, valid);
+    }
+};
+
 template <class T, ActivationKind kind>
 FASTNORM_FN Backward<T, kind> backward_at(const KernelArgs& args, std::int64_t batch,
                                           std::int64_t o, std::int64_t s, std::int64_t i) {

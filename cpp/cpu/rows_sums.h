@@ -23,7 +23,11 @@ struct Deviations {
     LaneSums<A> sums[rows_tile_stats];
 
     FASTNORM_FN Deviations(const KernelArgs& a, const Tile& t) : args(a), tile(t) {
-        guess_pivots();
+        if (args.centred) {
+            guess_pivots();
+        } else {
+            for (std::int64_t s = 0; s < tile.stat1 - tile.stat0; ++s) pivots[s] = A(0);
+        }
         for (std::int64_t s = 0; s < tile.stat1 - tile.stat0; ++s) sums[s].clear();
     }
     // Of a tile of one statistic.
@@ -67,6 +71,11 @@ struct Deviations {
     FASTNORM_FN Moments moments(std::int64_t s, bool& good) const {
         const double sum = sum_of_lanes<A>(sums[s].total_a);
         const double square_sum = sum_of_lanes<A>(sums[s].total_ab);
+        if (!args.centred) {
+            const Moments m{count(), 0.0, square_sum};
+            good = in_range<A>(m.count, square_sum);
+            return m;
+        }
         const double origin = static_cast<double>(pivots[s]);
         const Moments m = moments_about(origin, count(), 1.0 / count(), sum, square_sum);
         good = trustworthy<A>(m, origin, sum, square_sum);
@@ -134,7 +143,7 @@ struct Deviations {
 };
 
 // The sums of g and of g * centred(x).
-template <class T, ActivationKind kind>
+template <class T, ActivationKind kind, template <class> class Maps>
 struct GradientSums {
     using A = accumulator_t<T>;
     using V = Vec<A>;
@@ -154,16 +163,15 @@ struct GradientSums {
     }
 
     FASTNORM_FN void add(std::int64_t o, std::int64_t s, std::int64_t from, std::int64_t to) {
-        const NormalizeMap<V> map = normalize_map<A>(args, tile.batch * args.view.stat + s);
+        const Maps<A> maps(args, tile.batch * args.view.stat + s);
         Backward<T, kind> backward = backward_at<T, kind>(args, tile.batch, o, s, from);
         backward.ahead_dy = ahead_dy;
         backward.ahead_x = ahead_x;
         sums[s - tile.stat0].add([&](auto&& add) {
-            backward.each(
-                to - from, [&](auto...) -> const auto& { return map; },
-                [&](std::int64_t, auto v, auto valid, const Gradient<V>& at) {
-                    add(v, valid, at.g, at.centred);
-                });
+            backward.each(to - from, maps.z_from(from),
+                          [&](std::int64_t i, auto v, auto valid, const Gradient<V>& at) {
+                              add(v, valid, maps.weighted(at.g, from + i, v, valid), at.centred);
+                          });
         });
     }
 
@@ -185,7 +193,7 @@ struct GradientSums {
                                                 std::int64_t s, double& sum_g, double& sum_gx) {
         alignas(64) A g[lanes<A>];
         const std::int64_t index = tile.batch * args.view.stat + s;
-        const NormalizeMap<V> map = normalize_map<A>(args, index);
+        const Maps<A> maps(args, index);
         const ExactCentre<A> centre(args, index);
         sum_g = sum_gx = 0.0;
         for (std::int64_t o = tile.outer0; o < tile.outer1; ++o) {
@@ -194,11 +202,10 @@ struct GradientSums {
                 const std::int64_t rest = tile.inner1 - i;
                 const std::int64_t count = rest < lanes<A> ? rest : lanes<A>;
                 backward_at<T, kind>(args, tile.batch, o, s, i)
-                    .each(
-                        count, [&](auto...) -> const auto& { return map; },
-                        [&](std::int64_t, auto v, auto, const Gradient<V>& at) {
-                            at.g.store(g + v * V::width);
-                        });
+                    .each(count, maps.z_from(i),
+                          [&](std::int64_t k, auto v, auto valid, const Gradient<V>& at) {
+                              maps.weighted(at.g, i + k, v, valid).store(g + v * V::width);
+                          });
                 for (std::int64_t k = 0; k < count; ++k) {
                     sum_g += static_cast<double>(g[k]);
                     sum_gx += centre.product(g[k], to_float(x[i + k]));
@@ -215,17 +222,21 @@ Moments Deviations<T>::recompute(const KernelArgs& args, const Tile& tile, std::
     rows.stat0 = s;
     rows.stat1 = s + 1;
     Deviations about(args, rows, pivot_near(static_cast<A>(mean), A(0)));
-    reduce<T>(args.view, rows, about);
-    bool good;
-    const Moments m = about.moments(0, good);
-    if (good || about.is_constant(s)) return m;
-    const A first = to_float(about.row(tile.outer0, s)[0]);
-    return exact_moments(m.count, first, [&](auto&& use) {
+    const auto each = [&](auto&& use) {
         for (std::int64_t o = tile.outer0; o < tile.outer1; ++o) {
             const T* const x = about.row(o, s);
             for (std::int64_t i = 0; i < tile.inner1 - tile.inner0; ++i) use(to_float(x[i]));
         }
-    });
+    };
+    if (!args.centred) {
+        const double count = about.count();
+        return about.is_constant(s) ? Moments{count, 0.0, 0.0} : exact_squares<A>(count, each);
+    }
+    reduce<T>(args.view, rows, about);
+    bool good;
+    const Moments m = about.moments(0, good);
+    if (good || about.is_constant(s)) return m;
+    return exact_moments(m.count, to_float(about.row(tile.outer0, s)[0]), each);
 }
 
 }  // namespace

@@ -12,7 +12,8 @@
 
 namespace fastnorm {
 
-// Two partial results per (chunk, statistic), and the coefficients.
+// Two partial results per (chunk, statistic), and the coefficients; under features weights and
+// biases, and backward the sums of their gradients.
 struct Scratch {
     static constexpr std::int64_t line = 16;  // a cache line of floats
 
@@ -20,6 +21,10 @@ struct Scratch {
     double* second;
     char* coefficients;
     std::int64_t coefficients_stride;
+    char* weights;
+    char* biases;
+    double* sums_of_g;
+    double* sums_of_gx;
 
     Scratch(const Execution& execution, const Problem& problem, const Schedule& schedule,
             int coefficients_count) {
@@ -31,18 +36,41 @@ struct Scratch {
         first = reinterpret_cast<double*>(memory);
         second = first + partials;
         coefficients = memory + 2 * partials * 8;
+        const View& view = schedule.plan.view;
+        weights = coefficients + coefficients_count * coefficients_stride * scalar_bytes(problem);
+        biases = weights + parameters(view) * scalar_bytes(problem);
+        sums_of_g = reinterpret_cast<double*>(biases + parameters(view) * scalar_bytes(problem));
+        sums_of_gx = sums_of_g + sums(schedule, coefficients_count);
     }
 
     static std::int64_t bytes(const Problem& problem, const Schedule& schedule,
                               int coefficients_count) {
-        const std::int64_t scalar = problem.dtype == DType::float64 ? 8 : 4;
-        return 2 * partial_results(schedule) * 8 +
-               coefficients_count * stride_of(schedule.plan.view) * scalar;
+        const View& view = schedule.plan.view;
+        const std::int64_t scalars =
+            coefficients_count * stride_of(view) + 2 * parameters(view);
+        return 2 * partial_results(schedule) * 8 + scalars * scalar_bytes(problem) +
+               2 * sums(schedule, coefficients_count) * 8;
     }
 
     void attach(KernelArgs& args) const {
         args.coefficients = coefficients;
         args.coefficients_stride = coefficients_stride;
+        args.weights = weights;
+        args.biases = biases;
+    }
+
+    static std::int64_t scalar_bytes(const Problem& problem) {
+        return problem.dtype == DType::float64 ? 8 : 4;
+    }
+
+    // Of each of the two under features, in whole cache lines.
+    static std::int64_t parameters(const View& view) {
+        return view.traversal == Traversal::features ? divide_up(view.inner, line) * line : 0;
+    }
+    static std::int64_t sums(const Schedule& schedule, int coefficients_count) {
+        const View& view = schedule.plan.view;
+        const bool any = view.traversal == Traversal::features && coefficients_count == backward_coefficients;
+        return any ? divide_up(schedule.plan.sums() * view.inner, 8) * 8 : 0;
     }
 
     // From one coefficient's array to the next: an odd number of lines, for lines that lie a
@@ -62,7 +90,7 @@ struct Scratch {
     void set(const View& view, int which, std::int64_t from, std::int64_t count,
              const A* values) const {
         A* const to = reinterpret_cast<A*>(coefficients) + which * coefficients_stride;
-        if (view.traversal == Traversal::rows) {
+        if (view.traversal != Traversal::columns) {
             std::copy_n(values, count, to + from);
             return;
         }

@@ -90,8 +90,17 @@ template <class V>
 struct Gradient {
     V g, centred;
 
-    FASTNORM_FN V dx(const GradientMap<V>& map, bool frozen) const {
+    template <class Map>
+    FASTNORM_FN V dx(const Map& map, bool frozen) const {
         return frozen ? map.of_frozen(g) : map(g, centred);
+    }
+};
+
+// dx as the map gives it.
+struct Unchanged {
+    template <class Valid, class V>
+    FASTNORM_FN V operator()(std::int64_t, int, Valid, const Gradient<V>&, V dx) const {
+        return dx;
     }
 };
 
@@ -148,11 +157,13 @@ struct Backward {
         });
     }
 
-    // dx from the two maps, and dresidual = g unless it is null.
-    template <class Direct, class MapAt, class GradientMapAt, class Rows = One>
+    // dx from the two maps, and dresidual = g unless it is null. finish(i, v, valid, gradient, dx)
+    // gives what is written as dx.
+    template <class Direct, class MapAt, class GradientMapAt, class Rows = One,
+              class Finish = Unchanged>
     FASTNORM_FN void write(T* dx, T* dresidual, std::int64_t count, Direct direct, bool frozen,
                            MapAt&& map_at, GradientMapAt&& gradient_map_at, Rows rows = {},
-                           std::int64_t pitch = 0) const {
+                           std::int64_t pitch = 0, Finish&& finish = {}) const {
         const Ahead ahead_dx = ahead_of_results(stream);
         for_packs<A>(count, [&](std::int64_t i, auto valid) {
             unsigned pack_bits[most_rows];
@@ -165,12 +176,13 @@ struct Backward {
             }
             for_vectors<A>([&](auto v) {
                 const NormalizeMap<V>& map = map_at(i, v, valid);
-                const GradientMap<V>& gradient_map = gradient_map_at(i, v, valid);
+                const auto& gradient_map = gradient_map_at(i, v, valid);
                 std::int64_t at = i;
                 for (int r = 0; r < rows; ++r, at += pitch) {
                     const Gradient<V> of =
                         vector(at, v, valid, map, pack_bits[r] >> (v * V::width));
-                    store<A>(dx + at, v, of.dx(gradient_map, frozen), valid, direct);
+                    const V value = finish(at, v, valid, of, of.dx(gradient_map, frozen));
+                    store<A>(dx + at, v, value, valid, direct);
                     if (dresidual != nullptr) store<A>(dresidual + at, v, of.g, valid, direct);
                 }
             });

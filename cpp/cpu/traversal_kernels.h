@@ -8,7 +8,7 @@
 
 namespace fastnorm::FASTNORM_ISA {
 
-extern const TraversalKernels rows_kernels, columns_kernels;
+extern const TraversalKernels rows_kernels, columns_kernels, features_kernels;
 
 namespace {
 
@@ -23,6 +23,8 @@ constexpr void fill_interleaved(TraversalKernels& table, int d) {
     using Of = Kernels<T, kind>;
     if constexpr (interleaves(kind) && requires { &Of::normalize_and_moments; }) {
         table.normalize_and_moments[d][static_cast<int>(kind)] = Of::normalize_and_moments;
+    }
+    if constexpr (interleaves(kind) && requires { &Of::gradient_and_sums; }) {
         table.gradient_and_sums[d][static_cast<int>(kind)] = Of::gradient_and_sums;
     }
 }
@@ -30,7 +32,9 @@ constexpr void fill_interleaved(TraversalKernels& table, int d) {
 template <template <class T, ActivationKind kind> class Kernels, class T, int... kind>
 constexpr void fill(TraversalKernels& table, DType dtype, std::integer_sequence<int, kind...>) {
     const int d = static_cast<int>(dtype);
-    table.moments[d] = Kernels<T, ActivationKind::identity>::moments;
+    using Any = Kernels<T, ActivationKind::identity>;
+    table.moments[d] = Any::moments;
+    if constexpr (requires { &Any::add; }) table.add[d] = Any::add;
     ((table.normalize[d][kind] = Kernels<T, static_cast<ActivationKind>(kind)>::normalize), ...);
     ((table.gradient_sums[d][kind] = Kernels<T, static_cast<ActivationKind>(kind)>::gradient_sums),
      ...);

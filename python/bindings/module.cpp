@@ -11,7 +11,9 @@ PYBIND11_MODULE(_core, module) {
             pybind11::set_error(PyExc_TypeError, wrong.what());
         }
     });
-    fastnorm::python::register_norms(module);
+    fastnorm::python::register_channel_norms(module);
+    fastnorm::python::register_feature_norms(module);
+    fastnorm::python::register_explain(module);
     fastnorm::python::register_process(module);
     pybind11::register_exception<fastnorm::cuda_error>(module, "CudaError", PyExc_RuntimeError)
         .attr("__module__") = "fastnorm";

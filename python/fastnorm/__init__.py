@@ -1,7 +1,7 @@
 """Normalization kernels for NumPy arrays, forward and backward.
 
-The functions are `batch_norm`, `group_norm` and `instance_norm`, each with a `_train` that also
-returns what its `_backward` needs; the layer `BatchNorm` keeps parameters and running statistics.
+The functions are `batch_norm`, `group_norm`, `instance_norm`, `layer_norm` and `rms_norm`, each
+with a `_train` that also returns what its `_backward` needs; the layer `BatchNorm` keeps parameters and running statistics.
 `fastnorm.reference` defines in plain NumPy what they compute.
 """
 
@@ -10,8 +10,10 @@ from fastnorm._core import CudaError
 from fastnorm.activation import Activation, clip, leaky_relu
 from fastnorm.explanation import Explanation, explain
 from fastnorm.functional import (
+    FeatureNormForward,
     NormForward,
     NormGradients,
+    RMSNormForward,
     batch_norm,
     batch_norm_backward,
     batch_norm_train,
@@ -21,6 +23,12 @@ from fastnorm.functional import (
     instance_norm,
     instance_norm_backward,
     instance_norm_train,
+    layer_norm,
+    layer_norm_backward,
+    layer_norm_train,
+    rms_norm,
+    rms_norm_backward,
+    rms_norm_train,
 )
 from fastnorm.layers import BatchNorm
 from fastnorm.process import (
@@ -38,8 +46,10 @@ __all__ = [
     "BatchNorm",
     "CudaError",
     "Explanation",
+    "FeatureNormForward",
     "NormForward",
     "NormGradients",
+    "RMSNormForward",
     "__version__",
     "batch_norm",
     "batch_norm_backward",
@@ -56,8 +66,14 @@ __all__ = [
     "instance_norm",
     "instance_norm_backward",
     "instance_norm_train",
+    "layer_norm",
+    "layer_norm_backward",
+    "layer_norm_train",
     "leaky_relu",
     "reference",
+    "rms_norm",
+    "rms_norm_backward",
+    "rms_norm_train",
     "set_buffer_cache",
     "set_num_threads",
 ]

@@ -27,7 +27,7 @@ fastnorm::View planes(std::int64_t outer, std::int64_t stat, std::int64_t inner)
 
 // Neighbouring planes that share a tile: what is taken together has to fit into a cache.
 void test_groups_of_planes(std::int64_t side, std::int64_t group) {
-    const fastnorm::Plan plan = fastnorm::reduction_plan(planes(32, 256, side * side), 4, 2);
+    const fastnorm::Plan plan = fastnorm::reduction_plan(planes(32, 256, side * side), 4, 1, 2);
     expect(plan.tile_stats == group, "planes of side " + std::to_string(side) + ": " +
                                          std::to_string(plan.tile_stats) + " together, expected " +
                                          std::to_string(group));
@@ -51,7 +51,7 @@ void test_interleaving() {
 
 void test_chunks_of_columns(std::int64_t outer, std::int64_t stat) {
     const std::string name = std::to_string(outer) + " rows of " + std::to_string(stat) + ": ";
-    const fastnorm::Plan plan = fastnorm::reduction_plan(columns(1, outer, stat), 4, 1);
+    const fastnorm::Plan plan = fastnorm::reduction_plan(columns(1, outer, stat), 4, 1, 1);
     std::int64_t covered = 0;
     for (std::int64_t c = 0; c < plan.chunks(); ++c) {
         const fastnorm::Tile tile = plan.unit(0, c);
@@ -64,7 +64,7 @@ void test_chunks_of_columns(std::int64_t outer, std::int64_t stat) {
     for (const std::int64_t batch : {2, 7}) {
         for (const int threads : {1, 5, 64}) {
             const fastnorm::Plan other =
-                fastnorm::reduction_plan(columns(batch, outer, stat), 4, threads);
+                fastnorm::reduction_plan(columns(batch, outer, stat), 4, 1, threads);
             expect(other.chunk_outer == plan.chunk_outer && other.chunks() == plan.chunks(),
                    name + "chunks depend on the batch or on threads");
         }
@@ -99,8 +99,8 @@ int main() {
         }
     }
     // Four for two threads, or four: 32 images of 7x7.
-    expect(fastnorm::reduction_plan(columns(1, 1568, 2048), 4, 2).chunks() == 8, "1568 rows");
-    expect(fastnorm::reduction_plan(columns(1, 196, 1024), 4, 2).chunk_outer == 49, "196 rows");
+    expect(fastnorm::reduction_plan(columns(1, 1568, 2048), 4, 1, 2).chunks() == 8, "1568 rows");
+    expect(fastnorm::reduction_plan(columns(1, 196, 1024), 4, 1, 2).chunk_outer == 49, "196 rows");
     test_groups_of_planes(7, 32);
     test_groups_of_planes(14, 8);
     test_groups_of_planes(28, 2);

@@ -340,6 +340,59 @@ void instance_norm_backward(const TensorView& dy, const TensorView& x, const Ten
 NormSizes instance_norm_sizes(const TensorView& x, int channel_axis = 1);
 
 // ---------------------------------------------------------------------------------------------
+// Layer normalization (Ba, Kiros and Hinton 2016, https://arxiv.org/abs/1607.06450) and RMS
+// normalization (Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467): each row, which is
+// all axes from `axis` on, by itself. x has 1 to max_dims dimensions; mean and rstd are of the shape
+// of x's axes before `axis`, weight and bias of that of the others.
+//
+// RMS normalization takes 0 for the mean, and the mean square for the variance.
+// ---------------------------------------------------------------------------------------------
+
+struct LayerNormOptions : NormOptions {
+    int axis = -1;
+    double weight_offset = 0.0;  // 1: y = xhat * (1 + weight)
+    // Prenorm: if given, it becomes x + residual, rounded to x's dtype, which is what is normalized;
+    // the residual is not added again. It may be exactly the residual.
+    TensorView sum{};
+};
+struct RMSNormOptions : LayerNormOptions {
+    bool cast_before_weight = false;  // xhat is rounded to x's dtype before the weight
+};
+
+struct LayerNormBackwardOptions : NormBackwardOptions {
+    int axis = -1;
+    double weight_offset = 0.0;
+    TensorView dsum{};  // prenorm: the gradient of sum, which is added to dx. x is sum then
+};
+
+void layer_norm(const TensorView& x, const TensorView& weight, const TensorView& bias,
+                const TensorView& out, const LayerNormOptions& options = {});
+void layer_norm_train(const TensorView& x, const TensorView& weight, const TensorView& bias,
+                      const TensorView& out, const TensorView& mean, const TensorView& rstd,
+                      const TensorView& mask, const LayerNormOptions& options = {});
+
+// With g = dy * activation'(z), and averages over a row:
+//   dx = rstd * (weight * g - avg(weight * g) - xhat * avg(weight * g * xhat)) + dsum
+void layer_norm_backward(const TensorView& dy, const TensorView& x, const TensorView& mean,
+                         const TensorView& rstd, const TensorView& weight, const TensorView& bias,
+                         const NormGradients& gradients,
+                         const LayerNormBackwardOptions& options = {});
+
+void rms_norm(const TensorView& x, const TensorView& weight, const TensorView& bias,
+              const TensorView& out, const RMSNormOptions& options = {});
+void rms_norm_train(const TensorView& x, const TensorView& weight, const TensorView& bias,
+                    const TensorView& out, const TensorView& rstd, const TensorView& mask,
+                    const RMSNormOptions& options = {});
+
+//   dx = rstd * (weight * g - xhat * avg(weight * g * xhat)) + dsum
+void rms_norm_backward(const TensorView& dy, const TensorView& x, const TensorView& rstd,
+                       const TensorView& weight, const TensorView& bias,
+                       const NormGradients& gradients,
+                       const LayerNormBackwardOptions& options = {});
+
+NormSizes layer_norm_sizes(const TensorView& x, int axis = -1);  // of RMS normalization, too
+
+// ---------------------------------------------------------------------------------------------
 // The process
 // ---------------------------------------------------------------------------------------------
 

@@ -10,12 +10,22 @@ from fastnorm.functional.instance import (
     instance_norm_backward,
     instance_norm_train,
 )
-from fastnorm.functional.results import Array, NormForward, NormGradients
+from fastnorm.functional.layer import layer_norm, layer_norm_backward, layer_norm_train
+from fastnorm.functional.results import (
+    Array,
+    FeatureNormForward,
+    NormForward,
+    NormGradients,
+    RMSNormForward,
+)
+from fastnorm.functional.rms import rms_norm, rms_norm_backward, rms_norm_train
 
 __all__ = [
     "Array",
+    "FeatureNormForward",
     "NormForward",
     "NormGradients",
+    "RMSNormForward",
     "batch_norm",
     "batch_norm_backward",
     "batch_norm_train",
@@ -25,4 +35,10 @@ __all__ = [
     "instance_norm",
     "instance_norm_backward",
     "instance_norm_train",
+    "layer_norm",
+    "layer_norm_backward",
+    "layer_norm_train",
+    "rms_norm",
+    "rms_norm_backward",
+    "rms_norm_train",
 ]

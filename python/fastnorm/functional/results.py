@@ -32,6 +32,31 @@ class NormForward(NamedTuple):
     mask: Array | None
 
 
+class FeatureNormForward(NamedTuple):
+    """What `layer_norm_train` returns: as `NormForward`, with mean and rstd of shape x.shape[:axis].
+
+    Attributes
+    ----------
+    sum : ndarray or None
+        With prenorm x + residual, of x's shape, dtype and memory layout.
+    """
+
+    y: Array
+    mean: Array
+    rstd: Array
+    mask: Array | None
+    sum: Array | None
+
+
+class RMSNormForward(NamedTuple):
+    """What `rms_norm_train` returns: as `FeatureNormForward`, without a mean."""
+
+    y: Array
+    rstd: Array
+    mask: Array | None
+    sum: Array | None
+
+
 class NormGradients(NamedTuple):
     """What the backward ops return.
 

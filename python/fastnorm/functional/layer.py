@@ -1,0 +1,222 @@
+"""Layer normalization."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastnorm import _core, cuda
+from fastnorm.activation import Activation, as_activation
+from fastnorm.functional.results import Array, FeatureNormForward, NormGradients
+
+
+def layer_norm(
+    x: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: int = -1,
+    eps: float = 1e-5,
+    residual: Array | None = None,
+    prenorm: bool = False,
+    weight_offset: float = 0.0,
+    activation: str | Activation | None = None,
+    out: Array | None = None,
+    sum_out: Array | None = None,
+    stream: Any = None,
+    device: str | None = None,
+) -> Any:
+    """Layer normalization: each row by its own mean and variance.
+
+    ``y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual)``, with the mean and
+    the biased variance over all axes from `axis` on.
+
+    Parameters
+    ----------
+    x : array
+        1 to 5 dimensions; float32, float64, float16 or bfloat16. Read in place where the axes from
+        `axis` on are dense, and the others have no more than two strides of their own; copied first
+        otherwise.
+    weight, bias : ndarray of shape x.shape[axis:], optional
+        Any of the four dtypes.
+    axis : int
+        The first of the axes that a row has, up to the last one (ONNX's `axis`).
+    eps : float
+        Added to the variance inside the square root; any value >= 0.
+    residual : ndarray, optional
+        Of x's shape and dtype; added before the activation or, with `prenorm`, to x.
+    prenorm : bool
+        Whether ``sum = x + residual``, rounded to x's dtype, is what is normalized, and is returned
+        too: a transformer's residual stream.
+    weight_offset : float
+        Added to the weight: 1 for models whose weights are relative to 1.
+    activation, out, stream, device
+        As in `batch_norm`.
+    sum_out : ndarray, optional
+        Of x's shape and dtype; with `prenorm`, receives the sum. May be exactly the residual.
+
+    Returns
+    -------
+    ndarray, or (ndarray, ndarray) with `prenorm`
+        y, of x's shape, dtype and memory layout (or `out`), and the sum (or `sum_out`).
+
+    Raises
+    ------
+    ValueError, TypeError, CudaError
+        As `batch_norm` does.
+
+    References
+    ----------
+    .. [1] J. L. Ba, J. R. Kiros and G. E. Hinton, "Layer Normalization", 2016,
+       https://arxiv.org/abs/1607.06450, equation 3.
+    """
+    if device is not None:
+        given = dict(locals())
+        del given["device"]
+        return cuda.through_device("layer_norm", layer_norm, device, given, ("out", "sum_out"))
+    return _core.layer_norm(
+        x,
+        weight,
+        bias,
+        axis,
+        eps,
+        residual,
+        prenorm,
+        weight_offset,
+        as_activation(activation, "layer_norm"),
+        out,
+        sum_out,
+        stream,
+    )
+
+
+def layer_norm_train(
+    x: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: int = -1,
+    eps: float = 1e-5,
+    residual: Array | None = None,
+    prenorm: bool = False,
+    weight_offset: float = 0.0,
+    activation: str | Activation | None = None,
+    out: Array | None = None,
+    sum_out: Array | None = None,
+    stream: Any = None,
+    device: str | None = None,
+) -> FeatureNormForward:
+    """`layer_norm` that returns what its backward needs, too.
+
+    Parameters
+    ----------
+    x, weight, bias, axis, eps, residual, prenorm, weight_offset, activation, out, \
+sum_out, stream, device
+        As in `layer_norm`.
+
+    Returns
+    -------
+    FeatureNormForward
+        ``(y, mean, rstd, mask, sum)``; mean and rstd have shape x.shape[:axis], and sum is None without `prenorm`.
+
+    Raises
+    ------
+    ValueError, TypeError, CudaError
+        As `layer_norm` does.
+    """
+    if device is not None:
+        given = dict(locals())
+        del given["device"]
+        written = ("out", "sum_out")
+        return cuda.through_device("layer_norm_train", layer_norm_train, device, given, written)
+    return FeatureNormForward(
+        *_core.layer_norm_train(
+            x,
+            weight,
+            bias,
+            axis,
+            eps,
+            residual,
+            prenorm,
+            weight_offset,
+            as_activation(activation, "layer_norm_train"),
+            out,
+            sum_out,
+            stream,
+        )
+    )
+
+
+def layer_norm_backward(
+    dy: Array,
+    x: Array,
+    mean: Array,
+    rstd: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: int = -1,
+    residual: Array | bool | None = None,
+    dsum: Array | None = None,
+    weight_offset: float = 0.0,
+    activation: str | Activation | None = None,
+    mask: Array | None = None,
+    out: Array | None = None,
+    stream: Any = None,
+    device: str | None = None,
+) -> NormGradients:
+    """The gradients of layer normalization.
+
+    With ``g = dy * activation'(z)`` and ``xhat = (x - mean) * rstd``: ``dbias = sum(g)`` and
+    ``dweight = sum(g * xhat)`` over all rows, ``dresidual = g``, and, with averages over a row,
+    ``dx = rstd * (weight * g - avg(weight * g) - xhat * avg(weight * g * xhat)) + dsum``.
+
+    Parameters
+    ----------
+    dy : ndarray
+        The gradient of y, of x's shape and dtype.
+    x : ndarray
+        That of the forward pass; with prenorm the sum that it returned.
+    weight, bias, axis, weight_offset, activation
+        Those of the forward pass.
+    mean, rstd : ndarray of shape x.shape[:axis]
+        Those that `layer_norm_train` returned.
+    residual : ndarray or bool, optional
+        The forward pass's residual, if that was added behind the norm: as in `batch_norm_backward`.
+    dsum : ndarray, optional
+        With prenorm, the gradient of the sum from where else it went, which is added to dx: dx is
+        then the gradient of both x and the residual.
+    mask, out, stream, device
+        As in `batch_norm_backward`.
+
+    Returns
+    -------
+    NormGradients
+        ``(dx, dweight, dbias, dresidual)``.
+
+    Raises
+    ------
+    ValueError, TypeError, CudaError
+        As `layer_norm` does, and ValueError for the mask of another x or activation.
+    """
+    if device is not None:
+        given = dict(locals())
+        del given["device"]
+        return cuda.through_device("layer_norm_backward", layer_norm_backward, device, given, ("out",))
+    return NormGradients(
+        *_core.layer_norm_backward(
+            dy,
+            x,
+            mean,
+            rstd,
+            weight,
+            bias,
+            axis,
+            residual,
+            dsum,
+            weight_offset,
+            as_activation(activation, "layer_norm_backward"),
+            mask,
+            out,
+            stream,
+        )
+    )
