@@ -29,6 +29,7 @@ rounding of x - mean.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -100,6 +101,32 @@ class Normalized(NamedTuple):
 
 
 @np.errstate(all="ignore")
+def normalized_by(
+    x: Array,
+    mean: Array,
+    rstd: Array,
+    weight: Array,
+    bias: Array,
+    *,
+    residual: Array | bool | None = None,
+    own_statistics: bool = False,
+) -> Normalized:
+    """z = (x - mean) * rstd * weight + bias + residual, with the bound on its error.
+
+    All but residual are float64 and broadcast against x.
+    """
+    u = accumulation_roundoff(x.dtype)
+    added = residual.astype(np.float64) if isinstance(residual, np.ndarray) else np.zeros(())
+    xhat = (x.astype(np.float64) - mean) * rstd
+    magnitude = np.abs(xhat * weight) + np.abs(bias) + np.abs(added)
+    error = ARITHMETIC * u * magnitude
+    if own_statistics:
+        error = error + STATISTIC * u * np.abs(weight) * (1.0 + np.abs(xhat))
+        own = u if x.dtype.itemsize == 2 else 0.0
+        error = error + (own + 16.0 * unit_roundoff(np.float64)) * np.abs(mean * rstd * weight)
+    return Normalized(xhat, xhat * weight + bias + added, error, weight, rstd)
+
+
 def normalized(
     x: Array,
     mean: Array,
@@ -111,8 +138,7 @@ def normalized(
     channel_axis: int = 1,
     batch_statistics: bool = False,
 ) -> Normalized:
-    """z = (x - mean) * rstd * weight + bias + residual, with the bound on its error."""
-    u = accumulation_roundoff(x.dtype)
+    """`normalized_by` of values per channel."""
     shape = [1] * x.ndim
     shape[channel_axis] = -1
 
@@ -121,16 +147,15 @@ def normalized(
             (1,) * x.ndim if values is None else shape
         )
 
-    m, r, w, b = wide(mean, 0.0), wide(rstd, 1.0), wide(weight, 1.0), wide(bias, 0.0)
-    added = residual.astype(np.float64) if isinstance(residual, np.ndarray) else np.zeros(())
-    xhat = (x.astype(np.float64) - m) * r
-    magnitude = np.abs(xhat * w) + np.abs(b) + np.abs(added)
-    error = ARITHMETIC * u * magnitude
-    if batch_statistics:
-        error = error + STATISTIC * u * np.abs(w) * (1.0 + np.abs(xhat))
-        own = u if x.dtype.itemsize == 2 else 0.0
-        error = error + (own + 16.0 * unit_roundoff(np.float64)) * np.abs(m * r * w)
-    return Normalized(xhat, xhat * w + b + added, error, w, r)
+    return normalized_by(
+        x,
+        wide(mean, 0.0),
+        wide(rstd, 1.0),
+        wide(weight, 1.0),
+        wide(bias, 0.0),
+        residual=residual,
+        own_statistics=batch_statistics,
+    )
 
 
 @np.errstate(all="ignore")
@@ -162,6 +187,49 @@ class GradientTolerances(NamedTuple):
 
 
 @np.errstate(all="ignore")
+def gradient_tolerances_by(
+    dy: Array,
+    n: Normalized,
+    expected: reference.Gradients,
+    activation: str | fn.Activation | None,
+    *,
+    average: Callable[[Array], Array] | None,
+    parameter_sum: Callable[[Array], Array],
+    parameter_dtype: npt.DTypeLike = np.float32,
+) -> GradientTolerances:
+    """The tolerances of a backward op, around the reference's gradients.
+
+    average is over what shares a mean, None where the statistics are constants; parameter_sum over
+    what shares a weight. mean and rstd, which n was made with, are taken as exact: op and reference
+    get the same.
+    """
+    dtype = dy.dtype
+    u = accumulation_roundoff(dtype)
+    dy_magnitude = np.abs(dy.astype(np.float64))
+    g = dy_magnitude * np.abs(reference.activation_slope(n.z, activation))
+    g_error = 2.0 * u * g
+    if _smooth(activation):
+        g_error = g_error + dy_magnitude * (2.0 * n.z_error + ARITHMETIC * u)
+    xhat, weight = np.abs(n.xhat), np.abs(n.weight)
+    term_error = g_error + SUM * u * g
+    dbias_error = parameter_sum(term_error)
+    dweight_error = parameter_sum(term_error * xhat)
+
+    dx_error = weight * (g_error + ARITHMETIC * u * g)
+    if average is not None:
+        mean_g, mean_g_xhat = average(weight * g), average(weight * g * xhat)
+        dx_error = dx_error + ARITHMETIC * u * (mean_g + xhat * mean_g_xhat)
+        weighted = weight * term_error
+        dx_error = dx_error + average(weighted) + xhat * average(weighted * xhat)
+    dx_error = np.abs(n.rstd) * dx_error
+    return GradientTolerances(
+        dx=dx_error + rounding(np.abs(expected.dx) + dx_error, dtype),
+        dweight=dweight_error + rounding(np.abs(expected.dweight) + dweight_error, parameter_dtype),
+        dbias=dbias_error + rounding(np.abs(expected.dbias) + dbias_error, parameter_dtype),
+        dresidual=g_error + rounding(g + g_error, dtype),
+    )
+
+
 def gradient_tolerances(
     dy: Array,
     n: Normalized,
@@ -172,38 +240,18 @@ def gradient_tolerances(
     training: bool = True,
     parameter_dtype: npt.DTypeLike = np.float32,
 ) -> GradientTolerances:
-    """The tolerances of `batch_norm_backward`, around the reference's gradients.
-
-    mean and rstd, which n was made with, are taken as exact: op and reference get the same.
-    """
-    dtype = dy.dtype
-    u = accumulation_roundoff(dtype)
+    """Those of `batch_norm_backward`."""
     channel = channel_axis % dy.ndim
     axes = tuple(axis for axis in range(dy.ndim) if axis != channel)
     count = max(dy.size // max(dy.shape[channel], 1), 1)
-
-    dy_magnitude = np.abs(dy.astype(np.float64))
-    g = dy_magnitude * np.abs(reference.activation_slope(n.z, activation))
-    g_error = 2.0 * u * g
-    if _smooth(activation):
-        g_error = g_error + dy_magnitude * (2.0 * n.z_error + ARITHMETIC * u)
-    xhat = np.abs(n.xhat)
-    dbias_error = (g_error + SUM * u * g).sum(axis=axes, keepdims=True)
-    dweight_error = ((g_error + SUM * u * g) * xhat).sum(axis=axes, keepdims=True)
-
-    dx_error = g_error + ARITHMETIC * u * g
-    if training:
-        mean_g = g.sum(axis=axes, keepdims=True) / count
-        mean_g_xhat = (g * xhat).sum(axis=axes, keepdims=True) / count
-        dx_error = dx_error + ARITHMETIC * u * (mean_g + xhat * mean_g_xhat)
-        dx_error = dx_error + (dbias_error + xhat * dweight_error) / count
-    dx_error = np.abs(n.weight * n.rstd) * dx_error
-    dweight_error, dbias_error = dweight_error.reshape(-1), dbias_error.reshape(-1)
-    return GradientTolerances(
-        dx=dx_error + rounding(np.abs(expected.dx) + dx_error, dtype),
-        dweight=dweight_error + rounding(np.abs(expected.dweight) + dweight_error, parameter_dtype),
-        dbias=dbias_error + rounding(np.abs(expected.dbias) + dbias_error, parameter_dtype),
-        dresidual=g_error + rounding(g + g_error, dtype),
+    return gradient_tolerances_by(
+        dy,
+        n,
+        expected,
+        activation,
+        average=(lambda a: a.sum(axis=axes, keepdims=True) / count) if training else None,
+        parameter_sum=lambda a: np.asarray(a.sum(axis=axes)),
+        parameter_dtype=parameter_dtype,
     )
 
 

@@ -44,8 +44,10 @@ std::uint64_t Staging::mask_signature(const Activation& activation) const {
     hash.add(dense_.ndim);
     for (int i = 0; i < dense_.ndim; ++i) hash.add(dense_.shape[i]);
     for (int i = 0; i < order_.count; ++i) hash.add(order_.axis[i]);
-    for (const int begin : {order_.outer, order_.stat, order_.inner}) hash.add(begin);
+    hash.add(order_.inner);
     hash.add(view_.group);
+    // Rows are numbered in one way, whatever strides they have.
+    hash.add(view_.traversal == Traversal::features ? -1 : order_.outer);
     hash.add(static_cast<int>(activation.kind));
     hash.add(activation.alpha);
     hash.add(activation.beta);

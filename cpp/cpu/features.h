@@ -17,8 +17,10 @@ class ParameterSums {
     static constexpr std::int64_t most = 1024;  // elements
     using V = Vec<A>;
 
-    FASTNORM_FN explicit ParameterSums(std::int64_t count) {
-        for (std::int64_t i = 0; i < count; i += lanes<A>) {
+    // head: the element at which the whole packs of a row of results begin.
+    FASTNORM_FN ParameterSums(std::int64_t count, std::int64_t head)
+        : shift_((lanes<A> - head % lanes<A>) % lanes<A>) {
+        for (std::int64_t i = 0; i < shift_ + count; i += lanes<A>) {
             for_vectors<A>([&](auto v) {
                 V().store(g_ + i + v * V::width);
                 V().store(gx_ + i + v * V::width);
@@ -29,20 +31,24 @@ class ParameterSums {
     // Vector v of the pack at i. unit: what turns centred(x) into (x - mean) * rstd.
     template <class Valid>
     FASTNORM_FN void add(std::int64_t i, int v, Valid valid, const Gradient<V>& of, V unit) {
-        store<A>(g_ + i, v, load<A>(g_ + i, v, valid) + of.g, valid);
-        store<A>(gx_ + i, v, fma(of.g, of.centred * unit, load<A>(gx_ + i, v, valid)), valid);
+        A* const g = g_ + shift_ + i;
+        A* const gx = gx_ + shift_ + i;
+        store<A>(g, v, load<A>(g, v, valid) + of.g, valid);
+        store<A>(gx, v, fma(of.g, of.centred * unit, load<A>(gx, v, valid)), valid);
     }
 
     FASTNORM_FN void add_to(double* g, double* gx, std::int64_t count) const {
-        for (std::int64_t i = 0; i < count; ++i) {
-            g[i] += static_cast<double>(g_[i]);
-            gx[i] += static_cast<double>(gx_[i]);
-        }
+#pragma omp simd
+        for (std::int64_t i = 0; i < count; ++i) g[i] += static_cast<double>(g_[shift_ + i]);
+#pragma omp simd
+        for (std::int64_t i = 0; i < count; ++i) gx[i] += static_cast<double>(gx_[shift_ + i]);
     }
 
   private:
-    alignas(64) A g_[most];
-    alignas(64) A gx_[most];
+    // Not a multiple of 4 KiB apart: a load would wait for the other array's store.
+    alignas(64) A g_[most + 2 * lanes<A>];
+    alignas(64) A gx_[most + 2 * lanes<A>];
+    std::int64_t shift_;
 };
 
 // A row's dx, from its statistic and from the elements' weights.
@@ -154,7 +160,8 @@ struct Features {
         const View& view = args.view;
         Sink<T> dx_sink(args.stream);
         Sink<T> dresidual_sink(args.stream && args.dresidual);
-        ParameterSums<A> sums(to - from);
+        const T* const first = run_of<T>(view, args.dx, tile.batch, tile.outer0, tile.stat0);
+        ParameterSums<A> sums(to - from, head_of_segments(args.stream, first, from, to));
         for_rows(tile, [&](std::int64_t o, std::int64_t s) {
             const std::int64_t index = tile.batch * view.stat + s;
             const LaneMaps<A> maps(args, index);

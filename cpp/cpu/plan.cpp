@@ -137,11 +137,14 @@ Plan reduction_plan(const View& view, std::int64_t element_bytes, int twice, int
     plan.view = view;
     plan.chunk_inner = view.inner;
     if (view.traversal == Traversal::features) {
-        const std::int64_t fit = features_tile_bytes / (view.inner * element_bytes * twice);
-        cut_stat(plan, std::clamp(fit, twice > 1 ? least_backward_rows : 1, rows_tile_stats));
+        // The same with a residual and without: backward's tiles are part of what makes its bits.
+        const bool backward = twice > 1;
+        const std::int64_t row_bytes = view.inner * element_bytes * (backward ? 2 : 1);
+        cut_stat(plan, std::clamp(features_tile_bytes / row_bytes,
+                                  backward ? least_backward_rows : 1, rows_tile_stats));
         cut_inner(plan, rows_chunk);
         cut_outer(plan, 1);
-        if (twice == 1) {
+        if (!backward) {
             share_stats(plan, threads);
         } else {
             const std::int64_t sums = std::clamp<std::int64_t>(view.stats() / rows_of_sums, 1,

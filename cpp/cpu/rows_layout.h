@@ -136,7 +136,8 @@ struct Walk {
     // From element i of a row of the tile on.
     FASTNORM_FN Walk(const View& v, const Tile& tile, std::int64_t o, std::int64_t i)
         : view(v), outer(o), skip(0) {
-        if (tile.stat1 - tile.stat0 > 1 || view.inner <= far) return;
+        if (view.outer == 1) skip = -1;  // the next row is the next statistic's, side by side
+        if (tile.stat1 - tile.stat0 > 1 || view.inner <= far || view.outer == 1) return;
         skip = i < view.inner - far ? -1 : view.inner - far;
     }
 
@@ -165,7 +166,8 @@ FASTNORM_FN void reduce(const View& view, const Tile& tile, Reduction& reduction
         for (std::int64_t from = tile.inner0; from < tile.inner1; from += blocks.piece) {
             const std::int64_t to = least(from + blocks.piece, tile.inner1);
             // From here on the walk is in the next row fetch_bytes later.
-            const std::int64_t rest = single ? view.inner - Walk<T>::far - from : 0;
+            const std::int64_t rest =
+                single && view.outer > 1 ? view.inner - Walk<T>::far - from : 0;
             const std::int64_t turn = rest > 0 ? from + (rest + pack - 1) / pack * pack : from;
             for (std::int64_t o = block; o < block_end; ++o) {
                 add(o, from, least(turn, to));

@@ -27,6 +27,21 @@ FASTNORM_FN std::int64_t head_of_line(const T* p) {
     return (line - static_cast<std::int64_t>(index) % line) % line;
 }
 
+// How many elements of [from, to) can be direct pieces, as for_segments() has them.
+template <class T>
+FASTNORM_FN std::int64_t direct_body(const T* result, std::int64_t from, std::int64_t to) {
+    constexpr std::int64_t pack = lanes<accumulator_t<T>>;
+    const std::int64_t body = (to - from - head_of_line(result + from)) / pack * pack;
+    return body >= shortest_direct ? body : 0;
+}
+
+// The element, counted from `from` on, with which the longest piece of a row of results begins.
+template <class T>
+FASTNORM_FN std::int64_t head_of_segments(bool stream, const T* result, std::int64_t from,
+                                          std::int64_t to) {
+    return stream && direct_body(result, from, to) > 0 ? head_of_line(result + from) : 0;
+}
+
 // Cuts [from, to) of a row of results into pieces of at most longest elements, and calls
 // f(i, count, direct) for each. Those to be streamed: direct ones are whole packs that start with a
 // cache line, to be written past the cache from registers; the others have at most segment
@@ -38,9 +53,9 @@ FASTNORM_FN void for_segments(bool stream, const T* result, const T* second, std
     using A = accumulator_t<T>;
     static_assert(longest == INT64_MAX || longest % lanes<A> == 0, "direct pieces are whole packs");
     const std::int64_t head = head_of_line(result + from);
-    const std::int64_t body = (to - from - head) / lanes<A> * lanes<A>;
+    const std::int64_t body = direct_body(result, from, to);
     const bool alike = second == nullptr || head_of_line(second + from) == head;
-    const bool any = stream && alike && body >= shortest_direct;
+    const bool any = stream && alike && body > 0;
     const std::int64_t begin = any ? from + head : to;  // of the direct pieces
     const std::int64_t end = begin + (any ? body : 0);
     for (std::int64_t i = from; i < to;) {
