@@ -159,9 +159,7 @@ def check_train(
     return fwd
 
 
-def check_backward(
-    case: Case, data: Data, *, training: bool, ops: Any = fn
-) -> fn.NormGradients:
+def check_backward(case: Case, data: Data, *, training: bool, ops: Any = fn) -> fn.NormGradients:
     """batch_norm_backward against the reference, with the mask and without; the gradients."""
     mask = None
     if training:

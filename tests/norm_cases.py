@@ -180,21 +180,53 @@ def _channels() -> Iterator[Case]:
                 residual=groups % 4 == 0,
             )
         options: dict[str, Any] = {"axis": axis, "activation": "silu"}
-        yield Case(f"group_diffusion_{name}", "group_norm", shape(2, 320, 12, 12), groups=32, **options)
+        yield Case(
+            f"group_diffusion_{name}", "group_norm", shape(2, 320, 12, 12), groups=32, **options
+        )
         # Groups of more channels than a tile of either traversal has.
         yield Case(f"group_wide_{name}", "group_norm", shape(2, 80, 6, 6), groups=2, **options)
         yield Case(f"group_widest_{name}", "group_norm", shape(2, 1280, 3, 3), groups=2, **options)
         yield Case(f"group_threads_{name}", "group_norm", shape(3, 24, 40, 41), groups=3, **options)
         yield Case(f"group_one_image_{name}", "group_norm", shape(1, 8, 9, 9), groups=2, **options)
-        yield Case(f"group_small_planes_{name}", "group_norm", shape(4, 24, 2, 2), groups=6, **options)
-        yield Case(f"group_no_weight_{name}", "group_norm", shape(2, 6, 30), groups=3, axis=axis, weight=False)
-        yield Case(f"group_no_bias_{name}", "group_norm", shape(2, 6, 30), groups=2, axis=axis, bias=False)
+        yield Case(
+            f"group_small_planes_{name}", "group_norm", shape(4, 24, 2, 2), groups=6, **options
+        )
+        yield Case(
+            f"group_no_weight_{name}",
+            "group_norm",
+            shape(2, 6, 30),
+            groups=3,
+            axis=axis,
+            weight=False,
+        )
+        yield Case(
+            f"group_no_bias_{name}", "group_norm", shape(2, 6, 30), groups=2, axis=axis, bias=False
+        )
         yield Case(f"instance_{name}", "instance_norm", shape(3, 5, 6, 7), axis, activation="relu")
-        yield Case(f"instance_residual_{name}", "instance_norm", shape(2, 7, 40), axis, residual=True)
-        yield Case(f"instance_wide_{name}", "instance_norm", shape(2, 70, 33), axis, activation="gelu")
-        yield Case(f"instance_3d_{name}", "instance_norm", shape(2, 3, 4, 5, 6), axis, residual=True)
-        yield Case(f"instance_threads_{name}", "instance_norm", shape(4, 16, 30, 31), axis, activation="relu")
-        yield Case(f"instance_neither_{name}", "instance_norm", shape(2, 3, 50), axis, weight=False, bias=False)
+        yield Case(
+            f"instance_residual_{name}", "instance_norm", shape(2, 7, 40), axis, residual=True
+        )
+        yield Case(
+            f"instance_wide_{name}", "instance_norm", shape(2, 70, 33), axis, activation="gelu"
+        )
+        yield Case(
+            f"instance_3d_{name}", "instance_norm", shape(2, 3, 4, 5, 6), axis, residual=True
+        )
+        yield Case(
+            f"instance_threads_{name}",
+            "instance_norm",
+            shape(4, 16, 30, 31),
+            axis,
+            activation="relu",
+        )
+        yield Case(
+            f"instance_neither_{name}",
+            "instance_norm",
+            shape(2, 3, 50),
+            axis,
+            weight=False,
+            bias=False,
+        )
     yield Case("group_of_values", "group_norm", (5, 24), 1, 4, activation="relu")
     yield Case("group_middle", "group_norm", (2, 3, 8, 5), 2, 4)
     yield Case("instance_one_channel", "instance_norm", (4, 1, 33), 1, activation="relu")
@@ -203,14 +235,26 @@ def _channels() -> Iterator[Case]:
 def _fused() -> Iterator[Case]:
     for i, activation in enumerate(ACTIVATIONS):
         name, residual = activation_id(activation), i % 2 == 0
-        yield Case(f"features_{name}", ROW_NORMS[i % 2], (6, 67), activation=activation, residual=residual)
-        yield Case(f"groups_{name}", "group_norm", (2, 6, 37), 1, 3, activation=activation, residual=residual)
+        yield Case(
+            f"features_{name}", ROW_NORMS[i % 2], (6, 67), activation=activation, residual=residual
+        )
+        yield Case(
+            f"groups_{name}",
+            "group_norm",
+            (2, 6, 37),
+            1,
+            3,
+            activation=activation,
+            residual=residual,
+        )
 
 
 def _layouts() -> Iterator[Case]:
     for i, layout in enumerate(LAYOUTS):
         prenorm = i % 3 == 0
-        yield Case(f"rows_{layout}", ROW_NORMS[i % 2], (4, 6, 5, 9), 3, layout=layout, prenorm=prenorm)
+        yield Case(
+            f"rows_{layout}", ROW_NORMS[i % 2], (4, 6, 5, 9), 3, layout=layout, prenorm=prenorm
+        )
         yield Case(
             f"rows_all_{layout}",
             ROW_NORMS[i % 2],

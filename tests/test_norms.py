@@ -37,5 +37,3 @@ def test_named_tuples() -> None:
     assert fn.NormForward._fields == ("y", "mean", "rstd", "mask")
     assert fn.FeatureNormForward._fields == ("y", "mean", "rstd", "mask", "sum")
     assert fn.RMSNormForward._fields == ("y", "rstd", "mask", "sum")
-
-

@@ -104,18 +104,35 @@ void expect_pointer(const char* function, const char* argument, const void* poin
                                 " is null, expected a pointer");
 }
 
-// Runs f() with options that have what the options of all ops have in common; or asks for its
-// scratch.
+// Runs f(options) with what the options of the op are told; or asks for its scratch.
 template <class Options, class F>
-void with_common(Options& to, const fastnorm_batch_norm_options& from, F&& f) {
+void with_options(const fastnorm_options* given, F&& f) {
+    const fastnorm_options from = given != nullptr ? *given : fastnorm_defaults();
     fastnorm::Explanation explanation;
-    to.channel_axis = from.channel_axis;
+    Options to;
     to.activation = activation(from.activation);
     to.residual = view(from.residual);
     to.stream = static_cast<CUstream_st*>(from.stream);
     to.scratch = view(from.scratch);
+    if constexpr (requires { to.eps; }) to.eps = from.eps;
+    if constexpr (requires { to.channel_axis; }) to.channel_axis = from.channel_axis;
+    if constexpr (requires { to.axis; }) to.axis = from.axis;
+    if constexpr (requires { to.mask; }) to.mask = view(from.mask);
+    if constexpr (requires { to.training; }) to.training = from.training != 0;
+    if constexpr (requires { to.running_mean; }) {
+        to.running_mean = view(from.running_mean);
+        to.running_var = view(from.running_var);
+        to.momentum = from.momentum;
+        to.unbiased = from.unbiased != 0;
+    }
+    if constexpr (requires { to.weight_offset; }) to.weight_offset = from.weight_offset;
+    if constexpr (requires { to.cast_before_weight; }) {
+        to.cast_before_weight = from.cast_before_weight != 0;
+    }
+    if constexpr (requires { to.sum; }) to.sum = view(from.sum);
+    if constexpr (requires { to.dsum; }) to.dsum = view(from.dsum);
     if (from.scratch_bytes != nullptr) to.explanation = &explanation;
-    f();
+    f(to, view(from.mask));
     if (from.scratch_bytes == nullptr) return;
     // On the CPU each thread keeps its own.
     *from.scratch_bytes = explanation.launches.empty() ? 0 : explanation.scratch_bytes;
@@ -130,10 +147,6 @@ fastnorm_norm_sizes sizes_of(const fastnorm::NormSizes& from) {
     to.statistics_dtype = static_cast<fastnorm_dtype>(from.statistics_dtype);
     to.mask_bytes = from.mask_bytes;
     return to;
-}
-
-fastnorm_batch_norm_options or_defaults(const fastnorm_batch_norm_options* options) {
-    return options != nullptr ? *options : fastnorm_batch_norm_defaults();
 }
 
 }  // namespace
@@ -174,11 +187,13 @@ fastnorm_status fastnorm_activation_named(const char* name, fastnorm_activation*
     });
 }
 
-fastnorm_batch_norm_options fastnorm_batch_norm_defaults(void) {
+fastnorm_options fastnorm_defaults(void) {
     const fastnorm::BatchNormTrainOptions defaults;
-    fastnorm_batch_norm_options options = {};
+    const fastnorm::LayerNormOptions of_rows;
+    fastnorm_options options = {};
     options.eps = defaults.eps;
     options.channel_axis = defaults.channel_axis;
+    options.axis = of_rows.axis;
     options.momentum = defaults.momentum;
     options.unbiased = defaults.unbiased;
     options.training = 1;
@@ -188,14 +203,11 @@ fastnorm_batch_norm_options fastnorm_batch_norm_defaults(void) {
 fastnorm_status fastnorm_batch_norm(const fastnorm_tensor* x, const fastnorm_tensor* mean,
                                     const fastnorm_tensor* var, const fastnorm_tensor* weight,
                                     const fastnorm_tensor* bias, const fastnorm_tensor* out,
-                                    const fastnorm_batch_norm_options* options) {
+                                    const fastnorm_options* options) {
     return guarded([&] {
-        const fastnorm_batch_norm_options o = or_defaults(options);
-        fastnorm::BatchNormOptions given;
-        given.eps = o.eps;
-        with_common(given, o, [&] {
+        with_options<fastnorm::BatchNormOptions>(options, [&](const auto& o, const TensorView&) {
             fastnorm::batch_norm(view(x), view(mean), view(var), view(weight), view(bias),
-                                 view(out), given);
+                                 view(out), o);
         });
     });
 }
@@ -203,19 +215,13 @@ fastnorm_status fastnorm_batch_norm(const fastnorm_tensor* x, const fastnorm_ten
 fastnorm_status fastnorm_batch_norm_train(const fastnorm_tensor* x, const fastnorm_tensor* weight,
                                           const fastnorm_tensor* bias, const fastnorm_tensor* out,
                                           const fastnorm_tensor* mean, const fastnorm_tensor* rstd,
-                                          const fastnorm_batch_norm_options* options) {
+                                          const fastnorm_options* options) {
     return guarded([&] {
-        const fastnorm_batch_norm_options o = or_defaults(options);
-        fastnorm::BatchNormTrainOptions t;
-        t.eps = o.eps;
-        t.running_mean = view(o.running_mean);
-        t.running_var = view(o.running_var);
-        t.momentum = o.momentum;
-        t.unbiased = o.unbiased != 0;
-        with_common(t, o, [&] {
-            fastnorm::batch_norm_train(view(x), view(weight), view(bias), view(out), view(mean),
-                                       view(rstd), view(o.mask), t);
-        });
+        with_options<fastnorm::BatchNormTrainOptions>(
+            options, [&](const auto& o, const TensorView& mask) {
+                fastnorm::batch_norm_train(view(x), view(weight), view(bias), view(out), view(mean),
+                                           view(rstd), mask, o);
+            });
     });
 }
 
@@ -223,17 +229,14 @@ fastnorm_status fastnorm_batch_norm_backward(
     const fastnorm_tensor* dy, const fastnorm_tensor* x, const fastnorm_tensor* mean,
     const fastnorm_tensor* rstd, const fastnorm_tensor* weight, const fastnorm_tensor* bias,
     const fastnorm_tensor* dx, const fastnorm_tensor* dweight, const fastnorm_tensor* dbias,
-    const fastnorm_tensor* dresidual, const fastnorm_batch_norm_options* options) {
+    const fastnorm_tensor* dresidual, const fastnorm_options* options) {
     return guarded([&] {
-        const fastnorm_batch_norm_options o = or_defaults(options);
-        fastnorm::BatchNormBackwardOptions b;
-        b.training = o.training != 0;
-        b.mask = view(o.mask);
-        with_common(b, o, [&] {
-            fastnorm::batch_norm_backward(
-                view(dy), view(x), view(mean), view(rstd), view(weight), view(bias),
-                {view(dx), view(dweight), view(dbias), view(dresidual)}, b);
-        });
+        with_options<fastnorm::BatchNormBackwardOptions>(
+            options, [&](const auto& o, const TensorView&) {
+                fastnorm::batch_norm_backward(
+                    view(dy), view(x), view(mean), view(rstd), view(weight), view(bias),
+                    {view(dx), view(dweight), view(dbias), view(dresidual)}, o);
+            });
     });
 }
 
@@ -242,6 +245,182 @@ fastnorm_status fastnorm_batch_norm_sizes(const fastnorm_tensor* x, int channel_
     return guarded([&] {
         expect_pointer("batch_norm_sizes", "sizes", sizes);
         *sizes = sizes_of(fastnorm::batch_norm_sizes(view(x), channel_axis));
+    });
+}
+
+fastnorm_status fastnorm_group_norm(const fastnorm_tensor* x, int64_t groups,
+                                    const fastnorm_tensor* weight, const fastnorm_tensor* bias,
+                                    const fastnorm_tensor* out, const fastnorm_options* options) {
+    return guarded([&] {
+        with_options<fastnorm::GroupNormOptions>(options, [&](const auto& o, const TensorView&) {
+            fastnorm::group_norm(view(x), groups, view(weight), view(bias), view(out), o);
+        });
+    });
+}
+
+fastnorm_status fastnorm_group_norm_train(const fastnorm_tensor* x, int64_t groups,
+                                          const fastnorm_tensor* weight,
+                                          const fastnorm_tensor* bias, const fastnorm_tensor* out,
+                                          const fastnorm_tensor* mean, const fastnorm_tensor* rstd,
+                                          const fastnorm_options* options) {
+    return guarded([&] {
+        with_options<fastnorm::GroupNormOptions>(
+            options, [&](const auto& o, const TensorView& mask) {
+                fastnorm::group_norm_train(view(x), groups, view(weight), view(bias), view(out),
+                                           view(mean), view(rstd), mask, o);
+            });
+    });
+}
+
+fastnorm_status fastnorm_group_norm_backward(
+    const fastnorm_tensor* dy, const fastnorm_tensor* x, int64_t groups,
+    const fastnorm_tensor* mean, const fastnorm_tensor* rstd, const fastnorm_tensor* weight,
+    const fastnorm_tensor* bias, const fastnorm_tensor* dx, const fastnorm_tensor* dweight,
+    const fastnorm_tensor* dbias, const fastnorm_tensor* dresidual,
+    const fastnorm_options* options) {
+    return guarded([&] {
+        with_options<fastnorm::GroupNormBackwardOptions>(
+            options, [&](const auto& o, const TensorView&) {
+                fastnorm::group_norm_backward(
+                    view(dy), view(x), groups, view(mean), view(rstd), view(weight), view(bias),
+                    {view(dx), view(dweight), view(dbias), view(dresidual)}, o);
+            });
+    });
+}
+
+fastnorm_status fastnorm_group_norm_sizes(const fastnorm_tensor* x, int64_t groups,
+                                          int channel_axis, fastnorm_norm_sizes* sizes) {
+    return guarded([&] {
+        expect_pointer("group_norm_sizes", "sizes", sizes);
+        *sizes = sizes_of(fastnorm::group_norm_sizes(view(x), groups, channel_axis));
+    });
+}
+
+fastnorm_status fastnorm_instance_norm(const fastnorm_tensor* x, const fastnorm_tensor* weight,
+                                       const fastnorm_tensor* bias, const fastnorm_tensor* out,
+                                       const fastnorm_options* options) {
+    return guarded([&] {
+        with_options<fastnorm::GroupNormOptions>(options, [&](const auto& o, const TensorView&) {
+            fastnorm::instance_norm(view(x), view(weight), view(bias), view(out), o);
+        });
+    });
+}
+
+fastnorm_status fastnorm_instance_norm_train(
+    const fastnorm_tensor* x, const fastnorm_tensor* weight, const fastnorm_tensor* bias,
+    const fastnorm_tensor* out, const fastnorm_tensor* mean, const fastnorm_tensor* rstd,
+    const fastnorm_options* options) {
+    return guarded([&] {
+        with_options<fastnorm::InstanceNormOptions>(
+            options, [&](const auto& o, const TensorView& mask) {
+                fastnorm::instance_norm_train(view(x), view(weight), view(bias), view(out),
+                                              view(mean), view(rstd), mask, o);
+            });
+    });
+}
+
+fastnorm_status fastnorm_instance_norm_backward(
+    const fastnorm_tensor* dy, const fastnorm_tensor* x, const fastnorm_tensor* mean,
+    const fastnorm_tensor* rstd, const fastnorm_tensor* weight, const fastnorm_tensor* bias,
+    const fastnorm_tensor* dx, const fastnorm_tensor* dweight, const fastnorm_tensor* dbias,
+    const fastnorm_tensor* dresidual, const fastnorm_options* options) {
+    return guarded([&] {
+        with_options<fastnorm::GroupNormBackwardOptions>(
+            options, [&](const auto& o, const TensorView&) {
+                fastnorm::instance_norm_backward(
+                    view(dy), view(x), view(mean), view(rstd), view(weight), view(bias),
+                    {view(dx), view(dweight), view(dbias), view(dresidual)}, o);
+            });
+    });
+}
+
+fastnorm_status fastnorm_instance_norm_sizes(const fastnorm_tensor* x, int channel_axis,
+                                             fastnorm_norm_sizes* sizes) {
+    return guarded([&] {
+        expect_pointer("instance_norm_sizes", "sizes", sizes);
+        *sizes = sizes_of(fastnorm::instance_norm_sizes(view(x), channel_axis));
+    });
+}
+
+fastnorm_status fastnorm_layer_norm(const fastnorm_tensor* x, const fastnorm_tensor* weight,
+                                    const fastnorm_tensor* bias, const fastnorm_tensor* out,
+                                    const fastnorm_options* options) {
+    return guarded([&] {
+        with_options<fastnorm::LayerNormOptions>(options, [&](const auto& o, const TensorView&) {
+            fastnorm::layer_norm(view(x), view(weight), view(bias), view(out), o);
+        });
+    });
+}
+
+fastnorm_status fastnorm_layer_norm_train(const fastnorm_tensor* x, const fastnorm_tensor* weight,
+                                          const fastnorm_tensor* bias, const fastnorm_tensor* out,
+                                          const fastnorm_tensor* mean, const fastnorm_tensor* rstd,
+                                          const fastnorm_options* options) {
+    return guarded([&] {
+        with_options<fastnorm::LayerNormOptions>(
+            options, [&](const auto& o, const TensorView& mask) {
+                fastnorm::layer_norm_train(view(x), view(weight), view(bias), view(out), view(mean),
+                                           view(rstd), mask, o);
+            });
+    });
+}
+
+fastnorm_status fastnorm_layer_norm_backward(
+    const fastnorm_tensor* dy, const fastnorm_tensor* x, const fastnorm_tensor* mean,
+    const fastnorm_tensor* rstd, const fastnorm_tensor* weight, const fastnorm_tensor* bias,
+    const fastnorm_tensor* dx, const fastnorm_tensor* dweight, const fastnorm_tensor* dbias,
+    const fastnorm_tensor* dresidual, const fastnorm_options* options) {
+    return guarded([&] {
+        with_options<fastnorm::LayerNormBackwardOptions>(
+            options, [&](const auto& o, const TensorView&) {
+                fastnorm::layer_norm_backward(
+                    view(dy), view(x), view(mean), view(rstd), view(weight), view(bias),
+                    {view(dx), view(dweight), view(dbias), view(dresidual)}, o);
+            });
+    });
+}
+
+fastnorm_status fastnorm_layer_norm_sizes(const fastnorm_tensor* x, int axis,
+                                          fastnorm_norm_sizes* sizes) {
+    return guarded([&] {
+        expect_pointer("layer_norm_sizes", "sizes", sizes);
+        *sizes = sizes_of(fastnorm::layer_norm_sizes(view(x), axis));
+    });
+}
+
+fastnorm_status fastnorm_rms_norm(const fastnorm_tensor* x, const fastnorm_tensor* weight,
+                                  const fastnorm_tensor* bias, const fastnorm_tensor* out,
+                                  const fastnorm_options* options) {
+    return guarded([&] {
+        with_options<fastnorm::RMSNormOptions>(options, [&](const auto& o, const TensorView&) {
+            fastnorm::rms_norm(view(x), view(weight), view(bias), view(out), o);
+        });
+    });
+}
+
+fastnorm_status fastnorm_rms_norm_train(const fastnorm_tensor* x, const fastnorm_tensor* weight,
+                                        const fastnorm_tensor* bias, const fastnorm_tensor* out,
+                                        const fastnorm_tensor* rstd,
+                                        const fastnorm_options* options) {
+    return guarded([&] {
+        with_options<fastnorm::RMSNormOptions>(options, [&](const auto& o, const TensorView& mask) {
+            fastnorm::rms_norm_train(view(x), view(weight), view(bias), view(out), view(rstd), mask,
+                                     o);
+        });
+    });
+}
+
+fastnorm_status fastnorm_rms_norm_backward(
+    const fastnorm_tensor* dy, const fastnorm_tensor* x, const fastnorm_tensor* rstd,
+    const fastnorm_tensor* weight, const fastnorm_tensor* bias, const fastnorm_tensor* dx,
+    const fastnorm_tensor* dweight, const fastnorm_tensor* dbias, const fastnorm_tensor* dresidual,
+    const fastnorm_options* options) {
+    return guarded([&] {
+        with_options<fastnorm::LayerNormBackwardOptions>(options, [&](const auto& o,
+                                                                      const TensorView&) {
+            fastnorm::rms_norm_backward(view(dy), view(x), view(rstd), view(weight), view(bias),
+                                        {view(dx), view(dweight), view(dbias), view(dresidual)}, o);
+        });
     });
 }
 

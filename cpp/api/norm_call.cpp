@@ -75,16 +75,15 @@ void set_features(Problem& problem, const FeatureArguments& features) {
 
 NormSizes sizes_of(const Validation& check, const Norm& norm, const TensorView& x) {
     const auto backend = backend_of(check.op(), x.device, nullptr);
-    return {check.parameters(), check.statistics(),
-            x.dtype == DType::float16 || x.dtype == DType::bfloat16 ? DType::float32
-                                                                    : DType::float64,
-            Staging(*backend, x, norm).mask_bytes()};
+    return {
+        check.parameters(), check.statistics(),
+        x.dtype == DType::float16 || x.dtype == DType::bfloat16 ? DType::float32 : DType::float64,
+        Staging(*backend, x, norm).mask_bytes()};
 }
 
 void normalize_by_given(Validation& check, const Norm& norm, const TensorView& x,
                         const TensorView& mean, const TensorView& var, const TensorView& weight,
-                        const TensorView& bias, const TensorView& out,
-                        const NormOptions& options) {
+                        const TensorView& bias, const TensorView& out, const NormOptions& options) {
     check.statistic("mean", mean);
     check.statistic("var", var);
     check.parameter_if_given("weight", weight);

@@ -23,8 +23,8 @@ void batch_norm_train(const TensorView& x, const TensorView& weight, const Tenso
     Validation check("batch_norm_train");
     const Norm norm = check.batch_norm(x, options.channel_axis);
     normalize_by_own(check, norm, x, weight, bias, out, {mean, rstd, mask}, options,
-                     {options.running_mean, options.running_var, options.momentum,
-                      options.unbiased, "in training"});
+                     {options.running_mean, options.running_var, options.momentum, options.unbiased,
+                      "in training"});
 }
 
 void batch_norm_backward(const TensorView& dy, const TensorView& x, const TensorView& mean,
@@ -87,8 +87,8 @@ void instance_norm_train(const TensorView& x, const TensorView& weight, const Te
     const Norm norm = check.instance_norm(x, options.channel_axis);
     const bool unbiased = options.running_var.given() && options.unbiased;
     normalize_by_own(check, norm, x, weight, bias, out, {mean, rstd, mask}, options,
-                     {options.running_mean, options.running_var, options.momentum,
-                      options.unbiased, unbiased ? "for an unbiased running_var" : nullptr});
+                     {options.running_mean, options.running_var, options.momentum, options.unbiased,
+                      unbiased ? "for an unbiased running_var" : nullptr});
 }
 
 void instance_norm_backward(const TensorView& dy, const TensorView& x, const TensorView& mean,
@@ -109,9 +109,8 @@ NormSizes layer_norm_sizes(const TensorView& x, int axis) {
 namespace {
 
 void normalize_features(const char* op, const TensorView& x, const TensorView& weight,
-                        const TensorView& bias, const TensorView& out,
-                        const SavedStatistics& saved, const LayerNormOptions& options,
-                        bool centred, bool cast_before_weight) {
+                        const TensorView& bias, const TensorView& out, const SavedStatistics& saved,
+                        const LayerNormOptions& options, bool centred, bool cast_before_weight) {
     Validation check(op);
     const Norm norm = check.features(x, options.axis);
     check.weight_offset(options.weight_offset);
@@ -122,8 +121,8 @@ void normalize_features(const char* op, const TensorView& x, const TensorView& w
 void differentiate_features(const char* op, const TensorView& dy, const TensorView& x,
                             const TensorView& mean, const TensorView& rstd,
                             const TensorView& weight, const TensorView& bias,
-                            const NormGradients& gradients,
-                            const LayerNormBackwardOptions& options, bool centred) {
+                            const NormGradients& gradients, const LayerNormBackwardOptions& options,
+                            bool centred) {
     Validation check(op);
     const Norm norm = check.features(x, options.axis);
     check.weight_offset(options.weight_offset);

@@ -154,10 +154,10 @@ int Validation::axis(const char* argument, int given, int first) const {
     const TensorView& x = x_;
     const int axis = given < 0 ? given + x.ndim : given;
     if (axis >= first && axis < x.ndim) return axis;
-    const std::string negative = std::to_string(first - x.ndim) + " to " +
-                                 (first == 0 ? std::to_string(x.ndim - 1)
-                                             : "-1 or " + std::to_string(first) + " to " +
-                                                   std::to_string(x.ndim - 1));
+    const std::string negative =
+        std::to_string(first - x.ndim) + " to " +
+        (first == 0 ? std::to_string(x.ndim - 1)
+                    : "-1 or " + std::to_string(first) + " to " + std::to_string(x.ndim - 1));
     fail(std::string(argument) + " is " + std::to_string(given) + ", expected " + negative +
          " for an x with shape " + text(x.shape, x.ndim));
 }
@@ -185,7 +185,14 @@ Norm Validation::batch_norm(const TensorView& x, int channel_axis) {
     return {axis_, -1, 1};
 }
 
+// Of the norms that have no kernels for devices.
+void Validation::on_the_cpu(const TensorView& x) const {
+    if (x.device.kind == DeviceKind::cpu) return;
+    fail("x is on " + text(x.device) + ", expected the CPU: devices have batch norm alone");
+}
+
 Norm Validation::of_samples(const TensorView& x, int least_dims, int channel_axis) {
+    on_the_cpu(x);
     data(x, least_dims);
     axis_name_ = "channel_axis";
     axis_ = axis(axis_name_, channel_axis, 1);
@@ -213,6 +220,7 @@ Norm Validation::group_norm(const TensorView& x, std::int64_t groups, int channe
 }
 
 Norm Validation::features(const TensorView& x, int axis) {
+    on_the_cpu(x);
     data(x, 1);
     axis_name_ = "axis";
     axis_ = this->axis(axis_name_, axis, 0);
@@ -254,8 +262,8 @@ void Validation::small(const char* argument, const TensorView& array,
     const bool same = array.ndim == expected.ndim &&
                       std::equal(array.shape, array.shape + array.ndim, expected.extent);
     if (!same && array.ndim == expected.ndim) {  // maybe it is the axis that is wrong
-        fail(std::string(argument) + " has shape " + text(array.shape, array.ndim) +
-             ", expected " + text(expected.extent, expected.ndim) + ": " + axis_name_ + " is " +
+        fail(std::string(argument) + " has shape " + text(array.shape, array.ndim) + ", expected " +
+             text(expected.extent, expected.ndim) + ": " + axis_name_ + " is " +
              std::to_string(axis_) + ", x has shape " + text(x_.shape, x_.ndim));
     }
     shape(argument, array, expected.extent, expected.ndim);

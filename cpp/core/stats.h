@@ -38,8 +38,7 @@ FASTNORM_FN Moments merge(const Moments& a, const Moments& b) {
 
 // The same of sets that have a count each, and it is the same one: the mean of the means, and their
 // deviations from it.
-inline Moments merge_equal(const double* means, const double* m2s, std::int64_t sets,
-                           double each) {
+inline Moments merge_equal(const double* means, const double* m2s, std::int64_t sets, double each) {
     const double n = static_cast<double>(sets), share = 1.0 / n;
     double mean = 0, deviations = 0, squares = 0, m2 = 0;
     for (std::int64_t i = 0; i < sets; ++i) mean += means[i] * share;

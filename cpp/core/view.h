@@ -12,8 +12,8 @@
 namespace fastnorm {
 
 enum class Traversal : int {
-    rows,     // inner is long and contiguous: vectors run along it
-    columns,  // inner is 1 or short: vectors run along stat * inner, one accumulator a lane
+    rows,      // inner is long and contiguous: vectors run along it
+    columns,   // inner is 1 or short: vectors run along stat * inner, one accumulator a lane
     features,  // rows, whose weights and biases belong to the elements of inner
 };
 
@@ -92,8 +92,8 @@ struct Norm {
 };
 
 // An order of a tensor's dimensions, outermost first: those of the view's batch, then those of
-// outer, stat and inner. Those of outer and inner are in the order of memory. Dimensions of extent 1
-// are left out, the channel excepted.
+// outer, stat and inner. Those of outer and inner are in the order of memory. Dimensions of extent
+// 1 are left out, the channel excepted.
 struct DimOrder {
     int count = 0;
     int axis[max_dims] = {};

@@ -93,8 +93,8 @@ void normalize(const Execution& execution, const Problem& problem, const PerStat
         mean.load(from, count, means);
         var.load(from, count, rstds);
         kernels.rstd_of_variances(rstds, count, eps);
-        set_coefficients_of_z(scratch, problem, kernels.coefficients_of_z,
-                              Piece(view, from, count), means, rstds);
+        set_coefficients_of_z(scratch, problem, kernels.coefficients_of_z, Piece(view, from, count),
+                              means, rstds);
     });
     map_only(parallel_for, args, schedule.plan, kernels.normalize, kernels.fence);
 }
@@ -143,12 +143,20 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
         rstd.store(piece.first, piece.means, rstds);
         set_coefficients_of_z(scratch, problem, kernels.coefficients_of_z, piece, means, rstds);
     };
+    Passes passes{nullptr,         nullptr,           0,
+                  kernels.moments, kernels.normalize, kernels.normalize_and_moments,
+                  kernels.fence};
     if (adds) {
-        args.addends[0] = std::exchange(args.x, args.sum);
+        passes.prepare = kernels.add;
+        args.addends[0] = args.x;
         args.addends[1] = std::exchange(args.residual, Operand());
+        if (scratch.places != nullptr) {  // sum goes past the cache
+            passes.places = scratch.places;
+            passes.place_bytes = Scratch::place_bytes(problem, schedule);
+        } else {
+            args.x = std::exchange(args.sum, Operand());
+        }
     }
-    const Passes passes{adds ? kernels.add : nullptr, kernels.moments, kernels.normalize,
-                        kernels.normalize_and_moments, kernels.fence};
     ReduceFinishMap(parallel_for, args, schedule, scratch, passes, finish).run();
     update_running(parallel_for, view, scratch, running);
 }
@@ -185,24 +193,24 @@ void normalize_backward(const Execution& execution, const Problem& problem,
         mean.load(piece.first, piece.means, means);
         rstd.load(piece.first, piece.means, rstds);
     };
-    for_stats(parallel_for, view.group, 0, view.stats(), [&](std::int64_t from,
-                                                             std::int64_t count) {
-        const Piece piece(view, from, count);
-        StatBlock::Array means, rstds;
-        load(piece, means, rstds);
-        set_coefficients_of_z(scratch, problem, kernels.coefficients_of_z_in_backward, piece, means,
-                              rstds);
-        if (reduces) return;
-        StatBlock block;
-        std::copy_n(means, count, block.mean);
-        std::copy_n(rstds, count, block.rstd);
-        problem.weight.load_parameters(view, from, count, block.weight, 1.0);
-        std::copy_n(block.weight, count, block.weight_of_sums);
-        std::fill_n(block.sum_g, count, 0.0);
-        std::fill_n(block.sum_centred, count, 0.0);
-        set_coefficients(scratch, problem, kernels.coefficients_of_dx, forward_coefficients,
-                         backward_coefficients, from, count, block);
-    });
+    for_stats(parallel_for, view.group, 0, view.stats(),
+              [&](std::int64_t from, std::int64_t count) {
+                  const Piece piece(view, from, count);
+                  StatBlock::Array means, rstds;
+                  load(piece, means, rstds);
+                  set_coefficients_of_z(scratch, problem, kernels.coefficients_of_z_in_backward,
+                                        piece, means, rstds);
+                  if (reduces) return;
+                  StatBlock block;
+                  std::copy_n(means, count, block.mean);
+                  std::copy_n(rstds, count, block.rstd);
+                  problem.weight.load_parameters(view, from, count, block.weight, 1.0);
+                  std::copy_n(block.weight, count, block.weight_of_sums);
+                  std::fill_n(block.sum_g, count, 0.0);
+                  std::fill_n(block.sum_centred, count, 0.0);
+                  set_coefficients(scratch, problem, kernels.coefficients_of_dx,
+                                   forward_coefficients, backward_coefficients, from, count, block);
+              });
     if (!reduces) {
         map_only(parallel_for, args, schedule.plan, kernels.gradient, kernels.fence);
         return;
@@ -229,8 +237,13 @@ void normalize_backward(const Execution& execution, const Problem& problem,
             }
         });
     };
-    const Passes passes{nullptr, kernels.gradient_sums, kernels.gradient,
-                        kernels.gradient_and_sums, kernels.fence};
+    const Passes passes{nullptr,
+                        nullptr,
+                        0,
+                        kernels.gradient_sums,
+                        kernels.gradient,
+                        kernels.gradient_and_sums,
+                        kernels.fence};
     ReduceFinishMap(parallel_for, args, schedule, scratch, passes, finish).run();
     if (features) {
         store_sums(parallel_for, schedule.plan, scratch, dweight, dbias);

@@ -11,8 +11,7 @@ int count_given(std::initializer_list<const Operand*> operands) {
 }
 
 int tensors_of(const Tensors& t) {
-    return count_given(
-        {&t.x, &t.residual, &t.y, &t.dy, &t.dx, &t.dresidual, &t.sum, &t.dsum});
+    return count_given({&t.x, &t.residual, &t.y, &t.dy, &t.dx, &t.dresidual, &t.sum, &t.dsum});
 }
 
 bool explains(const Execution& execution, const Problem& problem, const Schedule& schedule,

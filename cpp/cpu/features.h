@@ -102,22 +102,39 @@ struct Features {
         }
     }
 
-    // Into the cache: it is read again soon.
+    // Into the cache, as it is read again soon, and, where sum is another place, past it.
     static void add(const KernelArgs& args, const Tile& tile) {
         const View& view = args.view;
+        constexpr Ahead ahead{4096};
+        Sink<T> sink(true);
         for_rows(tile, [&](std::int64_t o, std::int64_t s) {
             const auto run = [&](const Operand& operand) {
-                return run_of<T>(view, operand, tile.batch, o, s) + tile.inner0;
+                return run_of<T>(view, operand, tile.batch, o, s);
             };
             const T* const a = run(args.addends[0]);
             const T* const b = run(args.addends[1]);
-            T* const sum = run(args.x);
-            for_packs<A>(tile.inner1 - tile.inner0, [&](std::int64_t i, auto valid) {
+            T* const x = run(args.x);
+            for_packs<A>(tile.inner1 - tile.inner0, [&](std::int64_t k, auto valid) {
+                const std::int64_t i = tile.inner0 + k;
+                ahead.fetch<A>(a + i);
+                ahead.fetch<A>(b + i);
                 for_vectors<A>([&](auto v) {
-                    store<A>(sum + i, v, load<A>(a + i, v, valid) + load<A>(b + i, v, valid),
-                             valid);
+                    store<A>(x + i, v, load<A>(a + i, v, valid) + load<A>(b + i, v, valid), valid);
                 });
             });
+            if (!args.sum) return;
+            T* const sum = run(args.sum);
+            for_segments<T>(true, sum, nullptr, tile.inner0, tile.inner1,
+                            [&](std::int64_t i, std::int64_t count, bool direct) {
+                                T* const to = sink.open(sum + i, direct);
+                                for_packs<A>(count, [&](std::int64_t k, auto valid) {
+                                    for_vectors<A>([&](auto v) {
+                                        store<A>(to + k, v, load<A>(x + i + k, v, valid), valid,
+                                                 direct);
+                                    });
+                                });
+                                sink.close(count, direct);
+                            });
         });
     }
 
@@ -143,10 +160,12 @@ struct Features {
                 const Forward<T, kind> second{rounded,
                                               residual == nullptr ? nullptr : residual + i,
                                               mask_at(args, run_index(view, tile.batch, o, s), i),
-                                              activation_params<A>(args), args.stream, false};
+                                              activation_params<A>(args),
+                                              args.stream,
+                                              false};
                 second.write(sink.open(y + i, false), count, false,
-                             [&, w = maps.weights + i, b = maps.biases + i](
-                                 std::int64_t k, int v, auto valid) {
+                             [&, w = maps.weights + i, b = maps.biases + i](std::int64_t k, int v,
+                                                                            auto valid) {
                                  return NormalizeMap<V>{one, zero, zero, load<A>(w + k, v, valid),
                                                         load<A>(b + k, v, valid)};
                              });

@@ -46,9 +46,9 @@ struct Piece {
 
 // Computes coefficients of stats [from, from + count), from the given one on, and puts them where
 // the maps look for them.
-inline void set_coefficients(const Scratch& scratch, const Problem& problem, CoefficientKernel compute,
-                      int first, int last, std::int64_t from, std::int64_t count,
-                      const StatBlock& block) {
+inline void set_coefficients(const Scratch& scratch, const Problem& problem,
+                             CoefficientKernel compute, int first, int last, std::int64_t from,
+                             std::int64_t count, const StatBlock& block) {
     const View& view = problem.tensors.view;
     alignas(64) unsigned char memory[backward_coefficients * stats_block * sizeof(double)];
     compute(block, count, static_cast<double>(view.reduced()), memory);
@@ -63,8 +63,8 @@ inline void set_coefficients(const Scratch& scratch, const Problem& problem, Coe
 
 // Those of z, for a piece, from the mean and rstd of each of its means.
 inline void set_coefficients_of_z(const Scratch& scratch, const Problem& problem,
-                           CoefficientKernel compute, const Piece& piece, const double* mean,
-                           const double* rstd) {
+                                  CoefficientKernel compute, const Piece& piece, const double* mean,
+                                  const double* rstd) {
     const View& view = problem.tensors.view;
     piece.for_blocks([&](std::int64_t at, std::int64_t n) {
         StatBlock block;
@@ -78,8 +78,8 @@ inline void set_coefficients_of_z(const Scratch& scratch, const Problem& problem
 }
 
 // The moments of stats [from, from + count): those of all chunks, merged in order.
-inline void merge_chunks(const Plan& plan, const Scratch& scratch, std::int64_t from, std::int64_t count,
-                  double* means, double* m2s) {
+inline void merge_chunks(const Plan& plan, const Scratch& scratch, std::int64_t from,
+                         std::int64_t count, double* means, double* m2s) {
     std::copy_n(scratch.first + from, count, means);
     std::copy_n(scratch.second + from, count, m2s);
     double merged = plan.chunk_count(0);
@@ -97,8 +97,8 @@ inline void merge_chunks(const Plan& plan, const Scratch& scratch, std::int64_t 
 }
 
 // The same of a piece's means. Stats of a group have a count each, and it is the same one.
-inline void merge_moments(const Plan& plan, const Scratch& scratch, const Piece& piece, double* means,
-                   double* m2s) {
+inline void merge_moments(const Plan& plan, const Scratch& scratch, const Piece& piece,
+                          double* means, double* m2s) {
     if (piece.group == 1) {
         return merge_chunks(plan, scratch, piece.from, piece.count, means, m2s);
     }
@@ -112,15 +112,16 @@ inline void merge_moments(const Plan& plan, const Scratch& scratch, const Piece&
     });
     const double each = static_cast<double>(plan.view.outer * plan.view.inner);
     for (std::int64_t g = 0; g < piece.means; ++g) {
-        const Moments m = merge_equal(mean_of + g * piece.group, m2_of + g * piece.group,
-                                      piece.group, each);
+        const Moments m =
+            merge_equal(mean_of + g * piece.group, m2_of + g * piece.group, piece.group, each);
         means[g] = m.mean;
         m2s[g] = m.m2;
     }
 }
 
 // The sums of all chunks, in the place of the first one's.
-inline void merge_sums(const Plan& plan, const Scratch& scratch, std::int64_t from, std::int64_t count) {
+inline void merge_sums(const Plan& plan, const Scratch& scratch, std::int64_t from,
+                       std::int64_t count) {
     for (double* const sums : {scratch.first + from, scratch.second + from}) {
         for (std::int64_t c = 1; c < plan.chunks(); ++c) {
             for (std::int64_t i = 0; i < count; ++i) sums[i] += sums[c * plan.view.stats() + i];
@@ -209,15 +210,15 @@ inline void set_parameters_of_features(const ParallelFor& parallel_for, const Ke
                       values.load(from, count, block, fallback - offset);
                       for (std::int64_t i = 0; i < count; ++i) {
                           const double value = block[i] + offset;
-                          bytes == 8 ? reinterpret_cast<double*>(to)[from + i] = value
-                                     : reinterpret_cast<float*>(to)[from + i] =
-                                           narrowed<float>(value);
+                          bytes == 8
+                              ? reinterpret_cast<double*>(to)[from + i] = value
+                              : reinterpret_cast<float*>(to)[from + i] = narrowed<float>(value);
                       }
                   });
         return static_cast<const void*>(to);
     };
-    args.weights = set(problem.weight, 1.0, problem.weight ? problem.weight_offset : 0.0,
-                       scratch.weights);
+    args.weights =
+        set(problem.weight, 1.0, problem.weight ? problem.weight_offset : 0.0, scratch.weights);
     args.biases = set(problem.bias, 0.0, 0.0, scratch.biases);
 }
 
@@ -258,8 +259,8 @@ inline void store_sums(const ParallelFor& parallel_for, const Plan& plan, const 
 
 // Running statistics from the means and M2 that the stats were left with: what a channel has under
 // all batch indices is averaged.
-inline void update_running(const ParallelFor& parallel_for, const View& view, const Scratch& scratch,
-                    const RunningStatistics& running) {
+inline void update_running(const ParallelFor& parallel_for, const View& view,
+                           const Scratch& scratch, const RunningStatistics& running) {
     if (!running.mean && !running.var) return;
     const double values = static_cast<double>(view.reduced());
     const double batches = static_cast<double>(view.batch);

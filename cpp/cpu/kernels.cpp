@@ -1,7 +1,7 @@
-// The kernels of one instruction set. This file, rows.cpp, columns.cpp and features.cpp are all that is compiled
-// once per instruction set, with that set's flags, FASTNORM_ISA naming it and FASTNORM_ISA_HEADER
-// its vector type; four files, for much code is made of them. All that they export is the table
-// and its parts.
+// The kernels of one instruction set. This file, rows.cpp, columns.cpp and features.cpp are all
+// that is compiled once per instruction set, with that set's flags, FASTNORM_ISA naming it and
+// FASTNORM_ISA_HEADER its vector type; four files, for much code is made of them. All that they
+// export is the table and its parts.
 #include "cpu/kernels.h"
 
 #include FASTNORM_ISA_HEADER

@@ -147,8 +147,8 @@ Plan reduction_plan(const View& view, std::int64_t element_bytes, int twice, int
         if (!backward) {
             share_stats(plan, threads);
         } else {
-            const std::int64_t sums = std::clamp<std::int64_t>(view.stats() / rows_of_sums, 1,
-                                                               most_sums);
+            const std::int64_t sums =
+                std::clamp<std::int64_t>(view.stats() / rows_of_sums, 1, most_sums);
             plan.units_of_sums = divide_up(plan.units(), sums);
         }
     } else if (view.traversal == Traversal::rows) {

@@ -25,6 +25,7 @@ struct Scratch {
     char* biases;
     double* sums_of_g;
     double* sums_of_gx;
+    char* places = nullptr;  // of prenorm's sums, one for each thread, where these are streamed
 
     Scratch(const Execution& execution, const Problem& problem, const Schedule& schedule,
             int coefficients_count) {
@@ -41,15 +42,18 @@ struct Scratch {
         biases = weights + parameters(view) * scalar_bytes(problem);
         sums_of_g = reinterpret_cast<double*>(biases + parameters(view) * scalar_bytes(problem));
         sums_of_gx = sums_of_g + sums(schedule, coefficients_count);
+        if (place_bytes(problem, schedule) > 0) {
+            places = reinterpret_cast<char*>(sums_of_gx + sums(schedule, coefficients_count));
+        }
     }
 
     static std::int64_t bytes(const Problem& problem, const Schedule& schedule,
                               int coefficients_count) {
         const View& view = schedule.plan.view;
-        const std::int64_t scalars =
-            coefficients_count * stride_of(view) + 2 * parameters(view);
+        const std::int64_t scalars = coefficients_count * stride_of(view) + 2 * parameters(view);
         return 2 * partial_results(schedule) * 8 + scalars * scalar_bytes(problem) +
-               2 * sums(schedule, coefficients_count) * 8;
+               2 * sums(schedule, coefficients_count) * 8 +
+               place_bytes(problem, schedule) * schedule.threads;
     }
 
     void attach(KernelArgs& args) const {
@@ -63,13 +67,21 @@ struct Scratch {
         return problem.dtype == DType::float64 ? 8 : 4;
     }
 
+    // Rows of a unit, in whole cache lines each.
+    static std::int64_t place_bytes(const Problem& problem, const Schedule& schedule) {
+        if (!problem.tensors.sum || schedule.shared || !schedule.stream) return 0;
+        const std::int64_t row = schedule.plan.view.inner * size_of(problem.dtype);
+        return schedule.plan.unit_stats * divide_up(row, 64) * 64;
+    }
+
     // Of each of the two under features, in whole cache lines.
     static std::int64_t parameters(const View& view) {
         return view.traversal == Traversal::features ? divide_up(view.inner, line) * line : 0;
     }
     static std::int64_t sums(const Schedule& schedule, int coefficients_count) {
         const View& view = schedule.plan.view;
-        const bool any = view.traversal == Traversal::features && coefficients_count == backward_coefficients;
+        const bool any =
+            view.traversal == Traversal::features && coefficients_count == backward_coefficients;
         return any ? divide_up(schedule.plan.sums() * view.inner, 8) * 8 : 0;
     }
 

@@ -7,10 +7,10 @@ namespace fastnorm::python {
 namespace {
 
 py::object batch_norm_given(const py::object& x, const py::object& mean, const py::object& var,
-                            const py::object& weight, const py::object& bias,
-                            const py::object& eps, const py::object& channel_axis,
-                            const py::object& residual, const py::object& activation,
-                            const py::object& out, const py::object& stream) {
+                            const py::object& weight, const py::object& bias, const py::object& eps,
+                            const py::object& channel_axis, const py::object& residual,
+                            const py::object& activation, const py::object& out,
+                            const py::object& stream) {
     constexpr const char* op = "batch_norm";
     Arrays arrays(op, x, stream);
     const TensorView& x_view = arrays.x();
@@ -115,11 +115,11 @@ py::object group_norm_only(const py::object& x, const py::object& groups, const 
         });
 }
 
-py::tuple group_norm_by_own(const py::object& x, const py::object& groups,
-                            const py::object& weight, const py::object& bias,
-                            const py::object& eps, const py::object& channel_axis,
-                            const py::object& residual, const py::object& activation,
-                            const py::object& out, const py::object& stream) {
+py::tuple group_norm_by_own(const py::object& x, const py::object& groups, const py::object& weight,
+                            const py::object& bias, const py::object& eps,
+                            const py::object& channel_axis, const py::object& residual,
+                            const py::object& activation, const py::object& out,
+                            const py::object& stream) {
     constexpr const char* op = "group_norm_train";
     Arrays arrays(op, x, stream);
     const TensorView& x_view = arrays.x();
@@ -166,11 +166,10 @@ py::tuple group_norm_gradients(const py::object& dy, const py::object& x, const 
         });
 }
 
-py::object instance_norm_only(const py::object& x, const py::object& weight,
-                              const py::object& bias, const py::object& eps,
-                              const py::object& channel_axis, const py::object& residual,
-                              const py::object& activation, const py::object& out,
-                              const py::object& stream) {
+py::object instance_norm_only(const py::object& x, const py::object& weight, const py::object& bias,
+                              const py::object& eps, const py::object& channel_axis,
+                              const py::object& residual, const py::object& activation,
+                              const py::object& out, const py::object& stream) {
     constexpr const char* op = "instance_norm";
     Arrays arrays(op, x, stream);
     const TensorView& x_view = arrays.x();
@@ -210,12 +209,12 @@ py::tuple instance_norm_by_own(const py::object& x, const py::object& weight,
         });
 }
 
-py::tuple instance_norm_gradients(const py::object& dy, const py::object& x,
-                                  const py::object& mean, const py::object& rstd,
-                                  const py::object& weight, const py::object& bias,
-                                  const py::object& channel_axis, const py::object& residual,
-                                  const py::object& activation, const py::object& mask,
-                                  const py::object& out, const py::object& stream) {
+py::tuple instance_norm_gradients(const py::object& dy, const py::object& x, const py::object& mean,
+                                  const py::object& rstd, const py::object& weight,
+                                  const py::object& bias, const py::object& channel_axis,
+                                  const py::object& residual, const py::object& activation,
+                                  const py::object& mask, const py::object& out,
+                                  const py::object& stream) {
     constexpr const char* op = "instance_norm_backward";
     Arrays arrays(op, x, stream);
     const TensorView& x_view = arrays.x();
@@ -265,9 +264,9 @@ void register_channel_norms(py::module_& module) {
                arg("running_mean"), arg("running_var"), arg("momentum"), arg("unbiased"),
                arg("eps"), arg("channel_axis"), arg("residual"), arg("activation"), arg("out"),
                arg("stream"));
-    module.def("instance_norm_backward", &instance_norm_gradients, arg("dy"), arg("x"),
-               arg("mean"), arg("rstd"), arg("weight"), arg("bias"), arg("channel_axis"),
-               arg("residual"), arg("activation"), arg("mask"), arg("out"), arg("stream"));
+    module.def("instance_norm_backward", &instance_norm_gradients, arg("dy"), arg("x"), arg("mean"),
+               arg("rstd"), arg("weight"), arg("bias"), arg("channel_axis"), arg("residual"),
+               arg("activation"), arg("mask"), arg("out"), arg("stream"));
 }
 
 }  // namespace fastnorm::python

@@ -19,7 +19,8 @@ py::object set_forward(const char* op, Arrays& arrays, Options& options, const p
     set_common(arrays, options, residual, activation);
     const bool adds = flag_of(op, "prenorm", prenorm);
     if (!adds && !sum_out.is_none()) {
-        throw py::value_error(std::string(op) + ": sum_out is given, expected None without prenorm");
+        throw py::value_error(std::string(op) +
+                              ": sum_out is given, expected None without prenorm");
     }
     const auto sizes = [&] { return layer_norm_sizes(arrays.x(), options.axis); };
     const bool makes = adds && sum_out.is_none() && sizes_if_valid(sizes);
@@ -52,8 +53,8 @@ template <class Options, class Call>
 py::tuple saving(Arrays& arrays, const Options& options, const py::object& sum,
                  const py::object& out, const py::object& sum_out, Call&& call) {
     const py::tuple saved = normalize(
-        arrays, options.activation, out,
-        [&] { return layer_norm_sizes(arrays.x(), options.axis); }, std::forward<Call>(call));
+        arrays, options.activation, out, [&] { return layer_norm_sizes(arrays.x(), options.axis); },
+        std::forward<Call>(call));
     return py::make_tuple(saved[0], saved[1], saved[2], saved[3],
                           sum.is_none() ? sum : handed_over(arrays, sum, sum_out));
 }
@@ -117,11 +118,11 @@ py::object rms_norm_only(const py::object& x, const py::object& weight, const py
 }
 
 py::tuple rms_norm_saving(const py::object& x, const py::object& weight, const py::object& bias,
-                          const py::object& axis, const py::object& eps,
-                          const py::object& residual, const py::object& prenorm,
-                          const py::object& weight_offset, const py::object& cast_before_weight,
-                          const py::object& activation, const py::object& out,
-                          const py::object& sum_out, const py::object& stream) {
+                          const py::object& axis, const py::object& eps, const py::object& residual,
+                          const py::object& prenorm, const py::object& weight_offset,
+                          const py::object& cast_before_weight, const py::object& activation,
+                          const py::object& out, const py::object& sum_out,
+                          const py::object& stream) {
     constexpr const char* op = "rms_norm_train";
     Arrays arrays(op, x, stream);
     const TensorView weight_view = arrays.optional("weight", weight);
@@ -130,12 +131,12 @@ py::tuple rms_norm_saving(const py::object& x, const py::object& weight, const p
     options.cast_before_weight = flag_of(op, "cast_before_weight", cast_before_weight);
     const py::object sum = set_forward(op, arrays, options, axis, eps, residual, prenorm,
                                        weight_offset, activation, sum_out);
-    py::tuple saved = saving(arrays, options, sum, out, sum_out,
-                             [&](const TensorView& y, const TensorView&, const TensorView& rstd,
-                                 const TensorView& mask) {
-                                 rms_norm_train(arrays.x(), weight_view, bias_view, y, rstd, mask,
-                                                options);
-                             });
+    py::tuple saved =
+        saving(arrays, options, sum, out, sum_out,
+               [&](const TensorView& y, const TensorView&, const TensorView& rstd,
+                   const TensorView& mask) {
+                   rms_norm_train(arrays.x(), weight_view, bias_view, y, rstd, mask, options);
+               });
     return py::make_tuple(saved[0], saved[2], saved[3], saved[4]);
 }
 
@@ -200,8 +201,8 @@ py::tuple rms_norm_gradients(const py::object& dy, const py::object& x, const py
 void register_feature_norms(py::module_& module) {
     using py::arg;
     module.def("layer_norm", &layer_norm_only, arg("x"), arg("weight"), arg("bias"), arg("axis"),
-               arg("eps"), arg("residual"), arg("prenorm"), arg("weight_offset"),
-               arg("activation"), arg("out"), arg("sum_out"), arg("stream"));
+               arg("eps"), arg("residual"), arg("prenorm"), arg("weight_offset"), arg("activation"),
+               arg("out"), arg("sum_out"), arg("stream"));
     module.def("layer_norm_train", &layer_norm_saving, arg("x"), arg("weight"), arg("bias"),
                arg("axis"), arg("eps"), arg("residual"), arg("prenorm"), arg("weight_offset"),
                arg("activation"), arg("out"), arg("sum_out"), arg("stream"));

@@ -83,11 +83,10 @@ inline DType gradient_dtype(const TensorView& own, const TensorView& other, cons
 
 // What a backward pass returns: call(gradients) writes it.
 template <class Options, class SizesOf, class Call>
-py::tuple differentiate(const char* op, Arrays& arrays, Options& options,
-                        const TensorView& weight, const TensorView& bias,
-                        const py::object& residual, const py::object& activation,
-                        const py::object& mask, const py::object& out, SizesOf&& sizes_of,
-                        Call&& call) {
+py::tuple differentiate(const char* op, Arrays& arrays, Options& options, const TensorView& weight,
+                        const TensorView& bias, const py::object& residual,
+                        const py::object& activation, const py::object& mask, const py::object& out,
+                        SizesOf&& sizes_of, Call&& call) {
     // True: the forward had a residual, whose values are not needed here.
     const bool without_values = py::isinstance<py::bool_>(residual);
     const bool had_residual = without_values ? residual.cast<bool>() : !residual.is_none();
@@ -112,9 +111,9 @@ py::tuple differentiate(const char* op, Arrays& arrays, Options& options,
         dbias = arrays.empty(gradient_dtype(bias, weight, x), sizes->parameters);
         if (had_residual) dresidual = arrays.empty_like_x();
     }
-    const NormGradients gradients{
-        arrays.optional("out", dx), arrays.optional("dweight", dweight),
-        arrays.optional("dbias", dbias), arrays.optional("dresidual", dresidual)};
+    const NormGradients gradients{arrays.optional("out", dx), arrays.optional("dweight", dweight),
+                                  arrays.optional("dbias", dbias),
+                                  arrays.optional("dresidual", dresidual)};
     {
         py::gil_scoped_release release;
         call(gradients);

@@ -438,9 +438,7 @@ def instance_norm_train(
     in place with the averages over all samples.
     """
     channels = x.shape[channel_axis]
-    fwd = group_norm_train(
-        x, channels, weight, bias, eps=eps, channel_axis=channel_axis, **options
-    )
+    fwd = group_norm_train(x, channels, weight, bias, eps=eps, channel_axis=channel_axis, **options)
     if x.size == 0:
         return fwd
     if running_mean is not None:
@@ -589,13 +587,17 @@ def rms_norm_train(
     )
 
 
-def layer_norm(x: Array, weight: Array | None = None, bias: Array | None = None, **options: Any) -> Any:
+def layer_norm(
+    x: Array, weight: Array | None = None, bias: Array | None = None, **options: Any
+) -> Any:
     """The y of `layer_norm_train`, and the sum with prenorm."""
     fwd = layer_norm_train(x, weight, bias, **options)
     return fwd.y if fwd.sum is None else (fwd.y, fwd.sum)
 
 
-def rms_norm(x: Array, weight: Array | None = None, bias: Array | None = None, **options: Any) -> Any:
+def rms_norm(
+    x: Array, weight: Array | None = None, bias: Array | None = None, **options: Any
+) -> Any:
     """The y of `rms_norm_train`, and the sum with prenorm."""
     fwd = rms_norm_train(x, weight, bias, **options)
     return fwd.y if fwd.sum is None else (fwd.y, fwd.sum)

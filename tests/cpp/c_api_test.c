@@ -59,7 +59,7 @@ static void test_training_and_backward(void) {
     int i;
     fastnorm_tensor x_t, dy_t, y_t, dx_t, mean_t, rstd_t, weight_t, bias_t, dweight_t, dbias_t;
     fastnorm_tensor running_mean_t, running_var_t, mask_t;
-    fastnorm_batch_norm_options options = fastnorm_batch_norm_defaults();
+    fastnorm_options options = fastnorm_defaults();
 
     fill(x, dy);
     for (i = 0; i < SIZE; ++i) expected_mean[channel_of(i)] += x[i] / count;
@@ -157,7 +157,7 @@ static void test_errors(void) {
     const fastnorm_tensor vector_t = vector_of(four);
     float x[SIZE], y[SIZE];
     fastnorm_tensor x_t, y_t;
-    fastnorm_batch_norm_options options;
+    fastnorm_options options;
     fastnorm_norm_sizes sizes;
     int64_t bytes;
     int i;
@@ -194,7 +194,7 @@ static void test_errors(void) {
                  FASTNORM_INVALID_ARGUMENT,
                  "batch_norm_train: x has no memory (null), expected an array of shape (2, 3, 4)");
     x_t = data_of(x);
-    options = fastnorm_batch_norm_defaults();
+    options = fastnorm_defaults();
     options.scratch = &x_t;
     expect_error(fastnorm_batch_norm_train(&x_t, NULL, NULL, &y_t, NULL, NULL, &options),
                  FASTNORM_INVALID_ARGUMENT,

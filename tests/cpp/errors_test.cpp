@@ -206,7 +206,8 @@ void test_mask() {
         "batch_norm_backward: mask was made for another shape, memory layout, axis or "
         "activation, expected the one that the forward pass returned for this x";
     const auto refused = [&](const TensorView& data, int channel_axis, Activation activation) {
-        expect(fastnorm::batch_norm_sizes(data, channel_axis).mask_bytes == size, "a mask of this size");
+        expect(fastnorm::batch_norm_sizes(data, channel_axis).mask_bytes == size,
+               "a mask of this size");
         expect_error<std::invalid_argument>(
             another, [&] { backward(data, channel_axis, activation, mask); });
     };

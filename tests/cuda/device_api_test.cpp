@@ -130,7 +130,7 @@ int main() {
         fastnorm_on_cuda(fastnorm_dense(mean_copy.data(), FASTNORM_FLOAT64, 1, of_channels), 0);
     const fastnorm_tensor var_t =
         fastnorm_on_cuda(fastnorm_dense(rstd_copy.data(), FASTNORM_FLOAT64, 1, of_channels), 0);
-    fastnorm_batch_norm_options c_options = fastnorm_batch_norm_defaults();
+    fastnorm_options c_options = fastnorm_defaults();
     c_options.activation.kind = FASTNORM_RELU;
     std::int64_t needed = 0;
     const std::int64_t of_scratch[] = {explanation.scratch_bytes};

@@ -78,45 +78,49 @@ fastnorm_tensor fastnorm_dense(const void* data, fastnorm_dtype dtype, int ndim,
 /* The same tensor, said to be on a CUDA device. */
 fastnorm_tensor fastnorm_on_cuda(fastnorm_tensor tensor, int device_index);
 
-/* The fields of BatchNormOptions, BatchNormTrainOptions and BatchNormBackwardOptions; fill it with
- * fastnorm_batch_norm_defaults() first. */
-typedef struct fastnorm_batch_norm_options {
+/* The options of all norms, as fastnorm.hpp has them; fill it with fastnorm_defaults() first. */
+typedef struct fastnorm_options {
     double eps;
-    int channel_axis;
+    int channel_axis; /* batch, group and instance norm */
+    int axis;         /* layer and RMS norm: the first of a row's axes */
     fastnorm_activation activation;
     const fastnorm_tensor* residual;
-    const fastnorm_tensor* running_mean; /* training: updated in place */
-    const fastnorm_tensor* running_var;  /* training: updated in place */
-    double momentum;                     /* training: the weight of the new batch */
+    const fastnorm_tensor* running_mean; /* batch and instance norm, training: updated in place */
+    const fastnorm_tensor* running_var;  /* the same */
+    double momentum;                     /* the weight of the new batch in them */
     int unbiased;                        /* training */
-    int training;                        /* backward: 0 if mean and rstd are constants */
-    const fastnorm_tensor* mask;         /* training: written; backward: read */
+    int training;                   /* batch norm, backward: 0 if mean and rstd are constants */
+    const fastnorm_tensor* mask;    /* training: written; backward: read */
+    double weight_offset;           /* layer and RMS norm */
+    int cast_before_weight;         /* RMS norm */
+    const fastnorm_tensor* sum;     /* layer and RMS norm: prenorm's x + residual, written */
+    const fastnorm_tensor* dsum;    /* the same, backward: its gradient */
     void* stream;                   /* a cudaStream_t: where a call on a device does its work */
     const fastnorm_tensor* scratch; /* memory for its partial results, else from a pool */
     int64_t* scratch_bytes; /* if given: receives how much of it is needed, and nothing is done */
-} fastnorm_batch_norm_options;
+} fastnorm_options;
 
-fastnorm_batch_norm_options fastnorm_batch_norm_defaults(void);
+fastnorm_options fastnorm_defaults(void);
 
 /* out = activation((x - mean) / sqrt(var + eps) * weight + bias + residual). weight and bias may be
  * null, and so may options (the defaults). */
 fastnorm_status fastnorm_batch_norm(const fastnorm_tensor* x, const fastnorm_tensor* mean,
                                     const fastnorm_tensor* var, const fastnorm_tensor* weight,
                                     const fastnorm_tensor* bias, const fastnorm_tensor* out,
-                                    const fastnorm_batch_norm_options* options);
+                                    const fastnorm_options* options);
 
 /* The same with the batch's own statistics, which mean and rstd receive unless they are null. */
 fastnorm_status fastnorm_batch_norm_train(const fastnorm_tensor* x, const fastnorm_tensor* weight,
                                           const fastnorm_tensor* bias, const fastnorm_tensor* out,
                                           const fastnorm_tensor* mean, const fastnorm_tensor* rstd,
-                                          const fastnorm_batch_norm_options* options);
+                                          const fastnorm_options* options);
 
 /* dx, dweight, dbias and dresidual are written; all but dx may be null. */
 fastnorm_status fastnorm_batch_norm_backward(
     const fastnorm_tensor* dy, const fastnorm_tensor* x, const fastnorm_tensor* mean,
     const fastnorm_tensor* rstd, const fastnorm_tensor* weight, const fastnorm_tensor* bias,
     const fastnorm_tensor* dx, const fastnorm_tensor* dweight, const fastnorm_tensor* dbias,
-    const fastnorm_tensor* dresidual, const fastnorm_batch_norm_options* options);
+    const fastnorm_tensor* dresidual, const fastnorm_options* options);
 
 /* Of what a norm of x has beside tensors of x's shape. */
 typedef struct fastnorm_norm_sizes {
@@ -130,6 +134,68 @@ typedef struct fastnorm_norm_sizes {
 
 /* x needs no memory here. */
 fastnorm_status fastnorm_batch_norm_sizes(const fastnorm_tensor* x, int channel_axis,
+                                          fastnorm_norm_sizes* sizes);
+
+/* Group norm: each sample, along the first axis, in groups of neighbouring channels. */
+fastnorm_status fastnorm_group_norm(const fastnorm_tensor* x, int64_t groups,
+                                    const fastnorm_tensor* weight, const fastnorm_tensor* bias,
+                                    const fastnorm_tensor* out, const fastnorm_options* options);
+fastnorm_status fastnorm_group_norm_train(const fastnorm_tensor* x, int64_t groups,
+                                          const fastnorm_tensor* weight,
+                                          const fastnorm_tensor* bias, const fastnorm_tensor* out,
+                                          const fastnorm_tensor* mean, const fastnorm_tensor* rstd,
+                                          const fastnorm_options* options);
+fastnorm_status fastnorm_group_norm_backward(
+    const fastnorm_tensor* dy, const fastnorm_tensor* x, int64_t groups,
+    const fastnorm_tensor* mean, const fastnorm_tensor* rstd, const fastnorm_tensor* weight,
+    const fastnorm_tensor* bias, const fastnorm_tensor* dx, const fastnorm_tensor* dweight,
+    const fastnorm_tensor* dbias, const fastnorm_tensor* dresidual,
+    const fastnorm_options* options);
+fastnorm_status fastnorm_group_norm_sizes(const fastnorm_tensor* x, int64_t groups,
+                                          int channel_axis, fastnorm_norm_sizes* sizes);
+
+/* Instance norm: each channel of each sample. */
+fastnorm_status fastnorm_instance_norm(const fastnorm_tensor* x, const fastnorm_tensor* weight,
+                                       const fastnorm_tensor* bias, const fastnorm_tensor* out,
+                                       const fastnorm_options* options);
+fastnorm_status fastnorm_instance_norm_train(
+    const fastnorm_tensor* x, const fastnorm_tensor* weight, const fastnorm_tensor* bias,
+    const fastnorm_tensor* out, const fastnorm_tensor* mean, const fastnorm_tensor* rstd,
+    const fastnorm_options* options);
+fastnorm_status fastnorm_instance_norm_backward(
+    const fastnorm_tensor* dy, const fastnorm_tensor* x, const fastnorm_tensor* mean,
+    const fastnorm_tensor* rstd, const fastnorm_tensor* weight, const fastnorm_tensor* bias,
+    const fastnorm_tensor* dx, const fastnorm_tensor* dweight, const fastnorm_tensor* dbias,
+    const fastnorm_tensor* dresidual, const fastnorm_options* options);
+fastnorm_status fastnorm_instance_norm_sizes(const fastnorm_tensor* x, int channel_axis,
+                                             fastnorm_norm_sizes* sizes);
+
+/* Layer norm and RMS norm: each row, all axes from options->axis on; RMS norm has no mean. */
+fastnorm_status fastnorm_layer_norm(const fastnorm_tensor* x, const fastnorm_tensor* weight,
+                                    const fastnorm_tensor* bias, const fastnorm_tensor* out,
+                                    const fastnorm_options* options);
+fastnorm_status fastnorm_layer_norm_train(const fastnorm_tensor* x, const fastnorm_tensor* weight,
+                                          const fastnorm_tensor* bias, const fastnorm_tensor* out,
+                                          const fastnorm_tensor* mean, const fastnorm_tensor* rstd,
+                                          const fastnorm_options* options);
+fastnorm_status fastnorm_layer_norm_backward(
+    const fastnorm_tensor* dy, const fastnorm_tensor* x, const fastnorm_tensor* mean,
+    const fastnorm_tensor* rstd, const fastnorm_tensor* weight, const fastnorm_tensor* bias,
+    const fastnorm_tensor* dx, const fastnorm_tensor* dweight, const fastnorm_tensor* dbias,
+    const fastnorm_tensor* dresidual, const fastnorm_options* options);
+fastnorm_status fastnorm_rms_norm(const fastnorm_tensor* x, const fastnorm_tensor* weight,
+                                  const fastnorm_tensor* bias, const fastnorm_tensor* out,
+                                  const fastnorm_options* options);
+fastnorm_status fastnorm_rms_norm_train(const fastnorm_tensor* x, const fastnorm_tensor* weight,
+                                        const fastnorm_tensor* bias, const fastnorm_tensor* out,
+                                        const fastnorm_tensor* rstd,
+                                        const fastnorm_options* options);
+fastnorm_status fastnorm_rms_norm_backward(
+    const fastnorm_tensor* dy, const fastnorm_tensor* x, const fastnorm_tensor* rstd,
+    const fastnorm_tensor* weight, const fastnorm_tensor* bias, const fastnorm_tensor* dx,
+    const fastnorm_tensor* dweight, const fastnorm_tensor* dbias, const fastnorm_tensor* dresidual,
+    const fastnorm_options* options);
+fastnorm_status fastnorm_layer_norm_sizes(const fastnorm_tensor* x, int axis,
                                           fastnorm_norm_sizes* sizes);
 
 /* What was wrong with the last call of this thread that did not return FASTNORM_OK: one place in

@@ -285,8 +285,8 @@ NormSizes batch_norm_sizes(const TensorView& x, int channel_axis = 1);
 
 // ---------------------------------------------------------------------------------------------
 // Group normalization (Wu and He 2018, https://arxiv.org/abs/1803.08494): each sample, along the
-// first axis, by itself, in `groups` groups of neighbouring channels. mean and rstd are (N, groups);
-// weight and bias have one element per channel. A group of one value has a variance of 0.
+// first axis, by itself, in `groups` groups of neighbouring channels. mean and rstd are (N,
+// groups); weight and bias have one element per channel. A group of one value has a variance of 0.
 // ---------------------------------------------------------------------------------------------
 
 struct GroupNormOptions : NormOptions {
@@ -342,8 +342,8 @@ NormSizes instance_norm_sizes(const TensorView& x, int channel_axis = 1);
 // ---------------------------------------------------------------------------------------------
 // Layer normalization (Ba, Kiros and Hinton 2016, https://arxiv.org/abs/1607.06450) and RMS
 // normalization (Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467): each row, which is
-// all axes from `axis` on, by itself. x has 1 to max_dims dimensions; mean and rstd are of the shape
-// of x's axes before `axis`, weight and bias of that of the others.
+// all axes from `axis` on, by itself. x has 1 to max_dims dimensions; mean and rstd are of the
+// shape of x's axes before `axis`, weight and bias of that of the others.
 //
 // RMS normalization takes 0 for the mean, and the mean square for the variance.
 // ---------------------------------------------------------------------------------------------
@@ -351,8 +351,8 @@ NormSizes instance_norm_sizes(const TensorView& x, int channel_axis = 1);
 struct LayerNormOptions : NormOptions {
     int axis = -1;
     double weight_offset = 0.0;  // 1: y = xhat * (1 + weight)
-    // Prenorm: if given, it becomes x + residual, rounded to x's dtype, which is what is normalized;
-    // the residual is not added again. It may be exactly the residual.
+    // Prenorm: if given, it becomes x + residual, rounded to x's dtype, which is what is
+    // normalized; the residual is not added again. It may be exactly the residual.
     TensorView sum{};
 };
 struct RMSNormOptions : LayerNormOptions {

@@ -201,7 +201,9 @@ def layer_norm_backward(
     if device is not None:
         given = dict(locals())
         del given["device"]
-        return cuda.through_device("layer_norm_backward", layer_norm_backward, device, given, ("out",))
+        return cuda.through_device(
+            "layer_norm_backward", layer_norm_backward, device, given, ("out",)
+        )
     return NormGradients(
         *_core.layer_norm_backward(
             dy,
