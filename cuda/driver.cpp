@@ -240,6 +240,7 @@ class Call {
         e.outer = view.outer;
         e.stat = view.stat;
         e.inner = view.inner;
+        e.group = view.group;
         e.units = args.rows.groups;
         e.chunks = args.rows.chunks;
         e.reads = 1;

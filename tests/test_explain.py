@@ -154,3 +154,22 @@ def test_text() -> None:
     assert lines[1] == "view:    batch 1, outer 16, stat 64, inner 3136"
     assert lines[4] == "stores:  past the cache"
     assert len(lines) == 6
+
+
+def test_the_family() -> None:
+    rows, image = some((64, 768)), some((2, 320, 24, 24))
+    e = fn.explain(fn.rms_norm, rows)
+    assert (e.traversal, e.view, e.group) == ("features", (1, 1, 64, 768), 1)
+    assert e.least_bytes == 2 * rows.nbytes
+    e = fn.explain(fn.layer_norm, rows, residual=rows, prenorm=True)
+    assert e.least_bytes == 4 * rows.nbytes
+    e = fn.explain(fn.group_norm, image, 32)
+    assert (e.traversal, e.view, e.group) == ("rows", (2, 1, 320, 576), 10)
+    assert "stat 320, inner 576, groups of 10" in str(e)
+    assert e.units * e.tile[0] == 2 * 320
+    assert fn.explain(fn.instance_norm, image).group == 1
+    heads = some((4, 6, 3, 64))[:, :, 1:]  # as q and k of one projection: two strides of rows
+    e = fn.explain(fn.rms_norm, heads)
+    assert (e.view, e.copied) == ((24, 1, 2, 64), ())
+    nested = some((4, 7, 5, 64))[:, ::2, ::2]
+    assert fn.explain(fn.rms_norm, nested).copied == ("x",)

@@ -39,6 +39,7 @@ EXPORTS = {
     "kernels.cpp.o": "kernels",
     "rows.cpp.o": "rows_kernels",
     "columns.cpp.o": "columns_kernels",
+    "features.cpp.o": "features_kernels",
 }
 
 

@@ -27,6 +27,7 @@ bool explains(const Execution& execution, const Problem& problem, const Schedule
     e.outer = view.outer;
     e.stat = view.stat;
     e.inner = view.inner;
+    e.group = view.group;
     e.units = plan.units();
     e.chunks = plan.chunks();
     e.tile_stat = plan.tile_stats;

@@ -25,6 +25,7 @@ py::dict explain(const py::object& call) {
     result["isa"] = e.isa;
     result["traversal"] = e.traversal;
     result["view"] = py::make_tuple(e.batch, e.outer, e.stat, e.inner);
+    result["group"] = e.group;
     result["tile"] = py::make_tuple(e.tile_stat, e.tile_outer, e.tile_inner);
     result["units"] = e.units;
     result["chunks"] = e.chunks;

@@ -1,8 +1,8 @@
 """Normalization kernels for NumPy arrays, forward and backward.
 
 The functions are `batch_norm`, `group_norm`, `instance_norm`, `layer_norm` and `rms_norm`, each
-with a `_train` that also returns what its `_backward` needs; the layer `BatchNorm` keeps parameters and running statistics.
-`fastnorm.reference` defines in plain NumPy what they compute.
+with a `_train` that also returns what its `_backward` needs; layers keep parameters and running
+statistics. `fastnorm.reference` defines in plain NumPy what they compute.
 """
 
 from fastnorm import _core, cuda, reference

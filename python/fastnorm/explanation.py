@@ -6,10 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fastnorm import _core
-from fastnorm.functional import batch_norm, batch_norm_backward, batch_norm_train
+from fastnorm import _core, functional
 
-_OPS = (batch_norm, batch_norm_train, batch_norm_backward)
+_OPS = tuple(getattr(functional, name) for name in functional.__all__ if name.islower())
 
 
 @dataclass(frozen=True)
@@ -22,9 +21,12 @@ class Explanation:
         The instruction set.
     traversal : str
         How vectors lie on x, which the kernels see as ``view``: "rows", along inner; "columns",
-        along stat and inner. Empty, like everything else, where x has no elements.
+        along stat and inner; "features", along inner, whose elements have weights of their own.
+        Empty, like everything else, where x has no elements.
     view : tuple of int
-        (batch, outer, stat, inner): statistics are over outer and inner, kept per batch and stat.
+        (batch, outer, stat, inner): sums are over outer and inner, kept per batch and stat.
+    group : int
+        So many stats side by side have one mean and one variance.
     tile : tuple of int
         (stat, outer, inner): what one call of a kernel covers, at most.
     units, chunks : int
@@ -61,6 +63,7 @@ class Explanation:
     isa: str
     traversal: str
     view: tuple[int, int, int, int]
+    group: int
     tile: tuple[int, int, int]
     units: int
     chunks: int
@@ -95,7 +98,8 @@ class Explanation:
             how = [f"launch:  {launch}" for launch in self.launches]
         lines = [
             f"{self.isa}, {self.traversal}" + ("" if self.launches else f", {threads}"),
-            f"view:    batch {batch}, outer {outer}, stat {stat}, inner {inner}",
+            f"view:    batch {batch}, outer {outer}, stat {stat}, inner {inner}"
+            + (f", groups of {self.group}" if self.group > 1 else ""),
             *how,
             f"memory:  {self.least_bytes:,} bytes at least, inputs read "
             f"{'once' if self.reads == 1 else 'twice'}; {self.scratch_bytes:,} bytes of scratch",
@@ -111,7 +115,7 @@ def explain(op: Callable[..., object], /, *args: Any, **kwargs: Any) -> Explanat
     Parameters
     ----------
     op : callable
-        `batch_norm`, `batch_norm_train` or `batch_norm_backward`.
+        `batch_norm`, `layer_norm_backward` or any other op.
     *args, **kwargs
         Its arguments, which are checked as ever.
 

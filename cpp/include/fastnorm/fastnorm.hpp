@@ -138,11 +138,12 @@ class cuda_error : public std::runtime_error {
 // to do, and all of it is empty.
 struct Explanation {
     std::string isa;
-    // How vectors lie on x, which the kernels see as [batch, outer, stat, inner]: statistics are
-    // over outer and inner, kept per batch and stat. "rows": along inner. "columns": along stat and
-    // inner.
+    // How vectors lie on x, which the kernels see as [batch, outer, stat, inner]: sums are over
+    // outer and inner, kept per batch and stat. "rows": along inner. "columns": along stat and
+    // inner. "features": along inner, whose elements have weights of their own.
     std::string traversal;
     std::int64_t batch = 0, outer = 0, stat = 0, inner = 0;
+    std::int64_t group = 0;  // so many stats side by side have one mean and one variance
     // What one call of a kernel covers, at most. A unit is all of some statistics; it has chunks,
     // one tile each.
     std::int64_t tile_stat = 0, tile_outer = 0, tile_inner = 0;

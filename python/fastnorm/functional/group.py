@@ -150,8 +150,8 @@ def group_norm_backward(
     """The gradients of group normalization.
 
     With ``g = dy * activation'(z)`` and ``xhat = (x - mean) * rstd``: ``dbias = sum(g)`` and
-    ``dweight = sum(g * xhat)`` over all but the channels, ``dresidual = g``, and, with averages over
-    a group, ``dx = rstd * (weight * g - avg(weight * g) - xhat * avg(weight * g * xhat))``.
+    ``dweight = sum(g * xhat)`` over all but the channels, ``dresidual = g``, and, with averages
+    over a group, ``dx = rstd * (weight * g - avg(weight * g) - xhat * avg(weight * g * xhat))``.
 
     Parameters
     ----------

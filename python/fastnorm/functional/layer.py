@@ -116,7 +116,8 @@ sum_out, stream, device
     Returns
     -------
     FeatureNormForward
-        ``(y, mean, rstd, mask, sum)``; mean and rstd have shape x.shape[:axis], and sum is None without `prenorm`.
+        ``(y, mean, rstd, mask, sum)``; mean and rstd have shape x.shape[:axis], and sum is
+        None without `prenorm`.
 
     Raises
     ------

@@ -33,7 +33,7 @@ class NormForward(NamedTuple):
 
 
 class FeatureNormForward(NamedTuple):
-    """What `layer_norm_train` returns: as `NormForward`, with mean and rstd of shape x.shape[:axis].
+    """What `layer_norm_train` returns: as `NormForward`; mean and rstd have shape x.shape[:axis].
 
     Attributes
     ----------

@@ -51,8 +51,8 @@ def rms_norm(
     weight_offset : float
         Added to the weight: 1 for models whose weights are relative to 1.
     cast_before_weight : bool
-        Whether ``x * rstd`` is rounded to x's dtype before it is multiplied with the weight, as some
-        models were trained; else a 16-bit x is computed with in float32 and rounded once.
+        Whether ``x * rstd`` is rounded to x's dtype before it is multiplied with the weight, as
+        some models were trained; else a 16-bit x is computed with in float32 and rounded once.
     activation, out, stream, device
         As in `batch_norm`.
     sum_out : ndarray, optional
@@ -115,14 +115,15 @@ def rms_norm_train(
 
     Parameters
     ----------
-    x, weight, bias, axis, eps, residual, prenorm, weight_offset, cast_before_weight, activation, out, \
-sum_out, stream, device
+    x, weight, bias, axis, eps, residual, prenorm, weight_offset, cast_before_weight, activation, \
+out, sum_out, stream, device
         As in `rms_norm`.
 
     Returns
     -------
     RMSNormForward
-        ``(y, rstd, mask, sum)``; rstd has shape x.shape[:axis], and sum is None without `prenorm`.
+        ``(y, rstd, mask, sum)``; rstd has shape x.shape[:axis], and sum is
+        None without `prenorm`.
 
     Raises
     ------
