@@ -1,4 +1,4 @@
-"""The ONNX backend's own BatchNormalization cases, and the adapter's conversions."""
+"""The ONNX backend's own cases of its normalization operators, and batch norm's conversions."""
 
 from __future__ import annotations
 
@@ -11,29 +11,62 @@ import numpy.typing as npt
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from onnx.backend.test.case.node import collect_testcases
 from onnx.backend.test.loader import load_model_tests
 from onnx.reference import ReferenceEvaluator
 
-from onnx_adapter import run_model, run_node
+from onnx_adapter import OPERATORS, run_model, run_node
 
 Array = npt.NDArray[Any]
 DataSet = tuple[list[Array], list[Array]]
 BackendCase = Any  # onnx has no type hints for its cases
 
-NODE_CASES = (
-    "test_batchnorm_epsilon",
-    "test_batchnorm_epsilon_training_mode",
-    "test_batchnorm_example",
-    "test_batchnorm_example_training_mode",
-)
+
+def cases_of_axes(prefix: str) -> tuple[str, ...]:
+    """One for each axis of two to four dimensions, counted from either end, and the default."""
+    of_axes = [
+        f"{prefix}_{rank}d_axis{axis}{'_epsilon' * (rank == 3)}"
+        for rank in (2, 3, 4)
+        for positive in range(rank)
+        for axis in (positive, f"_negative_{rank - positive}")
+    ]
+    return (*of_axes, f"{prefix}_default_axis")
+
+
+# By operator, with the opset that its cases are of.
+NODE_CASES = {
+    "BatchNormalization": (
+        15,
+        (
+            "test_batchnorm_epsilon",
+            "test_batchnorm_epsilon_training_mode",
+            "test_batchnorm_example",
+            "test_batchnorm_example_training_mode",
+        ),
+    ),
+    "LayerNormalization": (17, cases_of_axes("test_layer_normalization")),
+    "RMSNormalization": (23, cases_of_axes("test_rms_normalization")),
+    "GroupNormalization": (
+        21,
+        ("test_group_normalization_epsilon", "test_group_normalization_example"),
+    ),
+    "InstanceNormalization": (22, ("test_instancenorm_epsilon", "test_instancenorm_example")),
+    "MeanVarianceNormalization": (13, ("test_mvn",)),
+}
+# Those of PyTorch's tests whose data lie in the onnx package.
 CONVERTED_CASES = (
     "test_BatchNorm1d_3d_input_eval",
     "test_BatchNorm2d_eval",
     "test_BatchNorm2d_momentum_eval",
     "test_BatchNorm3d_eval",
     "test_BatchNorm3d_momentum_eval",
+    "test_operator_symbolic_override",  # an InstanceNormalization
 )
+
+
+def is_ours(model: onnx.ModelProto) -> bool:
+    """Whether it is of the adapter's operators alone, unlike what expands one of them."""
+    operators = {node.op_type for node in model.graph.node}
+    return bool(operators) and operators <= set(OPERATORS)
 
 
 @pytest.fixture(scope="module")
@@ -42,20 +75,20 @@ def node_cases() -> dict[str, BackendCase]:
     with warnings.catch_warnings():
         # It imports the generators of all operators, some of which divide by zero.
         warnings.simplefilter("ignore")
-        found = collect_testcases("BatchNormalization")
-    operators = [{node.op_type for node in case.model.graph.node} for case in found]
-    return {
-        case.name: case
-        for case, ops in zip(found, operators, strict=True)
-        if ops == {"BatchNormalization"}
-    }
+        found = load_model_tests(kind="node")
+    return {case.name: case for case in found if is_ours(case.model)}
 
 
 @pytest.fixture(scope="module")
 def converted_cases() -> dict[str, BackendCase]:
-    """The cases converted from PyTorch's tests whose data lie in the onnx package, by name."""
-    found = load_model_tests(kind="pytorch-converted")
-    return {case.name: case for case in found if case.name.startswith("test_BatchNorm")}
+    """The cases converted from PyTorch's tests, by name."""
+    kinds = ("pytorch-converted", "pytorch-operator")
+    found = [case for kind in kinds for case in load_model_tests(kind=kind)]
+    return {case.name: case for case in found if is_ours(read_model(case))}
+
+
+def read_model(case: BackendCase) -> onnx.ModelProto:
+    return onnx.load(Path(case.model_dir) / "model.onnx")
 
 
 def read_tensors(folder: Path, stem: str) -> list[Array]:
@@ -80,28 +113,38 @@ def check(case: BackendCase, model: onnx.ModelProto, data_sets: list[DataSet]) -
 def test_every_case_is_run(
     node_cases: dict[str, BackendCase], converted_cases: dict[str, BackendCase]
 ) -> None:
-    assert len(NODE_CASES) == 4
-    assert sorted(node_cases) == sorted(NODE_CASES)
-    assert len(CONVERTED_CASES) == 5
+    assert list(NODE_CASES) == list(OPERATORS)
+    assert [len(names) for _, names in NODE_CASES.values()] == [4, 19, 19, 2, 2, 1]
+    for operator, (_, names) in NODE_CASES.items():
+        found = [
+            name
+            for name, case in node_cases.items()
+            if case.model.graph.node[0].op_type == operator
+        ]
+        assert sorted(found) == sorted(names)
+    assert len(node_cases) == 47
+    assert len(CONVERTED_CASES) == 6
     assert sorted(converted_cases) == sorted(CONVERTED_CASES)
 
 
-@pytest.mark.parametrize("name", NODE_CASES)
-def test_node(name: str, node_cases: dict[str, BackendCase]) -> None:
+@pytest.mark.parametrize(
+    ("name", "opset"), [(name, opset) for opset, names in NODE_CASES.values() for name in names]
+)
+def test_node(name: str, opset: int, node_cases: dict[str, BackendCase]) -> None:
     case = node_cases[name]
-    assert [o.version for o in case.model.opset_import] == [15]
+    assert [o.version for o in case.model.opset_import] == [opset]
+    assert len(case.model.graph.node) == 1
     check(case, case.model, case.data_sets)
 
 
 @pytest.mark.parametrize("name", CONVERTED_CASES)
 def test_converted(name: str, converted_cases: dict[str, BackendCase]) -> None:
     case = converted_cases[name]
-    folder = Path(case.model_dir)
     data_sets = [
         (read_tensors(data, "input"), read_tensors(data, "output"))
-        for data in sorted(folder.glob("test_data_set_*"))
+        for data in sorted(Path(case.model_dir).glob("test_data_set_*"))
     ]
-    check(case, onnx.load(folder / "model.onnx"), data_sets)
+    check(case, read_model(case), data_sets)
 
 
 # --- the adapter's own conversions, against ONNX's reference evaluator ---------------------------
@@ -185,7 +228,7 @@ def test_what_the_adapter_does_not_convert(
 
 
 def test_another_operator() -> None:
-    with pytest.raises(ValueError, match="op is Relu, expected BatchNormalization"):
-        run_node(helper.make_node("Relu", ["x"], ["y"]), arguments())
-    with pytest.raises(ValueError, match="2 inputs, expected 5"):
-        run_node(batch_norm_node("node", "x", ["y"]), arguments()[:2])
+    with pytest.raises(ValueError, match="op is Relu, expected one of BatchNormalization, Layer"):
+        run_node(helper.make_node("Relu", ["x"], ["y"]), arguments(), 15)
+    with pytest.raises(ValueError, match="node: 2 inputs, expected 5"):
+        run_node(batch_norm_node("node", "x", ["y"]), arguments()[:2], 15)
