@@ -129,7 +129,7 @@ void with_options(const fastnorm_options* given, F&& f) {
     if constexpr (requires { to.cast_before_weight; }) {
         to.cast_before_weight = from.cast_before_weight != 0;
     }
-    if constexpr (requires { to.sum; }) to.sum = view(from.sum);
+    if constexpr (requires { to.sum_out; }) to.sum_out = view(from.sum_out);
     if constexpr (requires { to.dsum; }) to.dsum = view(from.dsum);
     if (from.scratch_bytes != nullptr) to.explanation = &explanation;
     f(to, view(from.mask));

@@ -139,7 +139,7 @@ void normalize_by_own(Validation& check, const Norm& norm, const TensorView& x,
     Staging staging(*backend, x, norm, options.explanation);
     if (saved.mask.given()) check.mask(saved.mask, staging.mask_bytes(), options.activation);
     check.writes("out", out, &x);
-    check.writes("sum", features.sum, &options.residual);
+    check.writes("sum_out", features.sum, &options.residual);
     check.writes("scratch", options.scratch);
     check.writes("running_mean", running.mean);
     check.writes("running_var", running.var);
@@ -171,7 +171,7 @@ void normalize_by_own(Validation& check, const Norm& norm, const TensorView& x,
     tensors.mask_signature = signature;
     tensors.view = staging.bind({{&staging.input("x", x), &tensors.x},
                                  {&staging.input("residual", options.residual), &tensors.residual},
-                                 {&staging.output("sum", features.sum), &tensors.sum},
+                                 {&staging.output("sum_out", features.sum), &tensors.sum},
                                  {&staging.output("out", out), &tensors.y}});
     set_features(problem, features);
     backend->normalize_by_own_statistics(

@@ -115,7 +115,7 @@ void normalize_features(const char* op, const TensorView& x, const TensorView& w
     const Norm norm = check.features(x, options.axis);
     check.weight_offset(options.weight_offset);
     normalize_by_own(check, norm, x, weight, bias, out, saved, options, {},
-                     {options.weight_offset, centred, cast_before_weight, options.sum, {}});
+                     {options.weight_offset, centred, cast_before_weight, options.sum_out, {}});
 }
 
 void differentiate_features(const char* op, const TensorView& dy, const TensorView& x,

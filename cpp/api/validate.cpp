@@ -235,8 +235,8 @@ Norm Validation::features(const TensorView& x, int axis) {
 }
 
 void Validation::sum_of(const TensorView& sum, const TensorView& residual) const {
-    if (!residual.given()) fail("residual is missing, expected an array: prenorm adds it to x");
-    like_data("sum", sum);
+    if (!residual.given()) fail("residual is None, expected an array: prenorm adds it to x");
+    like_data("sum_out", sum);
 }
 
 void Validation::weight_offset(double offset) const {

@@ -143,9 +143,10 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
         rstd.store(piece.first, piece.means, rstds);
         set_coefficients_of_z(scratch, problem, kernels.coefficients_of_z, piece, means, rstds);
     };
-    Passes passes{nullptr,         nullptr,           0,
-                  kernels.moments, kernels.normalize, kernels.normalize_and_moments,
-                  kernels.fence};
+    Passes passes{.reduce = kernels.moments,
+                  .map = kernels.normalize,
+                  .map_and_reduce = kernels.normalize_and_moments,
+                  .fence = kernels.fence};
     if (adds) {
         passes.prepare = kernels.add;
         args.addends[0] = args.x;
@@ -237,13 +238,10 @@ void normalize_backward(const Execution& execution, const Problem& problem,
             }
         });
     };
-    const Passes passes{nullptr,
-                        nullptr,
-                        0,
-                        kernels.gradient_sums,
-                        kernels.gradient,
-                        kernels.gradient_and_sums,
-                        kernels.fence};
+    const Passes passes{.reduce = kernels.gradient_sums,
+                        .map = kernels.gradient,
+                        .map_and_reduce = kernels.gradient_and_sums,
+                        .fence = kernels.fence};
     ReduceFinishMap(parallel_for, args, schedule, scratch, passes, finish).run();
     if (features) {
         store_sums(parallel_for, schedule.plan, scratch, dweight, dbias);

@@ -48,13 +48,13 @@ inline void map_only(const ParallelFor& parallel_for, const KernelArgs& args, co
 
 // What reduce_finish_map() calls.
 struct Passes {
-    Map prepare;             // or null: makes what is reduced
-    char* places = nullptr;  // or null: for each thread a place for x, as far as its unit goes
+    Map prepare = nullptr;   // makes what is reduced
+    char* places = nullptr;  // for each thread a place for x, as far as its unit goes
     std::int64_t place_bytes = 0;
-    Reduction reduce;
-    Map map;
-    MapAndReduction map_and_reduce;  // or null
-    void (*fence)();
+    Reduction reduce = nullptr;
+    Map map = nullptr;
+    MapAndReduction map_and_reduce = nullptr;  // or none
+    void (*fence)() = nullptr;
 };
 
 // reduce, then finish(first, how many) for the stats, then map backwards what was reduced, so that

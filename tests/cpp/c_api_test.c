@@ -150,6 +150,93 @@ static void test_inference(void) {
     }
 }
 
+/* Rows of S: a layer norm of (N * C) of them, and backward of what is constant: dx is 0. */
+static void test_rows(void) {
+    const double weight[S] = {1.0, 2.0, -0.5, 4.0};
+    const int64_t s_shape[1] = {S};
+    const int64_t rows_shape[2] = {N, C};
+    float x[SIZE], ones[SIZE], y[SIZE] = {0}, dx[SIZE], sum[SIZE] = {0};
+    double mean[N * C] = {0}, rstd[N * C] = {0}, dweight[S], dbias[S];
+    fastnorm_tensor x_t, ones_t, y_t, dx_t, sum_t, mean_t, rstd_t, weight_t, dweight_t, dbias_t;
+    fastnorm_options options = fastnorm_defaults();
+    fastnorm_norm_sizes sizes;
+    int i, row;
+
+    fill(x, ones);
+    for (i = 0; i < SIZE; ++i) ones[i] = 1.0f;
+    x_t = data_of(x);
+    ones_t = data_of(ones);
+    y_t = data_of(y);
+    dx_t = data_of(dx);
+    sum_t = data_of(sum);
+    mean_t = fastnorm_dense(mean, FASTNORM_FLOAT64, 2, rows_shape);
+    rstd_t = fastnorm_dense(rstd, FASTNORM_FLOAT64, 2, rows_shape);
+    weight_t = fastnorm_dense(weight, FASTNORM_FLOAT64, 1, s_shape);
+    dweight_t = fastnorm_dense(dweight, FASTNORM_FLOAT64, 1, s_shape);
+    dbias_t = fastnorm_dense(dbias, FASTNORM_FLOAT64, 1, s_shape);
+    expect(fastnorm_layer_norm_sizes(&x_t, -1, &sizes) == FASTNORM_OK, "layer_norm_sizes");
+    expect(sizes.parameters_ndim == 1 && sizes.parameters[0] == S, "the shape of a row's weight");
+    expect(sizes.statistics_ndim == 2 && sizes.statistics[1] == C, "the shape of rows' means");
+    expect(fastnorm_layer_norm_train(&x_t, &weight_t, NULL, &y_t, &mean_t, &rstd_t, NULL) ==
+               FASTNORM_OK,
+           "layer_norm_train");
+    for (i = 0; i < SIZE; ++i) {
+        row = i / S;
+        expect(close_to(y[i], (x[i] - mean[row]) * rstd[row] * weight[i % S]), "y of a row");
+    }
+    expect(fastnorm_layer_norm_backward(&ones_t, &x_t, &mean_t, &rstd_t, NULL, NULL, &dx_t,
+                                        &dweight_t, &dbias_t, NULL, NULL) == FASTNORM_OK,
+           "layer_norm_backward");
+    for (i = 0; i < SIZE; ++i) expect(close_to(dx[i], 0.0), "dx of a constant gradient");
+    for (i = 0; i < S; ++i) expect(close_to(dbias[i], N * C), "dbias over rows");
+
+    options.residual = &ones_t;
+    options.sum_out = &sum_t;
+    options.weight_offset = 1.0;
+    expect(fastnorm_rms_norm_train(&x_t, &weight_t, NULL, &y_t, &rstd_t, &options) == FASTNORM_OK,
+           "rms_norm_train");
+    for (i = 0; i < SIZE; ++i) {
+        expect(sum[i] == x[i] + 1.0f, "prenorm's sum");
+        expect(close_to(y[i], sum[i] * rstd[i / S] * (1.0 + weight[i % S])), "y of its RMS norm");
+    }
+}
+
+/* One group of all channels is the layer norm of a sample; each channel by itself an instance norm.
+ */
+static void test_samples(void) {
+    const int64_t n_shape[2] = {N, 1};
+    float x[SIZE], dy[SIZE], y[SIZE] = {0}, other[SIZE] = {0}, dx[SIZE];
+    double mean[N] = {0}, rstd[N] = {0};
+    fastnorm_tensor x_t, dy_t, y_t, other_t, dx_t, mean_t, rstd_t;
+    fastnorm_options options = fastnorm_defaults();
+    int i;
+
+    fill(x, dy);
+    x_t = data_of(x);
+    dy_t = data_of(dy);
+    y_t = data_of(y);
+    other_t = data_of(other);
+    dx_t = data_of(dx);
+    mean_t = fastnorm_dense(mean, FASTNORM_FLOAT64, 2, n_shape);
+    rstd_t = fastnorm_dense(rstd, FASTNORM_FLOAT64, 2, n_shape);
+    expect(
+        fastnorm_group_norm_train(&x_t, 1, NULL, NULL, &y_t, &mean_t, &rstd_t, NULL) == FASTNORM_OK,
+        "group_norm_train");
+    options.axis = 1;
+    expect(fastnorm_layer_norm(&x_t, NULL, NULL, &other_t, &options) == FASTNORM_OK, "layer_norm");
+    for (i = 0; i < SIZE; ++i) expect(close_to(y[i], other[i]), "a group of all channels");
+    expect(fastnorm_group_norm_backward(&dy_t, &x_t, 1, &mean_t, &rstd_t, NULL, NULL, &dx_t, NULL,
+                                        NULL, NULL, NULL) == FASTNORM_OK,
+           "group_norm_backward");
+    expect(fastnorm_group_norm(&x_t, C, NULL, NULL, &y_t, NULL) == FASTNORM_OK, "group_norm");
+    expect(fastnorm_instance_norm(&x_t, NULL, NULL, &other_t, NULL) == FASTNORM_OK,
+           "instance_norm");
+    for (i = 0; i < SIZE; ++i) expect(y[i] == other[i], "groups of one channel");
+    expect_error(fastnorm_group_norm(&x_t, 2, NULL, NULL, &y_t, NULL), FASTNORM_INVALID_ARGUMENT,
+                 "group_norm: groups is 2, expected a divisor of the 3 channels that an x with "
+                 "shape (2, 3, 4) has on axis 1");
+}
+
 static void test_errors(void) {
     const double four[4] = {0, 0, 0, 0};
     const int64_t four_shape[1] = {4};
@@ -261,6 +348,8 @@ int main(void) {
     test_process();
     test_training_and_backward();
     test_inference();
+    test_rows();
+    test_samples();
     test_errors();
     test_activations();
     if (failures == 0) puts("all passed");

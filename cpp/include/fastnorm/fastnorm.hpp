@@ -354,7 +354,7 @@ struct LayerNormOptions : NormOptions {
     double weight_offset = 0.0;  // 1: y = xhat * (1 + weight)
     // Prenorm: if given, it becomes x + residual, rounded to x's dtype, which is what is
     // normalized; the residual is not added again. It may be exactly the residual.
-    TensorView sum{};
+    TensorView sum_out{};
 };
 struct RMSNormOptions : LayerNormOptions {
     bool cast_before_weight = false;  // xhat is rounded to x's dtype before the weight
@@ -363,7 +363,7 @@ struct RMSNormOptions : LayerNormOptions {
 struct LayerNormBackwardOptions : NormBackwardOptions {
     int axis = -1;
     double weight_offset = 0.0;
-    TensorView dsum{};  // prenorm: the gradient of sum, which is added to dx. x is sum then
+    TensorView dsum{};  // prenorm: the gradient of the sum, which is added to dx; x is the sum
 };
 
 void layer_norm(const TensorView& x, const TensorView& weight, const TensorView& bias,
