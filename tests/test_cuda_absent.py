@@ -40,6 +40,14 @@ def test_errors_say_what_is_missing() -> None:
         fn.batch_norm(x, one, one, device="cuda")
     with pytest.raises(fn.CudaError, match=MISSING):
         fn.BatchNorm(3, device="cuda")
+    with pytest.raises(fn.CudaError, match=MISSING):
+        fn.GroupNorm(1, 3, device="cuda")
+    with pytest.raises(fn.CudaError, match=MISSING):
+        fn.InstanceNorm(3, affine=True, device="cuda")
+    with pytest.raises(fn.CudaError, match=MISSING):
+        fn.LayerNorm(3, device="cuda")
+    with pytest.raises(fn.CudaError, match=MISSING):
+        fn.RMSNorm(3, device="cuda")
     device: Any = OnDevice()
     with pytest.raises(fn.CudaError):
         fn.batch_norm_train(device)

@@ -403,7 +403,9 @@ def test_norms_without_kernels_for_devices(norm: str) -> None:
     x = fn.cuda.asarray(np.ones((2, 3, 4), np.float32))
     for suffix in ("", "_train"):
         op = getattr(fn, norm + suffix)
-        expected = f"{norm}{suffix}: x is on cuda:0, expected the CPU: devices have batch norm alone"
+        expected = (
+            f"{norm}{suffix}: x is on cuda:0, expected the CPU: devices have batch norm alone"
+        )
         with pytest.raises(ValueError, match=expected):
             op(x)
     with pytest.raises(ValueError, match="group_norm: x is on cuda:0"):

@@ -99,3 +99,50 @@ def test_checkpoint_of_a_module(momentum: float | None) -> None:
     for name, value in module.state_dict().items():
         np.testing.assert_allclose(state[name], value.numpy(), rtol=1e-12)
         assert state[name].shape == tuple(value.shape)
+
+
+def _modules() -> dict[str, tuple[Any, Any]]:
+    """Modules, and the layers that take their checkpoints."""
+    tracked: dict[str, Any] = {"affine": True, "track_running_stats": True}
+    nn = torch.nn
+    return {
+        "group": (nn.GroupNorm(2, 6), fn.GroupNorm(2, 6, dtype="float64")),
+        "instance": (nn.InstanceNorm1d(6), fn.InstanceNorm(6, dtype="float64")),
+        "tracked": (
+            nn.InstanceNorm1d(6, **tracked),
+            fn.InstanceNorm(6, **tracked, dtype="float64"),
+        ),
+        "layer": (nn.LayerNorm((6, 7)), fn.LayerNorm((6, 7), dtype="float64")),
+        "no_bias": (nn.LayerNorm(7, bias=False), fn.LayerNorm(7, bias=False, dtype="float64")),
+        "rms": (nn.RMSNorm(7, eps=1e-5), fn.RMSNorm(7, dtype="float64")),
+    }
+
+
+@pytest.mark.parametrize("name", ["group", "instance", "tracked", "layer", "no_bias", "rms"])
+def test_checkpoints_of_the_other_norms(name: str) -> None:
+    module, layer = _modules()[name]
+    module.double()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter)
+    rng = np.random.default_rng(4)
+    batches = [rng.standard_normal((3, 6, 7)) for _ in range(3)]
+    module(torch.tensor(batches[0]))
+    layer.load_state_dict({key: value.numpy() for key, value in module.state_dict().items()})
+    for x in batches[1:]:
+        tx = torch.tensor(x, requires_grad=True)
+        ty = module(tx)
+        np.testing.assert_allclose(layer(x), ty.detach().numpy(), rtol=1e-10, atol=1e-12)
+        dy = rng.standard_normal(x.shape)
+        module.zero_grad()
+        ty.backward(torch.tensor(dy))
+        np.testing.assert_allclose(layer.backward(dy), tx.grad.numpy(), rtol=1e-9, atol=1e-11)
+        for key, parameter in module.named_parameters():
+            grad = getattr(layer, f"d{key}")
+            np.testing.assert_allclose(grad, parameter.grad.numpy(), rtol=1e-9, atol=1e-11)
+        module.eval()
+        layer.eval()
+    state = layer.state_dict()
+    assert list(state) == list(module.state_dict())
+    for key, value in module.state_dict().items():
+        if key != "num_batches_tracked":  # which PyTorch's instance norm leaves at 0
+            np.testing.assert_allclose(state[key], value.numpy(), rtol=1e-12)

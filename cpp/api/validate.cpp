@@ -235,7 +235,7 @@ Norm Validation::features(const TensorView& x, int axis) {
 }
 
 void Validation::sum_of(const TensorView& sum, const TensorView& residual) const {
-    if (!residual.given()) fail("residual is None, expected an array: prenorm adds it to x");
+    if (!residual.given()) fail("residual is missing, expected an array: prenorm adds it to x");
     like_data("sum_out", sum);
 }
 

@@ -26,10 +26,6 @@ py::object set_forward(const char* op, Arrays& arrays, Options& options, const p
     const bool makes = adds && sum_out.is_none() && sizes_if_valid(sizes);
     const py::object sum = makes ? arrays.empty_like_x() : sum_out;
     options.sum_out = arrays.optional("sum_out", sum);
-    if (adds && residual.is_none()) {
-        throw py::value_error(std::string(op) +
-                              ": residual is None, expected an array: prenorm adds it to x");
-    }
     return sum;
 }
 

@@ -1,8 +1,9 @@
 """Normalization kernels for NumPy arrays, forward and backward.
 
 The functions are `batch_norm`, `group_norm`, `instance_norm`, `layer_norm` and `rms_norm`, each
-with a `_train` that also returns what its `_backward` needs; layers keep parameters and running
-statistics. `fastnorm.reference` defines in plain NumPy what they compute.
+with a `_train` that also returns what its `_backward` needs; the layers `BatchNorm`, `GroupNorm`,
+`InstanceNorm`, `LayerNorm` and `RMSNorm` keep parameters and running statistics.
+`fastnorm.reference` defines in plain NumPy what they compute.
 """
 
 from fastnorm import _core, cuda, reference
@@ -30,7 +31,7 @@ from fastnorm.functional import (
     rms_norm_backward,
     rms_norm_train,
 )
-from fastnorm.layers import BatchNorm
+from fastnorm.layers import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from fastnorm.process import (
     clear_buffer_cache,
     get_num_threads,
@@ -47,8 +48,12 @@ __all__ = [
     "CudaError",
     "Explanation",
     "FeatureNormForward",
+    "GroupNorm",
+    "InstanceNorm",
+    "LayerNorm",
     "NormForward",
     "NormGradients",
+    "RMSNorm",
     "RMSNormForward",
     "__version__",
     "batch_norm",

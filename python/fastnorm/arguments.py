@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from fastnorm._core import Array as DeviceArray
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 EXPECTED_DTYPE = f"expected one of {', '.join(DTYPES)}"
+MOST_DIMENSIONS = 5
 
 
 def _kind(value: object) -> str:
@@ -66,19 +68,39 @@ def number_within(
     return found
 
 
-def per_channel(what: str, array: npt.NDArray[Any] | DeviceArray, channels: int) -> None:
-    """An array of one of the four dtypes, with an element for each channel."""
+def feature_shape(op: str, shape: object, most: int) -> tuple[int, ...]:
+    """The lengths of the axes that a layer normalizes over: of one, or of up to five."""
+    words = f"an int or a tuple of 1 to {MOST_DIMENSIONS}"
+    if isinstance(shape, (tuple, list)):
+        lengths = tuple(integer(op, f"shape[{i}]", length) for i, length in enumerate(shape))
+    else:
+        try:
+            lengths = (operator.index(shape),)  # type: ignore[arg-type]
+        except TypeError:
+            raise TypeError(f"{op}: shape is {_kind(shape)}, expected {words}") from None
+    if not 1 <= len(lengths) <= MOST_DIMENSIONS:
+        raise ValueError(f"{op}: shape is {lengths}, expected {words}")
+    # An axis of length 0 leaves the others as long as they are: NumPy multiplies them all the same.
+    if min(lengths) < 0 or prod(max(length, 1) for length in lengths) > most:
+        raise ValueError(
+            f"{op}: shape is {lengths}, expected lengths >= 0 and at most {most} elements"
+        )
+    return lengths
+
+
+def of_shape(what: str, array: npt.NDArray[Any] | DeviceArray, shape: tuple[int, ...]) -> None:
+    """An array of one of the four dtypes and of this very shape."""
     if array.dtype.name not in DTYPES:
         raise TypeError(f"{what} has dtype {array.dtype}, {EXPECTED_DTYPE}")
-    if array.shape != (channels,):
-        raise ValueError(f"{what} has shape {array.shape}, expected ({channels},)")
+    if array.shape != shape:
+        raise ValueError(f"{what} has shape {array.shape}, expected {shape}")
 
 
-def own_array(op: str, name: str, array: object, channels: int) -> None:
+def own_array(op: str, name: str, array: object, shape: tuple[int, ...]) -> None:
     """An array of a layer that can be copied into: a user may have replaced it."""
     whose = f"{op}: the layer's {name}"
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{whose} is {_kind(array)}, expected a NumPy array")
-    per_channel(whose, array, channels)
+    of_shape(whose, array, shape)
     if not array.flags.writeable:
         raise ValueError(f"{whose} is read-only, expected writable memory")
