@@ -14,6 +14,7 @@ import fastnorm as fn
 from cases import ACTIVATIONS, activation_id
 from fastnorm import reference
 from fastnorm.activation import PARAMETERS, as_activation
+from norm_cases import Case
 
 Array = npt.NDArray[Any]
 
@@ -259,3 +260,137 @@ class TestActivation:
     def test_wrong_types(self, make: Callable[[], object]) -> None:
         with pytest.raises(TypeError, match="is of type"):
             make()
+
+
+# --- the norms beside batch norm ------------------------------------------------------------------
+
+NORMS = (
+    Case("layer", "layer_norm", (3, 2, 4), 1),
+    Case("layer_prenorm", "layer_norm", (3, 5), prenorm=True),
+    Case("layer_offset", "layer_norm", (3, 5), options={"weight_offset": 1.0}),
+    Case("layer_of_all", "layer_norm", (2, 3), 0),
+    Case("rms", "rms_norm", (3, 2, 4), 1),
+    Case("rms_prenorm", "rms_norm", (3, 5), prenorm=True, options={"weight_offset": 1.0}),
+    Case("group", "group_norm", (2, 4, 3), 1, 2),
+    Case("group_last", "group_norm", (2, 3, 4), -1, 2),
+    Case("one_group", "group_norm", (2, 4), 1, 1),
+    Case("instance", "instance_norm", (2, 3, 4), 1),
+    Case("instance_last", "instance_norm", (2, 4, 3), -1),
+)
+EVERY_NORM = pytest.mark.parametrize("case", NORMS, ids=lambda case: case.name)
+
+
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize("activation", EVERY, ids=activation_id)
+@EVERY_NORM
+def test_gradients_of_norms_by_central_differences(
+    case: Case, activation: str | fn.Activation | None, with_residual: bool
+) -> None:
+    rng = np.random.default_rng(7)
+    x = 2.0 * rng.standard_normal(case.shape) + 1.0
+    dy, dsum = rng.standard_normal((2, *case.shape))
+    residual = 2.0 * rng.standard_normal(x.shape) if with_residual or case.prenorm else None
+    weight, bias = rng.standard_normal((2, *case.parameters_shape)) + 2.0
+    shared: dict[str, Any] = case.where() | case.options
+    groups = (case.groups,) if case.norm == "group_norm" else ()
+    train, backward = case.op("_train", reference), case.op("_backward", reference)
+
+    def forward(activation: str | fn.Activation | None) -> Any:
+        prenorm = {"prenorm": True} if case.prenorm else {}
+        options = shared | {"residual": residual, "activation": activation} | prenorm
+        return train(x, *groups, weight, bias, **options)
+
+    # Next to a kink a difference quotient is no derivative.
+    fwd = forward(None)
+    dy[np.abs(fwd.y[..., None] - KINKS).min(axis=-1) < 1e-3] = 0.0
+
+    statistics = (fwd.rstd,) if case.norm == "rms_norm" else (fwd.mean, fwd.rstd)
+    options = shared | {"activation": activation}
+    options |= {"dsum": dsum} if case.prenorm else {"residual": residual}
+    seen = fwd.sum if case.prenorm else x
+    grads = backward(dy, seen, *groups, *statistics, weight, bias, **options)
+
+    def loss() -> float:
+        fwd = forward(activation)
+        return float((dy * fwd.y).sum() + ((dsum * fwd.sum).sum() if case.prenorm else 0.0))
+
+    pairs = [(grads.dx, x), (grads.dweight, weight), (grads.dbias, bias)]
+    if case.prenorm:
+        pairs += [(grads.dx, residual)]  # the sum's, which is that of both
+    elif with_residual:
+        pairs += [(grads.dresidual, residual)]
+    for gradient, argument in pairs:
+        np.testing.assert_allclose(gradient, numeric_gradient(loss, argument), rtol=1e-6, atol=1e-7)
+    assert (grads.dresidual is None) == (case.prenorm or not with_residual)
+
+
+def test_norms_on_plain_numbers() -> None:
+    x = np.array([[1.0, 2.0, 6.0, 7.0], [4.0, 4.0, 4.0, 4.0]])
+    layer = reference.layer_norm_train(x, eps=0.5)
+    np.testing.assert_allclose(layer.mean, [4.0, 4.0])
+    # Squared deviations 9 + 4 + 4 + 9 over 4 values.
+    np.testing.assert_allclose(layer.rstd, [1.0 / math.sqrt(7.0), 1.0 / math.sqrt(0.5)])
+    np.testing.assert_allclose(layer.y[0] * math.sqrt(7.0), [-3.0, -2.0, 2.0, 3.0])
+    assert (layer.y[1] == 0.0).all()
+    rms = reference.rms_norm_train(x, eps=0.5)  # squares 1 + 4 + 36 + 49 over 4 values
+    np.testing.assert_allclose(rms.rstd, [1.0 / math.sqrt(23.0), 1.0 / math.sqrt(16.5)])
+    np.testing.assert_allclose(rms.y[0] * math.sqrt(23.0), x[0])
+    assert not rms.mean.any()
+    group = reference.group_norm_train(x, 2, eps=0.5)  # 0.25 is the variance of 1, 2 and of 6, 7
+    np.testing.assert_allclose(group.mean, [[1.5, 6.5], [4.0, 4.0]])
+    np.testing.assert_allclose(group.rstd[0], 1.0 / math.sqrt(0.75))
+    np.testing.assert_allclose(group.y[0] * math.sqrt(0.75), [-0.5, 0.5, -0.5, 0.5])
+
+
+def test_norms_are_each_other() -> None:
+    """What they have in common: one group is a row, as many as channels are instances."""
+    x = np.random.default_rng(3).standard_normal((3, 4, 5)) + 2.0
+    one, rows = reference.group_norm_train(x, 1), reference.layer_norm_train(x, axis=1)
+    np.testing.assert_allclose(one.y, rows.y, rtol=1e-12)
+    instances = reference.instance_norm_train(x)
+    np.testing.assert_allclose(instances.y, reference.layer_norm(x, axis=2), rtol=1e-12)
+    np.testing.assert_allclose(instances.y, reference.group_norm(x, 4), rtol=1e-12)
+    each = [reference.batch_norm_train(sample[None]).y for sample in x]
+    np.testing.assert_allclose(instances.y, np.concatenate(each), rtol=1e-12)
+    centred = x - x.mean(axis=-1, keepdims=True)
+    np.testing.assert_allclose(
+        reference.rms_norm(centred), reference.layer_norm(centred), rtol=1e-9, atol=1e-12
+    )
+
+
+def test_running_statistics_of_instances_on_plain_numbers() -> None:
+    x = np.array([[[1.0, 3.0]], [[2.0, 10.0]]])  # means 2 and 6, variances 1 and 16, or 2 and 32
+    for unbiased, var in [(True, 17.0), (False, 8.5)]:
+        running = {"running_mean": np.array([1.0]), "running_var": np.array([2.0])}
+        reference.instance_norm_train(x, momentum=0.25, unbiased=unbiased, **running)
+        np.testing.assert_allclose(running["running_mean"], 0.75 * 1.0 + 0.25 * 4.0)
+        np.testing.assert_allclose(running["running_var"], 0.75 * 2.0 + 0.25 * var)
+
+
+def test_weight_offset_prenorm_and_cast_before_weight() -> None:
+    x, residual = np.random.default_rng(4).standard_normal((2, 3, 8)).astype(np.float16)
+    weight = np.linspace(-1.0, 1.0, 8).astype(np.float16)
+    for norm in (reference.layer_norm, reference.rms_norm):
+        y, total = norm(x, weight, weight_offset=1.0, residual=residual, prenorm=True)
+        assert total.dtype == np.float16
+        assert np.array_equal(total, x + residual)
+        np.testing.assert_array_equal(y, norm(total, weight.astype(np.float64) + 1.0))
+        np.testing.assert_array_equal(norm(x, weight_offset=1.0), norm(x))
+    xhat = reference.rms_norm(x)
+    cast = reference.rms_norm(x, weight, cast_before_weight=True)
+    np.testing.assert_array_equal(cast, xhat.astype(np.float16).astype(np.float64) * weight)
+    assert (cast != xhat * weight).any()
+    unchanged = reference.rms_norm(x.astype(np.float64), weight, cast_before_weight=True)
+    np.testing.assert_array_equal(unchanged, xhat * weight)
+
+
+def test_zero_elements_of_norms() -> None:
+    for case in (Case("", "layer_norm", (0, 3)), Case("", "rms_norm", (0, 3))):
+        x = np.zeros(case.shape)
+        statistics = (np.ones(0),) * (1 if case.norm == "rms_norm" else 2)
+        grads = case.op("_backward", reference)(x, x, *statistics)
+        np.testing.assert_array_equal([grads.dweight, grads.dbias], np.zeros((2, 3)))
+    fwd = reference.group_norm_train(np.zeros((2, 4, 0)), 2)
+    assert np.isnan([fwd.mean, fwd.rstd]).all()
+    grads = reference.group_norm_backward(fwd.y, fwd.y, 2, fwd.mean, fwd.rstd)
+    np.testing.assert_array_equal([grads.dweight, grads.dbias], np.zeros((2, 4)))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import fastnorm as fn
+from norm_cases import Case
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -146,3 +147,100 @@ def test_checkpoints_of_the_other_norms(name: str) -> None:
     for key, value in module.state_dict().items():
         if key != "num_batches_tracked":  # which PyTorch's instance norm leaves at 0
             np.testing.assert_allclose(state[key], value.numpy(), rtol=1e-12)
+
+
+def check_norm(case: Case, dtype: str, theirs: Callable[..., Any], eps: float = 1e-3) -> None:
+    """y and every gradient of one norm with a residual and an activation, mask or none."""
+    rng = np.random.default_rng(5)
+    x, residual, dy = (rng.standard_normal(case.shape).astype(dtype) for _ in range(3))
+    weight, bias = (rng.standard_normal(case.parameters_shape).astype(dtype) for _ in range(2))
+    close = CLOSE[dtype]
+    tx, tr, tw, tb = (torch.tensor(a, requires_grad=True) for a in (x, residual, weight, bias))
+    ty = ACTIVATIONS[case.activation](theirs(tx, tw, tb, eps) + tr)
+    ty.backward(torch.tensor(dy))
+
+    options: dict[str, Any] = {"activation": case.activation, "residual": residual}
+    options |= case.where()
+    groups = (case.groups,) if case.norm == "group_norm" else ()
+    fwd = case.op("_train")(x, *groups, weight, bias, eps=eps, **options)
+    np.testing.assert_allclose(fwd.y, ty.detach().numpy(), **close)
+    statistics = (fwd.rstd,) if case.norm == "rms_norm" else (fwd.mean, fwd.rstd)
+    for mask in {id(m): m for m in (None, fwd.mask)}.values():
+        grads = case.op("_backward")(
+            dy, x, *groups, *statistics, weight, bias, mask=mask, **options
+        )
+        pairs = zip(grads, (tx, tw, tb, tr), strict=True)
+        for gradient, tensor in pairs:
+            np.testing.assert_allclose(gradient, tensor.grad.numpy(), **close)
+
+
+EVERY_ACTIVATION = pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+OF_DTYPES = pytest.mark.parametrize("dtype", CLOSE)
+
+
+@OF_DTYPES
+@pytest.mark.parametrize("axis", [-1, 2])
+@EVERY_ACTIVATION
+def test_layer_norm_as_torch_has_it(activation: Any, axis: int, dtype: str) -> None:
+    case = Case("torch", "layer_norm", (3, 5, 7, 6), axis, activation=activation)
+    shape = case.parameters_shape
+    check_norm(case, dtype, lambda x, w, b, eps: F.layer_norm(x, shape, w, b, eps))
+
+
+@OF_DTYPES
+@pytest.mark.parametrize("axis", [-1, 2])
+@EVERY_ACTIVATION
+def test_rms_norm_as_torch_has_it(activation: Any, axis: int, dtype: str) -> None:
+    case = Case("torch", "rms_norm", (3, 5, 7, 6), axis, activation=activation)
+    shape = case.parameters_shape
+    check_norm(case, dtype, lambda x, w, b, eps: F.rms_norm(x, shape, w, eps) + b)
+
+
+@OF_DTYPES
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@EVERY_ACTIVATION
+def test_group_norm_as_torch_has_it(activation: Any, groups: int, dtype: str) -> None:
+    case = Case("torch", "group_norm", (3, 6, 5, 7), 1, groups, activation=activation)
+    check_norm(case, dtype, lambda x, w, b, eps: F.group_norm(x, groups, w, b, eps))
+
+
+@OF_DTYPES
+@EVERY_ACTIVATION
+def test_instance_norm_as_torch_has_it(activation: Any, dtype: str) -> None:
+    case = Case("torch", "instance_norm", (3, 6, 5, 7), 1, activation=activation)
+    check_norm(case, dtype, lambda x, w, b, eps: F.instance_norm(x, weight=w, bias=b, eps=eps))
+
+
+@OF_DTYPES
+def test_running_statistics_of_instances(dtype: str) -> None:
+    module = torch.nn.InstanceNorm1d(4, momentum=0.3, track_running_stats=True)
+    module = module.to(getattr(torch, dtype))
+    mean, var = np.zeros(4, dtype), np.ones(4, dtype)
+    for x in np.random.default_rng(6).standard_normal((3, 5, 4, 9)).astype(dtype):
+        expected = module(torch.tensor(x)).numpy()
+        fwd = fn.instance_norm_train(x, running_mean=mean, running_var=var, momentum=0.3)
+        np.testing.assert_allclose(fwd.y, expected, **CLOSE[dtype])
+    np.testing.assert_allclose(mean, module.running_mean.numpy(), **CLOSE[dtype])
+    np.testing.assert_allclose(var, module.running_var.numpy(), **CLOSE[dtype])
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+def test_a_transformer_block_with_prenorm(norm: str) -> None:
+    """Two norms along one residual stream, whose sum is returned and goes on; weights about 1."""
+    rng = np.random.default_rng(8)
+    x, branch, dy, dstream = rng.standard_normal((4, 3, 5, 16))
+    weight = 0.1 * rng.standard_normal(16)
+    tx, tb, tw = (torch.tensor(a, requires_grad=True) for a in (x, branch, weight))
+    stream = tx + tb
+    ty = getattr(F, norm)(stream, (16,), tw + 1.0, eps=1e-5)
+    ((ty * torch.tensor(dy)).sum() + (stream * torch.tensor(dstream)).sum()).backward()
+
+    case = Case("torch", norm, x.shape)
+    fwd = case.op("_train")(x, weight, residual=branch, prenorm=True, weight_offset=1.0)
+    np.testing.assert_allclose(fwd.y, ty.detach().numpy(), **CLOSE["float64"])
+    np.testing.assert_allclose(fwd.sum, stream.detach().numpy(), **CLOSE["float64"])
+    statistics = (fwd.rstd,) if norm == "rms_norm" else (fwd.mean, fwd.rstd)
+    grads = case.op("_backward")(dy, fwd.sum, *statistics, weight, dsum=dstream, weight_offset=1.0)
+    np.testing.assert_allclose(grads.dx, tx.grad.numpy(), **CLOSE["float64"])
+    np.testing.assert_allclose(grads.dx, tb.grad.numpy(), **CLOSE["float64"])
+    np.testing.assert_allclose(grads.dweight, tw.grad.numpy(), **CLOSE["float64"])

@@ -261,7 +261,9 @@ void Validation::small(const char* argument, const TensorView& array,
     float_dtype(argument, array);
     const bool same = array.ndim == expected.ndim &&
                       std::equal(array.shape, array.shape + array.ndim, expected.extent);
-    if (!same && array.ndim == expected.ndim) {  // maybe it is the axis that is wrong
+    const bool sayable = array.ndim >= 0 && array.ndim <= max_dims;
+    const bool of_rows = parameters_.ndim + statistics_.ndim == x_.ndim && statistics_.ndim != 1;
+    if (!same && sayable && (array.ndim == expected.ndim || of_rows)) {  // maybe the axis is wrong
         fail(std::string(argument) + " has shape " + text(array.shape, array.ndim) + ", expected " +
              text(expected.extent, expected.ndim) + ": " + axis_name_ + " is " +
              std::to_string(axis_) + ", x has shape " + text(x_.shape, x_.ndim));

@@ -40,8 +40,12 @@ FASTNORM_FN Moments merge(const Moments& a, const Moments& b) {
 // deviations from it.
 inline Moments merge_equal(const double* means, const double* m2s, std::int64_t sets, double each) {
     const double n = static_cast<double>(sets), share = 1.0 / n;
-    double mean = 0, deviations = 0, squares = 0, m2 = 0;
-    for (std::int64_t i = 0; i < sets; ++i) mean += means[i] * share;
+    double mean = means[0], deviations = 0, squares = 0, m2 = 0;
+    for (std::int64_t i = 1; i < sets; ++i) mean += (means[i] - means[0]) * share;
+    if (!is_finite(mean)) {  // an infinity, or a difference of the largest numbers
+        mean = 0;
+        for (std::int64_t i = 0; i < sets; ++i) mean += means[i] * share;
+    }
     for (std::int64_t i = 0; i < sets; ++i) {
         const double d = means[i] - mean;
         deviations += d;

@@ -116,7 +116,7 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
     const Scratch scratch(execution, problem, schedule, forward_coefficients);
     scratch.attach(args);
     if (view.traversal == Traversal::features) {
-        set_parameters_of_features(parallel_for, execution.kernels, problem, scratch, args);
+        set_parameters_of_features(parallel_for, execution.kernels, problem, scratch, false, args);
     }
     args.stream = schedule.stream;
     const double values = static_cast<double>(view.reduced());
@@ -182,7 +182,7 @@ void normalize_backward(const Execution& execution, const Problem& problem,
     scratch.attach(args);
     const bool features = view.traversal == Traversal::features;
     if (features) {
-        set_parameters_of_features(parallel_for, execution.kernels, problem, scratch, args);
+        set_parameters_of_features(parallel_for, execution.kernels, problem, scratch, true, args);
         if (dweight || dbias) attach_sums(parallel_for, schedule.plan, scratch, args);
     }
     args.frozen = frozen;

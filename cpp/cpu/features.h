@@ -10,7 +10,8 @@ namespace fastnorm::FASTNORM_ISA {
 namespace {
 
 // The sums over rows of g and of g * (x - mean) * rstd, of some elements of inner: over a tile's
-// rows in A, which are few, and over tiles in double.
+// rows in A, and over tiles in double. In A they are scaled down by powers of two, so that they
+// stay in range whatever g is: of at most 32 rows, in which |x - mean| * rstd <= sqrt(inner).
 template <class A>
 class ParameterSums {
   public:
@@ -28,20 +29,33 @@ class ParameterSums {
         }
     }
 
-    // Vector v of the pack at i. unit: what turns centred(x) into (x - mean) * rstd.
+    // The scales of the two sums.
+    static constexpr double scale_of_g = 1.0 / (2 * rows_tile_stats);
+    static FASTNORM_FN double scale_of_gx(std::int64_t inner) {
+        double scale = scale_of_g;
+        for (std::int64_t n = inner; n > 1; n /= 4) scale /= 2;
+        return scale;
+    }
+
+    // Vector v of the pack at i. unit: what turns centred(x) into (x - mean) * rstd, scaled.
     template <class Valid>
     FASTNORM_FN void add(std::int64_t i, int v, Valid valid, const Gradient<V>& of, V unit) {
         A* const g = g_ + shift_ + i;
         A* const gx = gx_ + shift_ + i;
-        store<A>(g, v, load<A>(g, v, valid) + of.g, valid);
+        store<A>(g, v, fma(of.g, V(static_cast<A>(scale_of_g)), load<A>(g, v, valid)), valid);
         store<A>(gx, v, fma(of.g, of.centred * unit, load<A>(gx, v, valid)), valid);
     }
 
-    FASTNORM_FN void add_to(double* g, double* gx, std::int64_t count) const {
+    FASTNORM_FN void add_to(double* g, double* gx, std::int64_t count, std::int64_t inner) const {
+        const double of_g = 1.0 / scale_of_g, of_gx = 1.0 / scale_of_gx(inner);
 #pragma omp simd
-        for (std::int64_t i = 0; i < count; ++i) g[i] += static_cast<double>(g_[shift_ + i]);
+        for (std::int64_t i = 0; i < count; ++i) {
+            g[i] += static_cast<double>(g_[shift_ + i]) * of_g;
+        }
 #pragma omp simd
-        for (std::int64_t i = 0; i < count; ++i) gx[i] += static_cast<double>(gx_[shift_ + i]);
+        for (std::int64_t i = 0; i < count; ++i) {
+            gx[i] += static_cast<double>(gx_[shift_ + i]) * of_gx;
+        }
     }
 
   private:
@@ -181,11 +195,13 @@ struct Features {
         Sink<T> dresidual_sink(args.stream && args.dresidual);
         const T* const first = run_of<T>(view, args.dx, tile.batch, tile.outer0, tile.stat0);
         ParameterSums<A> sums(to - from, head_of_segments(args.stream, first, from, to));
+        const V scale(static_cast<A>(ParameterSums<A>::scale_of_gx(view.inner) /
+                                     args.weights_scale));
         for_rows(tile, [&](std::int64_t o, std::int64_t s) {
             const std::int64_t index = tile.batch * view.stat + s;
             const LaneMaps<A> maps(args, index);
             const GradientMap<V> dx_map = gradient_map<A>(args, index);
-            const V unit = maps.z.scale;
+            const V unit = maps.z.scale * scale;
             const T* dsum = run_of<T>(view, args.dsum, tile.batch, o, s);
             T* dx = run_of<T>(view, args.dx, tile.batch, o, s);
             T* dresidual = run_of<T>(view, args.dresidual, tile.batch, o, s);
@@ -212,7 +228,7 @@ struct Features {
         });
         if (args.sums_of_g == nullptr) return;
         const std::int64_t at = args.sums_at(tile) + from;
-        sums.add_to(args.sums_of_g + at, args.sums_of_gx + at, to - from);
+        sums.add_to(args.sums_of_g + at, args.sums_of_gx + at, to - from, view.inner);
     }
 };
 

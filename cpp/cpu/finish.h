@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "core/dtypes.h"
 #include "core/stats.h"
@@ -64,13 +65,13 @@ inline void set_coefficients(const Scratch& scratch, const Problem& problem,
 // Those of z, for a piece, from the mean and rstd of each of its means.
 inline void set_coefficients_of_z(const Scratch& scratch, const Problem& problem,
                                   CoefficientKernel compute, const Piece& piece, const double* mean,
-                                  const double* rstd) {
+                                  const double* rstd, double weights_scale = 1.0) {
     const View& view = problem.tensors.view;
     piece.for_blocks([&](std::int64_t at, std::int64_t n) {
         StatBlock block;
         piece.spread(mean, at, n, block.mean);
         piece.spread(rstd, at, n, block.rstd);
-        problem.weight.load_parameters(view, piece.from + at, n, block.weight, 1.0);
+        problem.weight.load_parameters(view, piece.from + at, n, block.weight, weights_scale);
         problem.bias.load_parameters(view, piece.from + at, n, block.bias, 0.0);
         set_coefficients(scratch, problem, compute, 0, forward_coefficients, piece.from + at, n,
                          block);
@@ -184,9 +185,10 @@ inline void sum_batches(const View& view, double* sums, std::int64_t from, std::
 }
 
 // Under features, all weights and biases in the accumulator type: the caller's own where they are
-// that already.
+// that already. scaled: weights relative to a power of two above them all, so that g * weight stays
+// in range; the rows' coefficients have it.
 inline void set_parameters_of_features(const ParallelFor& parallel_for, const KernelTable& table,
-                                       const Problem& problem, const Scratch& scratch,
+                                       const Problem& problem, const Scratch& scratch, bool scaled,
                                        KernelArgs& args) {
     const View& view = args.view;
     const std::int64_t bytes = Scratch::scalar_bytes(problem);

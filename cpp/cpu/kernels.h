@@ -47,8 +47,9 @@ struct KernelArgs : Tensors {
     Operand addends[2];                    // whose sum x is to be
     // Of features: a weight and a bias for each element of inner, of the accumulator type; and
     // where the sums over rows of g and of g * (x - mean) * rstd are added up, or null.
-    const void* weights = nullptr;
+    const void* weights = nullptr;  // over weights_scale, a power of two, which the rows' have
     const void* biases = nullptr;
+    double weights_scale = 1;
     double* sums_of_g = nullptr;
     double* sums_of_gx = nullptr;
     // One such array for so many units, which are tiles of the same rows: sums_at() says which.
