@@ -285,7 +285,7 @@ MESSAGES: list[tuple[tuple[str, Arguments], type[Exception], str]] = [
     (_swapped("layer_norm_train", prenorm=False), ValueError,
      "sum_out is given, expected None without prenorm"),
     (_swapped("rms_norm", residual=None), ValueError,
-     "residual is None, expected an array: prenorm adds it to x"),
+     "residual is missing, expected an array: prenorm adds it to x"),
     (_swapped("rms_norm_train", sum_out=np.ones(SHAPE)), TypeError,
      "sum_out has dtype float64, expected float32 as x has it"),
     (_swapped("layer_norm", sum_out=ARRAY_3), ValueError,

@@ -245,7 +245,7 @@ def test_failed_call_changes_nothing(name: str) -> None:
             with pytest.raises(TypeError, match="x "):
                 given(wrong)
     if name in OF_FEATURES:
-        with pytest.raises(ValueError, match="residual is None, expected an array: prenorm"):
+        with pytest.raises(ValueError, match="residual is missing, expected an array: prenorm"):
             layer(x, prenorm=True)
         with pytest.raises(ValueError, match="sum_out is given, expected None without prenorm"):
             layer(x, sum_out=x_of(2))

@@ -13,17 +13,22 @@ ROOT = Path(__file__).resolve().parent.parent
 COMPILER = shutil.which("c++")
 
 
-def block(language: str) -> str:
-    """The first code block of that language."""
-    found = re.search(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert found is not None
-    return found[1]
+def block(language: str, number: int = 0) -> str:
+    """A code block of that language."""
+    found = re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    return str(found[number])
 
 
 def test_python_example() -> None:
     names: dict[str, object] = {}
     exec(compile(block("python"), "README.md", "exec"), names)
     assert {"fwd", "grads", "bn"} <= names.keys()
+
+
+def test_example_of_the_family() -> None:
+    names: dict[str, object] = {}
+    exec(compile(block("python", 1), "README.md", "exec"), names)
+    assert {"fwd", "grads", "residual", "image"} <= names.keys()
 
 
 @pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")

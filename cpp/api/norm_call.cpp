@@ -65,9 +65,9 @@ Problem problem_of(const Validation& check, Staging& staging, const TensorView& 
     return problem;
 }
 
-void set_features(Problem& problem, const FeatureArguments& features) {
+void set_features(Problem& problem, const Norm& norm, const FeatureArguments& features) {
     problem.weight_offset = features.weight_offset;
-    problem.tensors.centred = features.centred;
+    problem.tensors.centred = norm.centred;
     problem.tensors.cast_before_weight = features.cast_before_weight;
 }
 
@@ -173,7 +173,7 @@ void normalize_by_own(Validation& check, const Norm& norm, const TensorView& x,
                                  {&staging.input("residual", options.residual), &tensors.residual},
                                  {&staging.output("sum_out", features.sum), &tensors.sum},
                                  {&staging.output("out", out), &tensors.y}});
-    set_features(problem, features);
+    set_features(problem, norm, features);
     backend->normalize_by_own_statistics(
         problem, options.eps, mean, rstd,
         {staging.output_values("running_mean", running.mean),
@@ -189,7 +189,7 @@ void differentiate(Validation& check, const Norm& norm, const TensorView& dy, co
                    const NormBackwardOptions& options, bool frozen,
                    const FeatureArguments& features) {
     check.like_data("dy", dy);
-    if (features.centred) check.statistic("mean", mean);
+    if (norm.centred) check.statistic("mean", mean);
     check.statistic("rstd", rstd);
     check.parameter_if_given("weight", weight);
     check.parameter_if_given("bias", bias);
@@ -247,7 +247,7 @@ void differentiate(Validation& check, const Norm& norm, const TensorView& dy, co
                       {&staging.input("dsum", features.dsum), &tensors.dsum},
                       {&staging.output("out", gradients.out), &tensors.dx},
                       {&staging.output("dresidual", gradients.dresidual), &tensors.dresidual}});
-    set_features(problem, features);
+    set_features(problem, norm, features);
     backend->normalize_backward(problem, staging.input_values("mean", mean),
                                 staging.input_values("rstd", rstd), frozen, dweight, dbias);
     staging.commit();

@@ -22,7 +22,6 @@ struct RunningViews {
 // What norms of features have beside.
 struct FeatureArguments {
     double weight_offset = 0.0;
-    bool centred = true;
     bool cast_before_weight = false;
     TensorView sum{}, dsum{};
 };

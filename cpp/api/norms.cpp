@@ -112,10 +112,11 @@ void normalize_features(const char* op, const TensorView& x, const TensorView& w
                         const TensorView& bias, const TensorView& out, const SavedStatistics& saved,
                         const LayerNormOptions& options, bool centred, bool cast_before_weight) {
     Validation check(op);
-    const Norm norm = check.features(x, options.axis);
+    Norm norm = check.features(x, options.axis);
+    norm.centred = centred;
     check.weight_offset(options.weight_offset);
     normalize_by_own(check, norm, x, weight, bias, out, saved, options, {},
-                     {options.weight_offset, centred, cast_before_weight, options.sum_out, {}});
+                     {options.weight_offset, cast_before_weight, options.sum_out, {}});
 }
 
 void differentiate_features(const char* op, const TensorView& dy, const TensorView& x,
@@ -124,10 +125,11 @@ void differentiate_features(const char* op, const TensorView& dy, const TensorVi
                             const NormGradients& gradients, const LayerNormBackwardOptions& options,
                             bool centred) {
     Validation check(op);
-    const Norm norm = check.features(x, options.axis);
+    Norm norm = check.features(x, options.axis);
+    norm.centred = centred;
     check.weight_offset(options.weight_offset);
     differentiate(check, norm, dy, x, mean, rstd, weight, bias, gradients, options, false,
-                  {options.weight_offset, centred, false, {}, options.dsum});
+                  {options.weight_offset, false, {}, options.dsum});
 }
 
 }  // namespace

@@ -32,6 +32,7 @@ Staging::Staging(const Backend& backend, const TensorView& x, const Norm& norm,
       explanation_(explanation),
       order_(order_of_dims(x, norm)),
       view_(view_of(x, norm, order_)),
+      centred_(norm.centred),
       dense_(dense_like(x, order_)) {}
 
 std::int64_t Staging::mask_bytes() const {
@@ -46,6 +47,7 @@ std::uint64_t Staging::mask_signature(const Activation& activation) const {
     for (int i = 0; i < order_.count; ++i) hash.add(order_.axis[i]);
     hash.add(order_.inner);
     hash.add(view_.group);
+    hash.add(static_cast<int>(centred_));
     // Rows are numbered in one way, whatever strides they have.
     hash.add(view_.traversal == Traversal::features ? -1 : order_.outer);
     hash.add(static_cast<int>(activation.kind));

@@ -55,6 +55,7 @@ class Staging {
     Explanation* explanation_;
     DimOrder order_;
     View view_;
+    bool centred_;
     TensorView dense_;  // x's shape, dense
     std::vector<std::unique_ptr<StandIn>> stand_ins_;
 };

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <string_view>
 
 #include "core/activations.h"
 #include "core/dtypes.h"
@@ -154,11 +155,13 @@ int Validation::axis(const char* argument, int given, int first) const {
     const TensorView& x = x_;
     const int axis = given < 0 ? given + x.ndim : given;
     if (axis >= first && axis < x.ndim) return axis;
-    const std::string negative =
-        std::to_string(first - x.ndim) + " to " +
-        (first == 0 ? std::to_string(x.ndim - 1)
-                    : "-1 or " + std::to_string(first) + " to " + std::to_string(x.ndim - 1));
-    fail(std::string(argument) + " is " + std::to_string(given) + ", expected " + negative +
+    const auto range = [](int from, int to) {
+        return std::to_string(from) + (from == to ? "" : " to " + std::to_string(to));
+    };
+    const std::string expected =
+        first == 0 ? range(-x.ndim, x.ndim - 1)
+                   : range(first - x.ndim, -1) + " or " + range(first, x.ndim - 1);
+    fail(std::string(argument) + " is " + std::to_string(given) + ", expected " + expected +
          " for an x with shape " + text(x.shape, x.ndim));
 }
 
@@ -262,7 +265,7 @@ void Validation::small(const char* argument, const TensorView& array,
     const bool same = array.ndim == expected.ndim &&
                       std::equal(array.shape, array.shape + array.ndim, expected.extent);
     const bool sayable = array.ndim >= 0 && array.ndim <= max_dims;
-    const bool of_rows = parameters_.ndim + statistics_.ndim == x_.ndim && statistics_.ndim != 1;
+    const bool of_rows = std::string_view(axis_name_) == "axis";
     if (!same && sayable && (array.ndim == expected.ndim || of_rows)) {  // maybe the axis is wrong
         fail(std::string(argument) + " has shape " + text(array.shape, array.ndim) + ", expected " +
              text(expected.extent, expected.ndim) + ": " + axis_name_ + " is " +

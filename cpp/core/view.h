@@ -89,6 +89,7 @@ struct Norm {
     int batch_axis = -1;     // of a norm of each sample by itself, else none
     std::int64_t group = 1;  // channels that share a statistic
     int feature_axis = -1;   // of a norm over all axes from this one on, else none
+    bool centred = true;     // else the mean counts as 0
 };
 
 // An order of a tensor's dimensions, outermost first: those of the view's batch, then those of

@@ -194,24 +194,24 @@ void normalize_backward(const Execution& execution, const Problem& problem,
         mean.load(piece.first, piece.means, means);
         rstd.load(piece.first, piece.means, rstds);
     };
-    for_stats(parallel_for, view.group, 0, view.stats(),
-              [&](std::int64_t from, std::int64_t count) {
-                  const Piece piece(view, from, count);
-                  StatBlock::Array means, rstds;
-                  load(piece, means, rstds);
-                  set_coefficients_of_z(scratch, problem, kernels.coefficients_of_z_in_backward,
-                                        piece, means, rstds);
-                  if (reduces) return;
-                  StatBlock block;
-                  std::copy_n(means, count, block.mean);
-                  std::copy_n(rstds, count, block.rstd);
-                  problem.weight.load_parameters(view, from, count, block.weight, 1.0);
-                  std::copy_n(block.weight, count, block.weight_of_sums);
-                  std::fill_n(block.sum_g, count, 0.0);
-                  std::fill_n(block.sum_centred, count, 0.0);
-                  set_coefficients(scratch, problem, kernels.coefficients_of_dx,
-                                   forward_coefficients, backward_coefficients, from, count, block);
-              });
+    for_stats(
+        parallel_for, view.group, 0, view.stats(), [&](std::int64_t from, std::int64_t count) {
+            const Piece piece(view, from, count);
+            StatBlock::Array means, rstds;
+            load(piece, means, rstds);
+            set_coefficients_of_z(scratch, problem, kernels.coefficients_of_z_in_backward, piece,
+                                  means, rstds, args.weights_scale);
+            if (reduces) return;
+            StatBlock block;
+            std::copy_n(means, count, block.mean);
+            std::copy_n(rstds, count, block.rstd);
+            problem.weight.load_parameters(view, from, count, block.weight, args.weights_scale);
+            std::copy_n(block.weight, count, block.weight_of_sums);
+            std::fill_n(block.sum_g, count, 0.0);
+            std::fill_n(block.sum_centred, count, 0.0);
+            set_coefficients(scratch, problem, kernels.coefficients_of_dx, forward_coefficients,
+                             backward_coefficients, from, count, block);
+        });
     if (!reduces) {
         map_only(parallel_for, args, schedule.plan, kernels.gradient, kernels.fence);
         return;
@@ -228,7 +228,7 @@ void normalize_backward(const Execution& execution, const Problem& problem,
             StatBlock block;
             piece.spread(means, at, n, block.mean);
             piece.spread(rstds, at, n, block.rstd);
-            problem.weight.load_parameters(view, from + at, n, block.weight, 1.0);
+            problem.weight.load_parameters(view, from + at, n, block.weight, args.weights_scale);
             sums.load(at, n, block);
             set_coefficients(scratch, problem, kernels.coefficients_of_dx, forward_coefficients,
                              backward_coefficients, from + at, n, block);

@@ -10,8 +10,7 @@ namespace fastnorm::FASTNORM_ISA {
 namespace {
 
 // The sums over rows of g and of g * (x - mean) * rstd, of some elements of inner: over a tile's
-// rows in A, and over tiles in double. In A they are scaled down by powers of two, so that they
-// stay in range whatever g is: of at most 32 rows, in which |x - mean| * rstd <= sqrt(inner).
+// rows in A, which are few, and over tiles in double.
 template <class A>
 class ParameterSums {
   public:
@@ -29,36 +28,46 @@ class ParameterSums {
         }
     }
 
-    // The scales of the two sums.
-    static constexpr double scale_of_g = 1.0 / (2 * rows_tile_stats);
-    static FASTNORM_FN double scale_of_gx(std::int64_t inner) {
-        double scale = scale_of_g;
-        for (std::int64_t n = inner; n > 1; n /= 4) scale /= 2;
-        return scale;
-    }
-
-    // Vector v of the pack at i. unit: what turns centred(x) into (x - mean) * rstd, scaled.
+    // Vector v of the pack at i. unit: what turns centred(x) into (x - mean) * rstd.
     template <class Valid>
     FASTNORM_FN void add(std::int64_t i, int v, Valid valid, const Gradient<V>& of, V unit) {
         A* const g = g_ + shift_ + i;
         A* const gx = gx_ + shift_ + i;
-        store<A>(g, v, fma(of.g, V(static_cast<A>(scale_of_g)), load<A>(g, v, valid)), valid);
+        store<A>(g, v, load<A>(g, v, valid) + of.g, valid);
         store<A>(gx, v, fma(of.g, of.centred * unit, load<A>(gx, v, valid)), valid);
     }
 
-    FASTNORM_FN void add_to(double* g, double* gx, std::int64_t count, std::int64_t inner) const {
-        const double of_g = 1.0 / scale_of_g, of_gx = 1.0 / scale_of_gx(inner);
+    // exact(i, g, gx) gives in double what left A's range.
+    template <class Exact>
+    FASTNORM_FN void add_to(double* g, double* gx, std::int64_t count, Exact&& exact) const {
+        const A* const own_g = g_ + shift_;
+        const A* const own_gx = gx_ + shift_;
+        if (all_finite(count)) {
 #pragma omp simd
-        for (std::int64_t i = 0; i < count; ++i) {
-            g[i] += static_cast<double>(g_[shift_ + i]) * of_g;
+            for (std::int64_t i = 0; i < count; ++i) g[i] += static_cast<double>(own_g[i]);
+#pragma omp simd
+            for (std::int64_t i = 0; i < count; ++i) gx[i] += static_cast<double>(own_gx[i]);
+            return;
         }
-#pragma omp simd
         for (std::int64_t i = 0; i < count; ++i) {
-            gx[i] += static_cast<double>(gx_[shift_ + i]) * of_gx;
+            double sum_g = static_cast<double>(own_g[i]);
+            double sum_gx = static_cast<double>(own_gx[i]);
+            if (!is_finite(sum_g) || !is_finite(sum_gx)) exact(i, sum_g, sum_gx);
+            g[i] += sum_g;
+            gx[i] += sum_gx;
         }
     }
 
   private:
+    FASTNORM_FN bool all_finite(std::int64_t count) const {
+        V differences;  // of each sum from itself
+        for (std::int64_t i = 0; i < shift_ + count; i += V::width) {
+            const V g = V::load(g_ + i), gx = V::load(gx_ + i);
+            differences = differences + ((g - g) + (gx - gx));
+        }
+        return bits(differences <= V()) == bits(V() <= V());
+    }
+
     // Not a multiple of 4 KiB apart: a load would wait for the other array's store.
     alignas(64) A g_[most + 2 * lanes<A>];
     alignas(64) A gx_[most + 2 * lanes<A>];
@@ -195,13 +204,17 @@ struct Features {
         Sink<T> dresidual_sink(args.stream && args.dresidual);
         const T* const first = run_of<T>(view, args.dx, tile.batch, tile.outer0, tile.stat0);
         ParameterSums<A> sums(to - from, head_of_segments(args.stream, first, from, to));
-        const V scale(static_cast<A>(ParameterSums<A>::scale_of_gx(view.inner) /
-                                     args.weights_scale));
+        // Once dx is written over dy there is nothing left from which to compute exact sums.
+        const bool in_place = args.dx.data == args.dy.data;
+        if (in_place) {
+            add_rows(args, tile, from, to, sums);
+            add_to_tiles(args, tile, from, to, sums);
+        }
         for_rows(tile, [&](std::int64_t o, std::int64_t s) {
             const std::int64_t index = tile.batch * view.stat + s;
             const LaneMaps<A> maps(args, index);
             const GradientMap<V> dx_map = gradient_map<A>(args, index);
-            const V unit = maps.z.scale * scale;
+            const V unit = unit_of(args, maps);
             const T* dsum = run_of<T>(view, args.dsum, tile.batch, o, s);
             T* dx = run_of<T>(view, args.dx, tile.batch, o, s);
             T* dresidual = run_of<T>(view, args.dresidual, tile.batch, o, s);
@@ -214,7 +227,7 @@ struct Features {
                     };
                     const auto finish = [&](std::int64_t k, int v, auto valid,
                                             const Gradient<V>& of, V value) {
-                        sums.add(i - from + k, v, valid, of, unit);
+                        if (!in_place) sums.add(i - from + k, v, valid, of, unit);
                         return dsum == nullptr ? value : value + load<A>(dsum + i + k, v, valid);
                     };
                     backward_at<T, kind>(args, tile.batch, o, s, i)
@@ -226,9 +239,57 @@ struct Features {
                     if (dresidual != nullptr) dresidual_sink.close(count, direct);
                 });
         });
+        if (!in_place) add_to_tiles(args, tile, from, to, sums);
+    }
+
+    // What turns centred(x) into (x - mean) * rstd.
+    static FASTNORM_FN V unit_of(const KernelArgs& args, const LaneMaps<A>& maps) {
+        return maps.z.scale * V(static_cast<A>(1.0 / args.weights_scale));
+    }
+
+    static FASTNORM_FN void add_rows(const KernelArgs& args, const Tile& tile, std::int64_t from,
+                                     std::int64_t to, ParameterSums<A>& sums) {
+        for_rows(tile, [&](std::int64_t o, std::int64_t s) {
+            const LaneMaps<A> maps(args, tile.batch * args.view.stat + s);
+            const V unit = unit_of(args, maps);
+            backward_at<T, kind>(args, tile.batch, o, s, from)
+                .each(to - from, maps.z_from(from),
+                      [&](std::int64_t i, int v, auto valid, const Gradient<V>& of) {
+                          sums.add(i, v, valid, of, unit);
+                      });
+        });
+    }
+
+    static FASTNORM_FN void add_to_tiles(const KernelArgs& args, const Tile& tile,
+                                         std::int64_t from, std::int64_t to,
+                                         const ParameterSums<A>& sums) {
         if (args.sums_of_g == nullptr) return;
         const std::int64_t at = args.sums_at(tile) + from;
-        sums.add_to(args.sums_of_g + at, args.sums_of_gx + at, to - from, view.inner);
+        sums.add_to(args.sums_of_g + at, args.sums_of_gx + at, to - from,
+                    [&](std::int64_t i, double& g, double& gx) {
+                        exact_sums(args, tile, from + i, g, gx);
+                    });
+    }
+
+    // Off the hot path: of element i alone, in double.
+    static __attribute__((noinline)) void exact_sums(const KernelArgs& args, const Tile& tile,
+                                                     std::int64_t i, double& g, double& gx) {
+        alignas(64) A found[lanes<A>];
+        g = gx = 0.0;
+        for_rows(tile, [&](std::int64_t o, std::int64_t s) {
+            const std::int64_t index = tile.batch * args.view.stat + s;
+            const LaneMaps<A> maps(args, index);
+            const double scale =
+                static_cast<double>(coefficient<A>(args, Coefficient::scale)[index]);
+            backward_at<T, kind>(args, tile.batch, o, s, i)
+                .each(1, maps.z_from(i),
+                      [&](std::int64_t, int v, auto valid, const Gradient<V>& of) {
+                          store<A>(found, v, of.g, valid);
+                      });
+            const A x = to_float(run_of<T>(args.view, args.x, tile.batch, o, s)[i]);
+            g += static_cast<double>(found[0]);
+            gx += ExactCentre<A>(args, index).product(found[0], x) * (scale / args.weights_scale);
+        });
     }
 };
 

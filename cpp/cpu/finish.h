@@ -222,6 +222,22 @@ inline void set_parameters_of_features(const ParallelFor& parallel_for, const Ke
     args.weights =
         set(problem.weight, 1.0, problem.weight ? problem.weight_offset : 0.0, scratch.weights);
     args.biases = set(problem.bias, 0.0, 0.0, scratch.biases);
+    if (!scaled || !problem.weight) return;
+    const auto scale = [&](auto* to) {
+        using A = std::remove_pointer_t<decltype(to)>;
+        const A* const from = static_cast<const A*>(args.weights);
+        A most = 0;
+        for (std::int64_t i = 0; i < view.inner; ++i) {
+            const A size = from[i] < 0 ? -from[i] : from[i];
+            most = size > most ? size : most;
+        }
+        if (most > 0) args.weights_scale = power_of_two<A>(exponent_of(most) + 1);
+        const A share = static_cast<A>(1.0 / args.weights_scale);
+        for (std::int64_t i = 0; i < view.inner; ++i) to[i] = from[i] * share;
+        args.weights = to;
+    };
+    bytes == 8 ? scale(reinterpret_cast<double*>(scratch.weights))
+               : scale(reinterpret_cast<float*>(scratch.weights));
 }
 
 // Where maps are to add up the parameters' gradients: sums of nothing yet.

@@ -22,8 +22,9 @@ class NormForward(NamedTuple):
         of 0 or infinity.
     mask : ndarray of uint8, or None
         For relu, leaky_relu and clip: one bit an element, set where the slope is 1, behind a
-        signature of x's shape and memory layout, the axes and the activation, without which those
-        bits mean nothing. One-dimensional; its contents are of no concern to a caller.
+        signature of the norm, x's shape and order of dimensions in memory, the axes and the
+        activation, without which those bits mean nothing. One-dimensional; its contents are of no
+        concern to a caller.
     """
 
     y: Array
