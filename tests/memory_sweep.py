@@ -2,6 +2,7 @@
 
     python memory_sweep.py small             edge shapes, each array at either end of its pages
     python memory_sweep.py large             outputs written past the cache, at every offset
+    python memory_sweep.py norms             the same of the other norms, small cases and large ones
     python memory_sweep.py touch WHERE       touch the byte before or after an array, and die
 
 It prints what it is about to do, so that the last line tells where it died. Results have to be
@@ -21,8 +22,10 @@ from typing import Any
 import numpy as np
 
 import fastnorm as fn
+import norm_cases
 from cases import DTYPES, LAYOUTS, Array, Case, Data, make, to_dtype
 from guarded import PLACES, Arena, Place
+from norm_checks import forward_options, leading
 
 Result = dict[str, Array | None]
 Options = dict[str, Any]
@@ -247,6 +250,71 @@ def sweep_large() -> int:
     return checked
 
 
+# Past the cache, with rows that end within a line.
+LARGE_NORMS = (
+    norm_cases.Case("large_rows", "layer_norm", (1031, 1101), residual=True, activation="relu"),
+    norm_cases.Case("large_prenorm", "rms_norm", (1031, 1101), prenorm=True),
+    norm_cases.Case("large_short_rows", "layer_norm", (19_001, 61), activation="clip"),
+    norm_cases.Case("large_groups", "group_norm", (3, 24, 131, 133), 1, 4, activation="silu"),
+    norm_cases.Case("large_groups_last", "group_norm", (3, 131, 133, 24), -1, 4),
+)
+
+
+def sweep_norms() -> int:
+    """All ops of the other norms on their cases; the number of calls checked."""
+    small = [case for case in norm_cases.CASES if np.prod(case.shape) <= 2000]
+    checked = 0
+    placer, roomy = Placer(1 << 16), Placer(1 << 23)
+    for case, dtype in itertools.product(small, DTYPES):
+        checked += check_norm(case, dtype, placer)
+    for i, case in enumerate(LARGE_NORMS):
+        checked += check_norm(case, ("float32", "bfloat16")[i % 2], roomy)
+    return checked
+
+
+def check_norm(case: norm_cases.Case, dtype: str, placer: Placer) -> int:
+    """The forward and the backward op of a case between protected pages; how many calls."""
+    data = norm_cases.make(case, dtype)
+    options = forward_options(case, data)
+    del options["residual"]
+    blank = LAYOUTS[case.layout](np.zeros(case.shape, data.x.dtype))
+    if not blank.flags.writeable:
+        blank = np.zeros(case.shape, data.x.dtype)
+    names = ("x", "weight", "bias", "residual")
+    given = {name: getattr(data, name) for name in names}
+    expected = case.op("_train")(given.pop("x"), *leading(case), **given, **options)
+    statistics = {name: getattr(expected, name, None) for name in ("mean", "rstd")}
+    backward: Options = case.where() | {"activation": case.activation}
+    backward |= {k: v for k, v in case.options.items() if k == "weight_offset"}
+    x = expected.sum if case.prenorm else data.x
+    into = {"dy": data.dy, "x": x, "weight": data.weight, "bias": data.bias}
+    into |= {"residual": None if case.prenorm else data.residual, "mask": expected.mask}
+    into |= {name: a for name, a in statistics.items() if a is not None}
+    if data.dsum is not None:
+        into["dsum"] = data.dsum
+    if case.norm == "group_norm":
+        backward["groups"] = case.groups
+    gradients = case.op("_backward")(**into, **backward)
+    for at in PLACES:
+        say(f"{case.name} {case.shape} {dtype}, at the {at}")
+        placer.at = at
+        placed = {name: placer.read(name, getattr(data, name)) for name in names}
+        outputs = {"out": placer.write("out", blank)}
+        if case.prenorm:
+            outputs["sum_out"] = placer.write("sum_out", np.zeros(case.shape, blank.dtype))
+        found = case.op("_train")(placed.pop("x"), *leading(case), **placed, **outputs, **options)
+        check_same(found._asdict(), expected._asdict())
+        placer.check()
+        found = case.op("_backward")(
+            **{name: placer.read(name, a) for name, a in into.items()},
+            out=placer.write("out", blank),
+            **backward,
+        )
+        check_same(found._asdict(), gradients._asdict())
+        placer.check()
+    return 2 * len(PLACES)
+
+
 def touch(where: str) -> None:
     """Read the byte before an array that begins at a page, or the one after one that ends there."""
     arena = Arena(100)
@@ -261,7 +329,7 @@ def main() -> None:
     if sys.argv[1] == "touch":
         touch(sys.argv[2])
         return
-    checked = {"small": sweep_small, "large": sweep_large}[sys.argv[1]]()
+    checked = {"small": sweep_small, "large": sweep_large, "norms": sweep_norms}[sys.argv[1]]()
     say(f"{fn.info()['isa']}: {checked} checked")
 
 

@@ -55,6 +55,11 @@ def test_large_outputs_at_every_offset(isa: str) -> None:
     assert_survived(sweep("large", isa=isa), isa)
 
 
+@pytest.mark.parametrize("isa", fn._core.isas())
+def test_other_norms_between_protected_pages(isa: str) -> None:
+    assert_survived(sweep("norms", isa=isa), isa)
+
+
 # --- the net itself has to catch ------------------------------------------------------------------
 
 
