@@ -76,9 +76,10 @@ class Limits:
 
         case = problem.case
         second = tensors.dy if tensors.dy is not None else tensors.residual
+        also = tensors.dresidual if tensors.dresidual is not None else tensors.total
         return (
             address(tensors.x),
             address(second) if case.reads > 1 else None,
             address(tensors.out, aligned=True),
-            address(tensors.dresidual, aligned=True) if case.writes > 1 else None,
+            address(also, aligned=True) if case.writes > 1 else None,
         )

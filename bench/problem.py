@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import ml_dtypes
@@ -16,9 +17,9 @@ from suites import Case
 Array = npt.NDArray[Any]
 
 EPS = 1e-5
-# Tensors of more elements are checked on a sample of their channels.
+# Tensors of more elements are checked on a sample of their channels, groups or rows.
 CHECK_ALL = 1 << 21
-CHECKED_CHANNELS = 12
+CHECKED = 12
 # Errors beyond this are no rounding: a wrong provider. In units of the largest exact value.
 TOLERANCE = {"float32": 2e-3, "float64": 2e-3, "float16": 8e-3, "bfloat16": 4e-2}
 # How far from relu's kink a rounded input of it may lie on the other side.
@@ -27,27 +28,22 @@ KINK = {"float32": 1e-4, "float64": 1e-4, "float16": 4e-3, "bfloat16": 3e-2}
 
 @dataclass(frozen=True)
 class Tensors:
-    """One set of the large arrays, C-contiguous in the case's layout; None where not needed."""
+    """One set of the large arrays, C-contiguous in the case's layout; None where not needed.
+
+    dsum and total are prenorm's: the gradient of the sum, and where the forward pass writes it.
+    """
 
     x: Array
     out: Array
     dy: Array | None
     residual: Array | None
     dresidual: Array | None
+    dsum: Array | None
+    total: Array | None
 
     def copy(self) -> Tensors:
         """The same values elsewhere."""
-
-        def elsewhere(array: Array | None) -> Array | None:
-            return None if array is None else array.copy()
-
-        return Tensors(
-            self.x.copy(),
-            self.out.copy(),
-            elsewhere(self.dy),
-            elsewhere(self.residual),
-            elsewhere(self.dresidual),
-        )
+        return Tensors(**{k: None if a is None else a.copy() for k, a in vars(self).items()})
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
@@ -62,16 +58,17 @@ class Problem:
     ----------
     sets : list of Tensors
         The same values in different memory: calls take turns so that each finds its data cold.
-    weight, bias, mean, var : ndarray of shape (C,)
-        float32 (float64 for float64); mean and var are for inference.
+    weight, bias, mean, var : ndarray
+        One for each channel or feature; float32 (float64 for float64). mean and var are for batch
+        norm's inference.
     batch_mean, batch_rstd : ndarray of shape (C,)
-        The batch's own statistics in float64, for backward.
+        Of batch norm the batch's own statistics in float64, for backward.
     """
 
     def __init__(self, case: Case, cold_bytes: int) -> None:
         self.case = case
         rng = np.random.default_rng(0)
-        channels = case.shape[1]
+        channels = case.parameters
         dtype = numpy_dtype(case.dtype)
         wide = np.dtype(np.float64 if case.dtype == "float64" else np.float32)
 
@@ -88,8 +85,10 @@ class Problem:
             x,
             np.zeros_like(x),
             tensor(backward),
-            tensor(case.residual),
+            tensor(case.residual or (case.prenorm and not backward)),
             np.zeros_like(x) if backward and case.residual else None,
+            tensor(backward and case.prenorm),
+            np.zeros_like(x) if case.prenorm and not backward else None,
         )
         arrays = [a for a in vars(first).values() if a is not None]
         copies = 1 if case.hot else -(-cold_bytes // sum(a.nbytes for a in arrays))
@@ -99,9 +98,12 @@ class Problem:
         self.bias = rng.standard_normal(channels).astype(wide)
         self.mean = rng.standard_normal(channels).astype(wide)
         self.var = rng.uniform(0.5, 1.5, channels).astype(wide)
-        self.batch_mean, self.batch_rstd = self._statistics(x)
-        self.sample = self._sample()
-        self.exact, self.judged = self._exact(first)
+        self.axis, self.sample = self._sample()
+        if case.norm == "batch_norm":
+            self.batch_mean, self.batch_rstd = self._statistics(x)
+            self.exact, self.judged = self._exact_batch_norm(first)
+        else:
+            self.exact, self.judged = self._exact(first)
 
     def _statistics(self, x: Array) -> tuple[Array, Array]:
         axes = tuple(axis for axis in range(4) if axis != self.case.channel_axis)
@@ -116,22 +118,62 @@ class Problem:
         rstd = 1.0 / np.sqrt(square / count + EPS)
         return np.asarray(mean).reshape(-1), np.asarray(rstd).reshape(-1)
 
-    def _sample(self) -> Array:
-        n, c, h, w = self.case.shape
-        if n * c * h * w <= CHECK_ALL or c <= CHECKED_CHANNELS:
-            return np.arange(c)
-        return np.unique(np.linspace(0, c - 1, CHECKED_CHANNELS).astype(int))
+    def _sample(self) -> tuple[int, Array]:
+        """The axis of channels, or rows, and which are checked: whole groups of channels."""
+        case = self.case
+        axis = 0 if case.of_rows else case.channel_axis
+        all_of_them = case.array_shape[axis]
+        group = case.parameters // case.groups if case.groups else 1
+        number = all_of_them // group
+        if prod(case.shape) > CHECK_ALL and number > CHECKED:
+            chosen = np.unique(np.linspace(0, number - 1, CHECKED).astype(int))
+        else:
+            chosen = np.arange(number)
+        return axis, (chosen[:, None] * group + np.arange(group)).reshape(-1)
+
+    def _part(self, a: Array | None) -> Array | None:
+        """What the sample has of an array."""
+        return None if a is None else np.take(a, self.sample, axis=self.axis).astype(np.float64)
 
     def _exact(self, tensors: Tensors) -> tuple[Array, Array]:
+        """As `_exact_batch_norm`, of the norms whose statistics a sample has whole."""
+        case, part = self.case, self._part
+        options: dict[str, Any] = {} if case.of_rows else {"channel_axis": case.channel_axis}
+        options["activation"] = case.activation
+        weight, bias = self.weight, None if case.norm == "rms_norm" else self.bias
+        if not case.of_rows:
+            weight, bias = weight[self.sample], self.bias[self.sample]
+        groups = [len(self.sample) * case.groups // case.parameters] if case.groups else []
+        x = part(tensors.x)
+        assert x is not None
+        everywhere = np.ones(x.shape, bool)
+        forward = getattr(reference, f"{case.norm}_train")
+        if case.op != "backward":
+            residual = part(tensors.residual)
+            if case.prenorm:  # what is normalized is the sum as it is rounded
+                assert residual is not None
+                x, residual = (x + residual).astype(tensors.x.dtype).astype(np.float64), None
+            if residual is not None:
+                options["residual"] = residual
+            return forward(x, *groups, weight, bias, eps=EPS, **options).y, everywhere
+        saved = forward(x, *groups, weight, bias, eps=EPS, **options)
+        statistics = (saved.rstd,) if case.norm == "rms_norm" else (saved.mean, saved.rstd)
+        dsum = {} if tensors.dsum is None else {"dsum": part(tensors.dsum)}
+        backward = getattr(reference, f"{case.norm}_backward")
+        dy = part(tensors.dy)
+        exact = backward(dy, x, *groups, *statistics, weight, bias, **options, **dsum).dx
+        if case.activation != "relu":
+            return exact, everywhere
+        options["activation"] = None
+        z = forward(x, *groups, weight, bias, eps=EPS, **options).y
+        return exact, np.abs(z) > KINK[case.dtype]
+
+    def _exact_batch_norm(self, tensors: Tensors) -> tuple[Array, Array]:
         """The exact y or dx of the sampled channels, and which elements of it are to be met.
 
         Beside the kink of relu either slope is right.
         """
-        axis, chosen = self.case.channel_axis, self.sample
-
-        def part(a: Array | None) -> Array | None:
-            return None if a is None else np.take(a, chosen, axis=axis).astype(np.float64)
-
+        axis, chosen, part = self.axis, self.sample, self._part
         x, residual = part(tensors.x), part(tensors.residual)
         assert x is not None
         weight, bias = self.weight[chosen], self.bias[chosen]
@@ -164,7 +206,7 @@ class Problem:
         """
         self.sets[0].out[...] = 0
         runner.call(0)
-        found = np.take(runner.result(0), self.sample, axis=self.case.channel_axis)
+        found = np.take(runner.result(0), self.sample, axis=self.axis)
         difference = np.abs(found.astype(np.float64) - self.exact)
         return float(difference[self.judged].max() / np.abs(self.exact).max())
 

@@ -1,4 +1,4 @@
-"""Times batch normalization on a CPU: fastnorm and everything else that can be called, in turns.
+"""Times normalizations on a CPU: fastnorm and everything else that can be called, in turns.
 
 Every result is checked against float64 before it is timed. Times are medians over the rounds, in
 each of which every competitor runs once; `efficiency` is the time that the fewest bytes would take
@@ -23,7 +23,18 @@ from limits import Limits
 from protocol import measure
 from providers import PROVIDERS, Provider, Unavailable, load
 from results import ALLOC, Measurement, context, last_level_cache, save
-from suites import DTYPES, EPILOGUES, LAYOUTS, NETWORKS, OPS, Case, cases_of, quick_cases
+from suites import (
+    DIFFUSION,
+    DTYPES,
+    EPILOGUES,
+    LAYOUTS,
+    NETWORKS,
+    OPS,
+    TRANSFORMERS,
+    Case,
+    cases_of,
+    quick_cases,
+)
 
 # Peers take the caller's array as it is; these keep a layout of their own, which costs a reorder
 # that is not timed.
@@ -149,7 +160,9 @@ def among(*names: str, help: str = "") -> Any:
 
 
 def main(
-    suite: Annotated[str, among("quick", *NETWORKS, "edges", "tiny")] = "quick",
+    suite: Annotated[
+        str, among("quick", *NETWORKS, "edges", "tiny", *TRANSFORMERS, *DIFFUSION, "style")
+    ] = "quick",
     batch: Annotated[str, among(help="N of the networks' shapes: 1,8,32.")] = "32",
     op: Annotated[str, among(*OPS)] = "all",
     epilogue: Annotated[str, among(*EPILOGUES)] = "plain",

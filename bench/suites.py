@@ -1,4 +1,4 @@
-"""What is measured: the batch norms of real networks, and shapes that are hard to make fast."""
+"""What is measured: the norms of real networks, and shapes that are hard to make fast."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+# inference: y alone; training: y and what backward needs, of batch norm also running statistics.
 OPS = ("inference", "training", "backward")
-EPILOGUES = ("plain", "relu", "residual_relu")
+# Which of them differ: without running statistics the forward pass is one and the same.
+OPS_OF_OTHERS = ("inference", "backward")
+# prenorm: the residual is added before the norm, and the sum is a result.
+EPILOGUES = ("plain", "relu", "residual_relu", "silu", "prenorm")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 LAYOUTS = ("NCHW", "NHWC")
-SHAPES = Path(__file__).parents[1] / "tests" / "data" / "bn_shapes.csv"
+DATA = Path(__file__).parents[1] / "tests" / "data"
 NETWORKS = ("resnet50", "inception_v2", "densenet121", "shufflenet")
+TRANSFORMERS = ("bert", "gpt2", "llama", "decode")
+DIFFUSION = ("sd_unet", "sd_vae")
 ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 
-Shape = tuple[int, int, int, int]
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -27,12 +33,18 @@ class Case:
     ----------
     suite : str
         A network, or "edges" or "tiny".
+    layout : str
+        Of images; "rows" for what has rows.
     shape : tuple of int
-        (N, C, H, W), whatever the layout.
+        (N, C, H, W), whatever the layout; (rows, features).
     count : int
         How often the network has this batch norm.
     hot : bool
         Whether the arrays stay in the cache from call to call.
+    norm : str
+        The op of fastnorm without "_train" and "_backward".
+    groups : int
+        Of group norm.
     """
 
     suite: str
@@ -43,19 +55,34 @@ class Case:
     shape: Shape
     count: int = 1
     hot: bool = False
+    norm: str = "batch_norm"
+    groups: int = 0
 
     @property
     def name(self) -> str:
         """What results are found by: all but the suite and the count."""
         size = "x".join(map(str, self.array_shape))
         temperature = "hot" if self.hot else "cold"
-        return "/".join((self.op, self.epilogue, self.dtype, self.layout, size, temperature))
+        norm = () if self.norm == "batch_norm" else (self.norm,)
+        return "/".join((*norm, self.op, self.epilogue, self.dtype, self.layout, size, temperature))
 
     @property
     def array_shape(self) -> Shape:
         """The shape of x in memory."""
+        if self.layout != "NHWC":
+            return self.shape
         n, c, h, w = self.shape
-        return (n, h, w, c) if self.layout == "NHWC" else self.shape
+        return (n, h, w, c)
+
+    @property
+    def of_rows(self) -> bool:
+        """Whether each row has a statistic, and each of its elements a weight."""
+        return self.layout == "rows"
+
+    @property
+    def parameters(self) -> int:
+        """How many weights there are: of channels, or of features."""
+        return self.shape[1]
 
     @property
     def channel_axis(self) -> int:
@@ -68,9 +95,14 @@ class Case:
         return self.epilogue == "residual_relu"
 
     @property
+    def prenorm(self) -> bool:
+        """Whether one is added before the norm."""
+        return self.epilogue == "prenorm"
+
+    @property
     def activation(self) -> str | None:
         """What follows the affine map."""
-        return None if self.epilogue == "plain" else "relu"
+        return {"relu": "relu", "residual_relu": "relu", "silu": "silu"}.get(self.epilogue)
 
     @property
     def tensor_bytes(self) -> int:
@@ -80,25 +112,27 @@ class Case:
     @property
     def reads(self) -> int:
         """Tensors of x's size that have to be read (a saved mask is too small to count)."""
-        return 1 + (self.op == "backward") + (self.residual and self.op != "backward")
+        # Forward reads x and a residual, backward x, dy, and with prenorm the sum's gradient.
+        added = self.prenorm or (self.residual and self.op != "backward")
+        return 1 + (self.op == "backward") + added
 
     @property
     def writes(self) -> int:
         """Tensors of x's size that have to be written."""
-        return 1 + (self.op == "backward" and self.residual)
+        return 1 + (self.prenorm if self.op != "backward" else self.residual)
 
     @property
     def least_bytes(self) -> int:
         """The fewest bytes that the operation can move: each input and output once."""
         mask = 0
-        if self.activation is not None and self.op != "inference":
+        if self.activation == "relu" and self.op != "inference":
             mask = prod(self.shape) // 8
         return (self.reads + self.writes) * self.tensor_bytes + mask
 
 
 def network(name: str, batch: int) -> list[tuple[Shape, int]]:
     """The shapes of a network's batch norms, and how often each occurs."""
-    with SHAPES.open(newline="") as file:
+    with (DATA / "bn_shapes.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["model"] == name]
     counts: dict[Shape, int] = {}
     for row in rows:
@@ -107,6 +141,25 @@ def network(name: str, batch: int) -> list[tuple[Shape, int]]:
     return sorted(counts.items(), key=lambda item: (-item[0][2], item[0][1]))
 
 
+def transformer(suite: str) -> list[tuple[str, Shape]]:
+    """The norms of a suite's rows, and their shapes."""
+    with (DATA / "row_shapes.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["suite"] == suite]
+    return [(row["norm"], (int(row["rows"]), int(row["features"]))) for row in rows]
+
+
+def diffusion(suite: str) -> list[tuple[int, Shape]]:
+    """The groups of a network's group norms, and their shapes."""
+    with (DATA / "gn_shapes.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["model"] == suite]
+    return [
+        (int(row["groups"]), (int(row["n"]), int(row["c"]), int(row["h"]), int(row["w"])))
+        for row in rows
+    ]
+
+
+# The instance norms of a network that gives images a style.
+STYLE: tuple[Shape, ...] = ((4, 32, 256, 256), (4, 64, 128, 128), (4, 128, 64, 64))
 # Narrow channels, few channels of many pixels, one image, planes of 14 and 7.
 EDGES: tuple[Shape, ...] = (
     (32, 3, 224, 224),
@@ -140,7 +193,31 @@ def cases_of(
     dtypes: Iterable[str],
     layouts: Iterable[str],
 ) -> list[Case]:
-    """Every combination on the shapes of a suite; batch is for the networks."""
+    """Every combination on the shapes of a suite; batch is for the networks of batch norms."""
+    if suite in TRANSFORMERS:
+        return [
+            Case(suite, op, epilogue, dtype, "rows", shape, hot=suite == "decode", norm=norm)
+            for op in ops
+            if op in OPS_OF_OTHERS
+            for epilogue in epilogues
+            if epilogue in ("plain", "prenorm")
+            for dtype in dtypes
+            for norm, shape in transformer(suite)
+        ]
+    if suite in (*DIFFUSION, "style"):
+        style = [(0, shape) for shape in STYLE]
+        return [
+            Case(suite, op, epilogue, dtype, layout, shape, norm=norm, groups=groups)
+            for op in ops
+            if op in OPS_OF_OTHERS
+            for epilogue in epilogues
+            if epilogue in ("plain", "relu", "silu")
+            for dtype in dtypes
+            for layout in layouts
+            for groups, shape in (style if suite == "style" else diffusion(suite))
+            for norm in ["group_norm" if groups else "instance_norm"]
+        ]
+    epilogues = [e for e in epilogues if e not in ("silu", "prenorm")]
     if suite in NETWORKS:
         shapes = network(suite, batch)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -24,7 +25,16 @@ from limits import Limits  # noqa: E402
 from problem import Problem  # noqa: E402
 from protocol import measure  # noqa: E402
 from providers import PROVIDERS, Runner, Unavailable, load  # noqa: E402
-from suites import OPS, Case, cases_of, network, quick_cases  # noqa: E402
+from suites import (  # noqa: E402
+    EPILOGUES,
+    LAYOUTS,
+    OPS,
+    OPS_OF_OTHERS,
+    Case,
+    cases_of,
+    network,
+    quick_cases,
+)
 
 SMALL = Case("edges", "training", "relu", "float32", "NCHW", (2, 3, 8, 8))
 
@@ -162,6 +172,51 @@ def test_providers_are_right(provider: str, op: str, epilogue: str) -> None:
                 assert problem.error(runner) < (1e-4 if dtype == "float32" else 4e-2), case.name
 
 
+IMAGES = (2, 12, 9, 7)
+OTHERS = (
+    Case("bert", "inference", "plain", "float32", "rows", (50, 70), norm="layer_norm"),
+    Case("llama", "inference", "prenorm", "float32", "rows", (50, 70), norm="rms_norm"),
+    Case(
+        "sd_unet",
+        "inference",
+        "silu",
+        "float32",
+        "NCHW",
+        (2, 12, 9, 7),
+        norm="group_norm",
+        groups=3,
+    ),
+    Case(
+        "sd_unet",
+        "inference",
+        "plain",
+        "float32",
+        "NHWC",
+        (2, 12, 9, 7),
+        norm="group_norm",
+        groups=3,
+    ),
+    Case("style", "inference", "relu", "float32", "NCHW", IMAGES, norm="instance_norm"),
+)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("op", OPS_OF_OTHERS)
+@pytest.mark.parametrize("case", OTHERS, ids=lambda case: case.name.replace("/", "-"))
+def test_providers_of_the_other_norms_are_right(provider: str, op: str, case: Case) -> None:
+    try:
+        library = load(provider, 2)
+    except Unavailable as missing:
+        pytest.skip(str(missing).splitlines()[0])
+    for dtype in ("float32", "bfloat16"):
+        problem = Problem(dataclasses.replace(case, op=op, dtype=dtype), 1 << 18)
+        runner = library.prepare(problem)
+        if runner is None:
+            assert provider != "fastnorm"
+        else:
+            assert problem.error(runner) < (1e-4 if dtype == "float32" else 4e-2)
+
+
 def test_a_missing_provider_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PROVIDERS, "absent", ("providers.of_absent", "pip install absent"))
     with pytest.raises(Unavailable, match=r"^absent: .*of_absent.*\(pip install absent\)$"):
@@ -177,6 +232,26 @@ def test_fewest_bytes() -> None:
     assert least("inference", "residual_relu") == 3 * x
     assert least("backward", "plain") == 3 * x
     assert least("backward", "residual_relu") == 4 * x + x // 32
+
+
+def test_fewest_bytes_of_rows() -> None:
+    def least(op: str, epilogue: str) -> int:
+        case = Case("llama", op, epilogue, "bfloat16", "rows", (32, 64), norm="rms_norm")
+        return case.least_bytes // (32 * 64 * 2)
+
+    assert (least("inference", "plain"), least("backward", "plain")) == (2, 3)
+    assert (least("inference", "prenorm"), least("backward", "prenorm")) == (4, 4)
+
+
+def test_suites_of_the_other_norms() -> None:
+    rows = cases_of("llama", 32, OPS, EPILOGUES, ["float32"], LAYOUTS)
+    assert {(case.norm, case.layout) for case in rows} == {("rms_norm", "rows")}
+    assert len(rows) == 3 * 2 * 2  # shapes, ops, with a residual and without
+    images = cases_of("sd_vae", 32, ["inference"], ["silu"], ["float32"], LAYOUTS)
+    assert len(images) == 2 * 6
+    assert all(case.norm == "group_norm" and case.groups == 32 for case in images)
+    for suite in ("bert", "gpt2", "decode", "sd_unet", "style"):
+        assert cases_of(suite, 1, OPS, ["plain"], ["float32"], ["NCHW"])
 
 
 def test_suites() -> None:

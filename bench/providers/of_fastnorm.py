@@ -18,6 +18,8 @@ class Fastnorm:
 
     def prepare(self, problem: Problem) -> Runner:
         """Everything is supported."""
+        if problem.case.norm != "batch_norm":
+            return _other_norm(problem)
         case, sets = problem.case, problem.sets
         weight, bias = problem.weight, problem.bias
         options: dict[str, Any] = {
@@ -74,6 +76,49 @@ class Fastnorm:
             )
 
         return Runner(lambda i: backward(i, sets[i].out), lambda i: sets[i].out, backward)
+
+
+def _other_norm(problem: Problem) -> Runner:
+    """Those without running statistics: their forward pass has one form."""
+    case, sets = problem.case, problem.sets
+    weight, bias = problem.weight, None if case.norm == "rms_norm" else problem.bias
+    groups = [case.groups] if case.groups else []
+    options: dict[str, Any] = {} if case.of_rows else {"channel_axis": case.channel_axis}
+    options["activation"] = case.activation
+    forward_op = getattr(fn, case.norm)
+
+    def forward(i: int, out: Any = None, total: Any = None) -> Any:
+        s = sets[i]
+        prenorm = {"prenorm": True, "sum_out": total} if case.prenorm else {}
+        return forward_op(
+            s.x, *groups, weight, bias, eps=EPS, residual=s.residual, out=out, **prenorm, **options
+        )
+
+    if case.op != "backward":
+        into = [(s.out, s.total) for s in sets]
+        return Runner(lambda i: forward(i, *into[i]), lambda i: sets[i].out, forward)
+
+    train, backward_op = getattr(fn, f"{case.norm}_train"), getattr(fn, f"{case.norm}_backward")
+    saved = [train(s.x, *groups, weight, bias, eps=EPS, **options) for s in sets]
+
+    def backward(i: int, out: Any = None) -> Any:
+        s, fwd = sets[i], saved[i]
+        statistics = (fwd.rstd,) if case.norm == "rms_norm" else (fwd.mean, fwd.rstd)
+        added = {"dsum": s.dsum} if case.prenorm else {}
+        return backward_op(
+            s.dy,
+            s.x,
+            *groups,
+            *statistics,
+            weight,
+            bias,
+            mask=fwd.mask,
+            out=out,
+            **added,
+            **options,
+        )
+
+    return Runner(lambda i: backward(i, sets[i].out), lambda i: sets[i].out, backward)
 
 
 make = Fastnorm

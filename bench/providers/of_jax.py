@@ -82,6 +82,8 @@ class Jax:
 
     def prepare(self, problem: Problem) -> Runner:
         """Everything; arrays are JAX's own, on the caller's memory only where it is aligned."""
+        if problem.case.norm != "batch_norm":
+            return self._other_norm(problem)
         case = problem.case
         shape = [1, 1, 1, 1]
         shape[case.channel_axis] = -1
@@ -139,6 +141,74 @@ class Jax:
             return jax.block_until_ready(allocate(*inputs[i]))
 
         return Runner(call, result, fresh)
+
+    def _other_norm(self, problem: Problem) -> Runner:
+        """The norms with statistics of their own, gradients by jax.vjp."""
+        case = problem.case
+
+        def put(array: Array | None) -> Any:
+            return None if array is None else jax.device_put(array, self._device)
+
+        weight, bias = put(problem.weight), put(problem.bias)
+
+        def forward(x: Any, residual: Any, weight: Any, bias: Any) -> Any:
+            total = x if residual is None else x + residual
+            y = _own_statistics(case, total.astype(weight.dtype), weight, bias)
+            if case.activation is not None:
+                y = jax.nn.silu(y) if case.activation == "silu" else jax.nn.relu(y)
+            y = y.astype(x.dtype)
+            return (y, total) if case.prenorm and residual is not None else (y,)
+
+        def gradients(dy: Any, x: Any, dsum: Any, weight: Any, bias: Any) -> Any:
+            def of(x: Any, weight: Any, bias: Any) -> Any:
+                return forward(x, None, weight, bias)[0]
+
+            dx, *rest = jax.vjp(of, x, weight, bias)[1](dy)
+            return (dx if dsum is None else dx + dsum, *rest)
+
+        if case.op == "backward":
+            compute = gradients
+            inputs = [(put(s.dy), put(s.x), put(s.dsum), weight, bias) for s in problem.sets]
+        else:
+            compute = forward
+            inputs = [(put(s.x), put(s.residual), weight, bias) for s in problem.sets]
+
+        def reusing(old: Any, *arguments: Any) -> Any:
+            del old  # donated: results are in their memory
+            return compute(*arguments)
+
+        allocate, reuse = jax.jit(compute), jax.jit(reusing, donate_argnums=0, keep_unused=True)
+        outputs = [jax.block_until_ready(allocate(*arguments)) for arguments in inputs]
+
+        def call(i: int) -> None:
+            outputs[i] = jax.block_until_ready(reuse(outputs[i], *inputs[i]))
+
+        def result(i: int) -> Array:
+            return np.asarray(outputs[i][0].copy())
+
+        return Runner(call, result, lambda i: jax.block_until_ready(allocate(*inputs[i])))
+
+
+def _own_statistics(case: Case, x: Any, weight: Any, bias: Any) -> Any:
+    """Rows, or groups of channels of each sample, by their own statistics."""
+    shape = x.shape
+    if case.of_rows:
+        axes: tuple[int, ...] = (1,)
+    else:
+        groups = case.groups or case.parameters
+        split = (groups, case.parameters // groups)
+        if case.layout == "NHWC":
+            x = x.reshape(*shape[:3], *split)
+            axes = (1, 2, 4)
+        else:
+            x = x.reshape(shape[0], *split, *shape[2:])
+            axes = (2, 3, 4)
+    if case.norm != "rms_norm":
+        x = x - x.mean(axes, keepdims=True)
+    xhat = (x * jax.lax.rsqrt((x * x).mean(axes, keepdims=True) + EPS)).reshape(shape)
+    if not case.of_rows and case.layout == "NCHW":
+        weight, bias = weight[:, None, None], bias[:, None, None]
+    return xhat * weight if case.norm == "rms_norm" else xhat * weight + bias
 
 
 make = Jax

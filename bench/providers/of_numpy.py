@@ -17,6 +17,8 @@ class Numpy:
 
     def prepare(self, problem: Problem) -> Runner | None:
         """float32 and float64, without an epilogue in backward."""
+        if problem.case.norm != "batch_norm":
+            return _rows(problem)
         case, sets = problem.case, problem.sets
         if case.dtype not in ("float32", "float64"):
             return None
@@ -74,6 +76,32 @@ class Numpy:
         return Runner(
             lambda i: backward(i, sets[i].out), lambda i: sets[i].out, lambda i: backward(i, None)
         )
+
+
+def _rows(problem: Problem) -> Runner | None:
+    """The forward pass of layer and RMS norm."""
+    case, sets = problem.case, problem.sets
+    if case.dtype not in ("float32", "float64") or not case.of_rows or case.op == "backward":
+        return None
+    x_type = sets[0].x.dtype.type
+
+    def normalize(i: int, out: Array | None, total: Array | None) -> Array:
+        s = sets[i]
+        x = s.x if s.residual is None else np.add(s.x, s.residual, out=total)
+        if case.norm == "layer_norm":
+            x = x - x.mean(1, keepdims=True)
+        square = np.einsum("ij,ij->i", x, x)[:, None] / x_type(x.shape[1])
+        y: Array = np.multiply(x, problem.weight, out=out)
+        y /= np.sqrt(square + x_type(EPS))
+        if case.norm == "layer_norm":
+            y += problem.bias
+        return y
+
+    return Runner(
+        lambda i: normalize(i, sets[i].out, sets[i].total),
+        lambda i: sets[i].out,
+        lambda i: normalize(i, None, None),
+    )
 
 
 make = Numpy

@@ -63,6 +63,8 @@ class OneDNN:
 
     def prepare(self, problem: Problem) -> Runner | None:
         """All but float64, and float16 only where the CPU computes in it."""
+        if problem.case.norm != "batch_norm":
+            return None
         case, driver = problem.case, self._driver
         if case.dtype not in DTYPES:
             return None

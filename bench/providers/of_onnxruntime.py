@@ -11,30 +11,47 @@ from problem import EPS, Problem
 from providers import Runner
 
 TYPES = {"float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE}
-OPSET, IR_VERSION = 15, 8
+OPSET, IR_VERSION = 23, 11
+# Each norm's node, and its inputs behind x.
+NODES = {
+    "batch_norm": ("BatchNormalization", ("weight", "bias", "mean", "var")),
+    "layer_norm": ("LayerNormalization", ("weight", "bias")),
+    "rms_norm": ("RMSNormalization", ("weight",)),
+    "group_norm": ("GroupNormalization", ("weight", "bias")),
+    "instance_norm": ("InstanceNormalization", ("weight", "bias")),
+}
 
 
 def _model(problem: Problem) -> ModelProto:
-    """BatchNormalization and what follows it, a node each."""
+    """The norm and what comes before and after it, a node each."""
     case = problem.case
-    following = ["Add"] * case.residual + ["Relu"] * (case.activation is not None)
-    names = [*(f"y{i}" for i in range(len(following))), "y"]
-    vectors = {v: getattr(problem, v) for v in ("weight", "bias", "mean", "var")}
-    inputs = ["x", *["residual"] * case.residual]
+    kind, parameters = NODES[case.norm]
+    groups = {"num_groups": case.groups} if case.groups else {}
+    inputs = ["x", *["residual"] * (case.residual or case.prenorm)]
+    outputs = ["y", *["total"] * case.prenorm]
+    nodes = []
+    if case.prenorm:
+        nodes.append(helper.make_node("Add", inputs, ["total"]))
+    z = "total" if case.prenorm else "x"
+    following: list[tuple[str, list[str]]] = [("Add", ["residual"])] * case.residual
+    if case.activation == "silu":
+        following += [("Sigmoid", []), ("Mul", ["z"])]
+    elif case.activation is not None:
+        following.append(("Relu", []))
+    names = ["z", *(f"z{i}" for i in range(1, len(following))), "y"] if following else ["y"]
+    nodes.append(helper.make_node(kind, [z, *parameters], names[:1], epsilon=EPS, **groups))
+    for i, (operator, others) in enumerate(following):
+        nodes.append(helper.make_node(operator, [names[i], *others], [names[i + 1]]))
 
     def value(name: str) -> Any:
         return helper.make_tensor_value_info(name, TYPES[case.dtype], case.shape)
 
-    nodes = [helper.make_node("BatchNormalization", ["x", *vectors], names[:1], epsilon=EPS)]
-    for i, kind in enumerate(following):
-        others = ["residual"] if kind == "Add" else []
-        nodes.append(helper.make_node(kind, [names[i], *others], [names[i + 1]]))
     graph = helper.make_graph(
         nodes,
-        "batch_norm",
+        case.norm,
         [value(name) for name in inputs],
-        [value("y")],
-        [numpy_helper.from_array(v, name) for name, v in vectors.items()],
+        [value(name) for name in outputs],
+        [numpy_helper.from_array(getattr(problem, name), name) for name in parameters],
     )
     opset = helper.make_opsetid("", OPSET)
     return helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION)
@@ -55,7 +72,7 @@ class OnnxRuntime:
     def prepare(self, problem: Problem) -> Runner | None:
         """Inference, in ONNX's layout, of types with a kernel: float16 is cast there and back."""
         case, sets = problem.case, problem.sets
-        if case.op != "inference" or case.layout != "NCHW" or case.dtype not in TYPES:
+        if case.op != "inference" or case.layout == "NHWC" or case.dtype not in TYPES:
             return None
         session = ort.InferenceSession(
             _model(problem).SerializeToString(), self._options, providers=["CPUExecutionProvider"]
@@ -66,7 +83,9 @@ class OnnxRuntime:
             binding = session.io_binding()
             for name, array in feed.items():
                 binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
-            binding.bind_output("y", "cpu", 0, s.out.dtype, s.out.shape, s.out.ctypes.data)
+            results = {"y": s.out} if s.total is None else {"y": s.out, "total": s.total}
+            for name, array in results.items():
+                binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
             feeds.append(feed)
             bindings.append(binding)
 
@@ -74,7 +93,7 @@ class OnnxRuntime:
             session.run_with_iobinding(bindings[i])
 
         def fresh(i: int) -> Any:
-            return session.run(None, feeds[i])[0]
+            return session.run(None, feeds[i])
 
         return Runner(call, lambda i: sets[i].out, fresh)
 
