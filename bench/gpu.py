@@ -22,7 +22,7 @@ from rich.table import Table
 import fastnorm as fn
 from gpu_providers import EPS, PROVIDERS, Problem, Runner, Tensors, limits_of
 from results import Measurement, context, save
-from suites import DTYPES, EPILOGUES, LAYOUTS, OPS, QUICK, Case, network
+from suites import DTYPES, EPILOGUES, LAYOUTS, OPS, QUICK, Case, Shape, network
 
 COLD_BYTES = 256 << 20
 LEAST_CALLS = 24  # of a graph
@@ -167,7 +167,7 @@ def cases(
 ) -> list[Case]:
     """Every combination on the shapes of a suite."""
     if suite == "quick":
-        shapes = [(batch, c, h, w) for _, c, h, w in QUICK]
+        shapes: list[Shape] = [(batch, *shape[1:]) for shape in QUICK]
     else:
         shapes = [shape for shape, _ in network(suite, batch)]
     return [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -43,7 +43,8 @@ class Tensors:
 
     def copy(self) -> Tensors:
         """The same values elsewhere."""
-        return Tensors(**{k: None if a is None else a.copy() for k, a in vars(self).items()})
+        given = {name: array.copy() for name, array in vars(self).items() if array is not None}
+        return replace(self, **given)
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:

@@ -166,11 +166,11 @@ class Jax:
             dx, *rest = jax.vjp(of, x, weight, bias)[1](dy)
             return (dx if dsum is None else dx + dsum, *rest)
 
+        compute: Callable[..., Any] = gradients if case.op == "backward" else forward
+        inputs: list[tuple[Any, ...]]
         if case.op == "backward":
-            compute = gradients
             inputs = [(put(s.dy), put(s.x), put(s.dsum), weight, bias) for s in problem.sets]
         else:
-            compute = forward
             inputs = [(put(s.x), put(s.residual), weight, bias) for s in problem.sets]
 
         def reusing(old: Any, *arguments: Any) -> Any:

@@ -28,12 +28,27 @@ def _folder(package: str, name: str) -> str:
     raise Unavailable(f"{package} has no {name}")
 
 
-def _driver() -> ctypes.CDLL:
+def _compiled(source: str) -> ctypes.CDLL:
     headers = _folder("onednn-devel-cpu-gomp", "include/dnnl.hpp")
     libraries = _folder("onednn-cpu-gomp", "libdnnl.so")
-    driver = compiled(
-        "onednn_driver.cpp", f"-I{headers}", f"-L{libraries}", "-ldnnl", f"-Wl,-rpath,{libraries}"
-    )
+    return compiled(source, f"-I{headers}", f"-L{libraries}", "-ldnnl", f"-Wl,-rpath,{libraries}")
+
+
+def _rows_driver() -> ctypes.CDLL:
+    driver = _compiled("onednn_rows.cpp")
+    driver.onednn_rows_make.argtypes = [
+        *(c_bool, c_int, c_void_p, c_float, c_void_p, c_void_p, c_int, c_void_p)
+    ]
+    driver.onednn_rows_add.argtypes = [c_void_p] * 4
+    driver.onednn_rows_run.argtypes = [c_void_p, c_size_t]
+    driver.onednn_rows_free.argtypes = [c_void_p]
+    for name in ("add", "run", "free"):
+        getattr(driver, f"onednn_rows_{name}").restype = None
+    return driver
+
+
+def _driver() -> ctypes.CDLL:
+    driver = _compiled("onednn_driver.cpp")
     driver.onednn_version.restype = c_char_p
     driver.onednn_make.argtypes = [
         *(c_int, c_int, c_int, c_void_p, c_bool, c_bool, c_float),
@@ -64,7 +79,7 @@ class OneDNN:
     def prepare(self, problem: Problem) -> Runner | None:
         """All but float64, and float16 only where the CPU computes in it."""
         if problem.case.norm != "batch_norm":
-            return None
+            return self._layer_norm(problem)
         case, driver = problem.case, self._driver
         if case.dtype not in DTYPES:
             return None
@@ -101,6 +116,38 @@ class OneDNN:
 
         weakref.finalize(call, driver.onednn_free, plan)
         return Runner(call, result)
+
+    def _layer_norm(self, problem: Problem) -> Runner | None:
+        """Without a residual; of RMS and group norm this version has no primitives."""
+        case, sets = problem.case, problem.sets
+        if case.norm != "layer_norm" or case.epilogue != "plain" or case.dtype not in DTYPES:
+            return None
+        if self.blocked:
+            return None
+        driver = _rows_driver()
+        handle = c_void_p()
+        status = driver.onednn_rows_make(
+            case.op == "backward",
+            DTYPES.index(case.dtype),
+            (c_int64 * 2)(*case.shape),
+            EPS,
+            *map(_address, (problem.weight, problem.bias)),
+            self._threads,
+            byref(handle),
+        )
+        if status == UNIMPLEMENTED:
+            return None
+        if status != 0:
+            raise RuntimeError(f"oneDNN fails with status {status} on {case.name}")
+        for s in sets:
+            driver.onednn_rows_add(handle, *map(_address, (s.x, s.out, s.dy)))
+        rows, run = handle.value, driver.onednn_rows_run
+
+        def call(i: int) -> None:
+            run(rows, i)
+
+        weakref.finalize(call, driver.onednn_rows_free, rows)
+        return Runner(call, lambda i: sets[i].out)
 
 
 make = OneDNN

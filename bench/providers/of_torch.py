@@ -142,7 +142,8 @@ class _OtherNorm:
         found = self.results[i]
         if self.case.layout == "NHWC":
             found = found.movedim(1, -1)
-        return found.float().contiguous().numpy()
+        array: Array = found.float().contiguous().numpy()
+        return array
 
     def _kept(self, fresh: Any) -> Any:
         def call(i: int) -> None:
