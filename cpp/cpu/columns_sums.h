@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "cpu/columns_layout.h"
+#include "cpu/lane_sums.h"
 
 namespace fastnorm::FASTNORM_ISA {
 

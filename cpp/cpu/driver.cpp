@@ -151,12 +151,7 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
         passes.prepare = kernels.add;
         args.addends[0] = args.x;
         args.addends[1] = std::exchange(args.residual, Operand());
-        if (scratch.places != nullptr) {  // sum goes past the cache
-            passes.places = scratch.places;
-            passes.place_bytes = Scratch::place_bytes(problem, schedule);
-        } else {
-            args.x = std::exchange(args.sum, Operand());
-        }
+        args.x = std::exchange(args.sum, Operand());
     }
     ReduceFinishMap(parallel_for, args, schedule, scratch, passes, finish).run();
     update_running(parallel_for, view, scratch, running);

@@ -28,14 +28,22 @@ class ParameterSums {
         }
     }
 
-    // Vector v of the pack at i. unit: what turns centred(x) into (x - mean) * rstd.
-    template <class Valid>
-    FASTNORM_FN void add(std::int64_t i, int v, Valid valid, const Gradient<V>& of, V unit) {
-        A* const g = g_ + shift_ + i;
-        A* const gx = gx_ + shift_ + i;
-        store<A>(g, v, load<A>(g, v, valid) + of.g, valid);
-        store<A>(gx, v, fma(of.g, of.centred * unit, load<A>(gx, v, valid)), valid);
-    }
+    // Those from an element on.
+    class From {
+      public:
+        FASTNORM_FN From(ParameterSums& sums, std::int64_t i)
+            : g_(sums.g_ + sums.shift_ + i), gx_(sums.gx_ + sums.shift_ + i) {}
+
+        // Vector v of the pack at i. unit: what turns centred(x) into (x - mean) * rstd.
+        template <class Valid>
+        FASTNORM_FN void add(std::int64_t i, int v, Valid valid, const Gradient<V>& of, V unit) {
+            store<A>(g_ + i, v, load<A>(g_ + i, v, valid) + of.g, valid);
+            store<A>(gx_ + i, v, fma(of.g, of.centred * unit, load<A>(gx_ + i, v, valid)), valid);
+        }
+
+      private:
+        A *g_, *gx_;
+    };
 
     // exact(i, g, gx) gives in double what left A's range.
     template <class Exact>
@@ -74,22 +82,12 @@ class ParameterSums {
     std::int64_t shift_;
 };
 
-// A row's dx, from its statistic and from the elements' weights.
-template <class A>
-struct WeightedGradientMap {
-    using V = Vec<A>;
-    const GradientMap<V>& row;
-    V weight;
-
-    FASTNORM_FN V operator()(V g, V centred) const { return row(g * weight, centred); }
-    FASTNORM_FN V of_frozen(V g) const { return row.of_frozen(g * weight); }
-};
-
 template <class T, ActivationKind kind>
 struct Features {
     using A = accumulator_t<T>;
     using V = Vec<A>;
     using RowMap = RowsMap<T, kind, LaneMaps>;
+    using SumsFrom = typename ParameterSums<A>::From;
 
     static FASTNORM_FLAT void moments(const KernelArgs& args, const Tile& tile, double* mean,
                                       double* m2) {
@@ -100,22 +98,13 @@ struct Features {
         if constexpr (sizeof(T) == 2) {
             if (args.cast_before_weight) return normalize_and_cast(args, tile);
         }
-        RowMap::normalize(args, tile, MapOnly());
-    }
-
-    static FASTNORM_FLAT void normalize_and_moments(const KernelArgs& args, const Tile& mapped,
-                                                    const Tile& reduced, double* mean, double* m2) {
-        Deviations<T> deviations(args, reduced);
-        RowMap::normalize(args, mapped,
-                          Interleaved<T, Deviations<T>>(args.view, mapped, reduced, deviations));
-        deviations.finish(mean, m2);
+        if (are_plain(args, tile)) return normalize_plain(args, tile);
+        RowMap::normalize(args, tile, MapOnly{next_tile(args.x, tile)});
     }
 
     static FASTNORM_FLAT void gradient_sums(const KernelArgs& args, const Tile& tile, double* sum_g,
                                             double* sum_gx) {
-        GradientSums<T, kind, LaneMaps> sums(args, tile);
-        reduce<T>(args.view, tile, sums);
-        sums.finish(sum_g, sum_gx);
+        gradient_sums_of_rows<T, kind, LaneMaps>(args, tile, sum_g, sum_gx);
     }
 
     static void gradient(const KernelArgs& args, const Tile& tile) {
@@ -125,49 +114,89 @@ struct Features {
         }
     }
 
-    // Into the cache, as it is read again soon, and, where sum is another place, past it.
+    // Into the cache, as it is read again soon.
     static void add(const KernelArgs& args, const Tile& tile) {
-        const View& view = args.view;
-        constexpr Ahead ahead{4096};
-        Sink<T> sink(true);
+        constexpr Ahead ahead{Walk<T>::fetch_bytes};
         for_rows(tile, [&](std::int64_t o, std::int64_t s) {
             const auto run = [&](const Operand& operand) {
-                return run_of<T>(view, operand, tile.batch, o, s);
+                return run_of<T>(args.view, operand, tile.batch, o, s) + tile.inner0;
             };
             const T* const a = run(args.addends[0]);
             const T* const b = run(args.addends[1]);
             T* const x = run(args.x);
-            for_packs<A>(tile.inner1 - tile.inner0, [&](std::int64_t k, auto valid) {
-                const std::int64_t i = tile.inner0 + k;
+            for_packs<A>(tile.inner1 - tile.inner0, [&](std::int64_t i, auto valid) {
                 ahead.fetch<A>(a + i);
                 ahead.fetch<A>(b + i);
                 for_vectors<A>([&](auto v) {
                     store<A>(x + i, v, load<A>(a + i, v, valid) + load<A>(b + i, v, valid), valid);
                 });
             });
-            if (!args.sum) return;
-            T* const sum = run(args.sum);
-            for_segments<T>(true, sum, nullptr, tile.inner0, tile.inner1,
-                            [&](std::int64_t i, std::int64_t count, bool direct) {
-                                T* const to = sink.open(sum + i, direct);
-                                for_packs<A>(count, [&](std::int64_t k, auto valid) {
-                                    for_vectors<A>([&](auto v) {
-                                        store<A>(to + k, v, load<A>(x + i + k, v, valid), valid,
-                                                 direct);
-                                    });
-                                });
-                                sink.close(count, direct);
-                            });
         });
     }
 
   private:
+    // What a map fetches: the next tile's rows, so that memory is read while results are written to
+    // it.
+    static FASTNORM_FN Ahead next_tile(const Operand& operand, const Tile& tile) {
+        return {operand.stat_stride * (tile.stat1 - tile.stat0)};
+    }
+
+    // Rows of whole packs, which begin with a cache line where they are streamed, and nothing but x
+    // to read.
+    static FASTNORM_FN bool are_plain(const KernelArgs& args, const Tile& tile) {
+        if (args.residual || args.mask != nullptr) return false;
+        if ((tile.inner1 - tile.inner0) % lanes<A> != 0) return false;
+        if (!args.stream) return true;
+        const T* const y = run_of<T>(args.view, args.y, tile.batch, 0, tile.stat0) + tile.inner0;
+        return head_of_line(y) == 0 && args.y.stat_stride % 64 == 0;
+    }
+
+    // Without what takes short rows longer than their elements.
+    static FASTNORM_FN void normalize_plain(const KernelArgs& args, const Tile& tile) {
+        const auto normalize = [&](auto stream) {
+            constexpr std::integral_constant<int, lanes<A>> all;
+            const ActParams<A> params = activation_params<A>(args);
+            const Ahead ahead_x = next_tile(args.x, tile);
+            const Ahead ahead_y = ahead_of_results(stream);
+            for (std::int64_t s = tile.stat0; s < tile.stat1; ++s) {
+                const LaneMaps<A> maps(args, tile.batch * args.view.stat + s);
+                const auto map_at = maps.z_from(0);
+                const T* const x = run_of<T>(args.view, args.x, tile.batch, 0, s);
+                T* const y = run_of<T>(args.view, args.y, tile.batch, 0, s);
+                for (std::int64_t i = tile.inner0; i < tile.inner1; i += lanes<A>) {
+                    ahead_x.fetch<A>(x + i);
+                    ahead_y.fetch_to_write<A>(y + i);
+                    for_vectors<A>([&](auto v) {
+                        const auto map = map_at(i, v, all);
+                        const V z = map.affine(map.centred(load<A>(x + i, v, all)));
+                        store<A>(y + i, v, Act<kind>::value(z, params), all, stream);
+                    });
+                }
+            }
+        };
+        args.stream ? normalize(std::true_type()) : normalize(std::false_type());
+    }
+
+    // As a NormalizeMap of (x - mean) * rstd.
+    template <class Valid>
+    struct WeightsAlone {
+        const LaneMaps<A>& of;
+        std::int64_t i;
+        int v;
+        Valid valid;
+
+        FASTNORM_FN V centred(V x) const { return x; }
+        FASTNORM_FN V affine(V x) const {
+            return fma(x, load<A>(of.weights + i, v, valid), of.bias(i, v, valid));
+        }
+    };
+
     // By way of T, in a buffer: (x - mean) * rstd first, and of that the rest.
     static void normalize_and_cast(const KernelArgs& args, const Tile& tile) {
         const View& view = args.view;
         Sink<T> sink(args.stream);
         T rounded[segment];
-        const V one(A(1)), zero;
+        const V zero;
         for_rows(tile, [&](std::int64_t o, std::int64_t s) {
             const LaneMaps<A> maps(args, tile.batch * view.stat + s);
             const NormalizeMap<V> of_x{maps.z.prescale, maps.z.mean_hi, maps.z.mean_lo,
@@ -178,19 +207,18 @@ struct Features {
             for (std::int64_t i = tile.inner0; i < tile.inner1; i += segment) {
                 const std::int64_t rest = tile.inner1 - i;
                 const std::int64_t count = rest < segment ? rest : segment;
-                const Forward<T, ActivationKind::identity> first{x + i, nullptr, {}, {}, false};
+                const Forward<T, ActivationKind::identity> first{
+                    x + i, nullptr, {}, {}, false, next_tile(args.x, tile)};
                 first.write(rounded, count, false, [&](auto...) -> const auto& { return of_x; });
                 const Forward<T, kind> second{rounded,
                                               residual == nullptr ? nullptr : residual + i,
                                               mask_at(args, run_index(view, tile.batch, o, s), i),
                                               activation_params<A>(args),
                                               args.stream,
-                                              false};
+                                              Ahead()};
                 second.write(sink.open(y + i, false), count, false,
-                             [&, w = maps.weights + i, b = maps.biases + i](std::int64_t k, int v,
-                                                                            auto valid) {
-                                 return NormalizeMap<V>{one, zero, zero, load<A>(w + k, v, valid),
-                                                        load<A>(b + k, v, valid)};
+                             [&](std::int64_t k, int v, auto valid) {
+                                 return WeightsAlone<decltype(valid)>{maps, i + k, v, valid};
                              });
                 sink.close(count, false);
             }
@@ -200,62 +228,72 @@ struct Features {
     static FASTNORM_FLAT void gradient_of(const KernelArgs& args, const Tile& tile,
                                           std::int64_t from, std::int64_t to) {
         const View& view = args.view;
-        Sink<T> dx_sink(args.stream);
-        Sink<T> dresidual_sink(args.stream && args.dresidual);
-        const T* const first = run_of<T>(view, args.dx, tile.batch, tile.outer0, tile.stat0);
-        ParameterSums<A> sums(to - from, head_of_segments(args.stream, first, from, to));
+        const auto dx_of = [&](std::int64_t s) {
+            return run_of<T>(view, args.dx, tile.batch, 0, s);
+        };
+        ParameterSums<A> sums(to - from,
+                              head_of_segments(args.stream, dx_of(tile.stat0), from, to));
         // Once dx is written over dy there is nothing left from which to compute exact sums.
         const bool in_place = args.dx.data == args.dy.data;
         if (in_place) {
             add_rows(args, tile, from, to, sums);
             add_to_tiles(args, tile, from, to, sums);
         }
-        for_rows(tile, [&](std::int64_t o, std::int64_t s) {
+        Sink<T> dx_sink(args.stream), dresidual_sink(args.stream && args.dresidual);
+        const Ahead ahead = ahead_of_results(args.stream);
+        const V unscaled(static_cast<A>(1.0 / args.weights_scale));
+        for (std::int64_t s = tile.stat0; s < tile.stat1; ++s) {
             const std::int64_t index = tile.batch * view.stat + s;
             const LaneMaps<A> maps(args, index);
             const GradientMap<V> dx_map = gradient_map<A>(args, index);
-            const V unit = unit_of(args, maps);
-            const T* dsum = run_of<T>(view, args.dsum, tile.batch, o, s);
-            T* dx = run_of<T>(view, args.dx, tile.batch, o, s);
-            T* dresidual = run_of<T>(view, args.dresidual, tile.batch, o, s);
+            const V unit = maps.z.scale * unscaled;  // turns centred(x) into (x - mean) * rstd
+            const T* const dsum = run_of<T>(view, args.dsum, tile.batch, 0, s);
+            T* const row = dx_of(s);
+            T* const residual_row = run_of<T>(view, args.dresidual, tile.batch, 0, s);
             for_segments<T>(
-                args.stream, dx, dresidual, from, to,
+                args.stream, row, residual_row, from, to,
                 [&](std::int64_t i, std::int64_t count, bool direct) {
-                    const auto dx_at = [&](std::int64_t k, int v, auto valid) {
-                        return WeightedGradientMap<A>{dx_map,
-                                                      load<A>(maps.weights + i + k, v, valid)};
-                    };
-                    const auto finish = [&](std::int64_t k, int v, auto valid,
-                                            const Gradient<V>& of, V value) {
-                        if (!in_place) sums.add(i - from + k, v, valid, of, unit);
-                        return dsum == nullptr ? value : value + load<A>(dsum + i + k, v, valid);
-                    };
-                    backward_at<T, kind>(args, tile.batch, o, s, i)
-                        .write(dx_sink.open(dx + i, direct),
-                               dresidual == nullptr ? nullptr
-                                                    : dresidual_sink.open(dresidual + i, direct),
-                               count, direct, args.frozen, maps.z_from(i), dx_at, One{}, 0, finish);
+                    SumsFrom own(sums, i - from);
+                    T* const dx = dx_sink.open(row + i, direct);
+                    T* const dresidual = residual_row == nullptr
+                                             ? nullptr
+                                             : dresidual_sink.open(residual_row + i, direct);
+                    const T* const added = dsum == nullptr ? nullptr : dsum + i;
+                    Backward<T, kind> backward = backward_at<T, kind>(args, tile.batch, 0, s, i);
+                    backward.ahead_dy = next_tile(args.dy, tile);
+                    backward.ahead_x = next_tile(args.x, tile);
+                    backward.each(count, maps.z_from(i),
+                                  [&](std::int64_t k, int v, auto valid, const Gradient<V>& of)
+                                      FASTNORM_INLINED {
+                                          if (v == 0) ahead.fetch_to_write<A>(dx + k);
+                                          own.add(k, v, valid, of, unit);
+                                          V value = dx_map(maps.weighted(of.g, i + k, v, valid),
+                                                           of.centred);
+                                          if (added != nullptr)
+                                              value = value + load<A>(added + k, v, valid);
+                                          store<A>(dx + k, v, value, valid, direct);
+                                          if (dresidual == nullptr) return;
+                                          if (v == 0) ahead.fetch_to_write<A>(dresidual + k);
+                                          store<A>(dresidual + k, v, of.g, valid, direct);
+                                      });
                     dx_sink.close(count, direct);
                     if (dresidual != nullptr) dresidual_sink.close(count, direct);
                 });
-        });
+        }
         if (!in_place) add_to_tiles(args, tile, from, to, sums);
-    }
-
-    // What turns centred(x) into (x - mean) * rstd.
-    static FASTNORM_FN V unit_of(const KernelArgs& args, const LaneMaps<A>& maps) {
-        return maps.z.scale * V(static_cast<A>(1.0 / args.weights_scale));
     }
 
     static FASTNORM_FN void add_rows(const KernelArgs& args, const Tile& tile, std::int64_t from,
                                      std::int64_t to, ParameterSums<A>& sums) {
+        const V unscaled(static_cast<A>(1.0 / args.weights_scale));
         for_rows(tile, [&](std::int64_t o, std::int64_t s) {
             const LaneMaps<A> maps(args, tile.batch * args.view.stat + s);
-            const V unit = unit_of(args, maps);
+            const V unit = maps.z.scale * unscaled;
+            SumsFrom all(sums, 0);
             backward_at<T, kind>(args, tile.batch, o, s, from)
                 .each(to - from, maps.z_from(from),
                       [&](std::int64_t i, int v, auto valid, const Gradient<V>& of) {
-                          sums.add(i, v, valid, of, unit);
+                          all.add(i, v, valid, of, unit);
                       });
         });
     }

@@ -184,60 +184,82 @@ inline void sum_batches(const View& view, double* sums, std::int64_t from, std::
     }
 }
 
-// Under features, all weights and biases in the accumulator type: the caller's own where they are
-// that already. scaled: weights relative to a power of two above them all, so that g * weight stays
-// in range; the rows' coefficients have it.
+// Under features, all weights or biases in the accumulator type: the caller's own where they are
+// that already. Where there are none they are 1, whatever the offset.
+template <class A>
+const A* values_of_features(const ParallelFor& parallel_for, const KernelTable& table,
+                            const PerStatistic& values, std::int64_t count, double offset, A* to) {
+    const std::int64_t size = size_of(values.dtype);
+    const bool dense = values && values.stride == size &&
+                       reinterpret_cast<std::uintptr_t>(values.data) % size == 0;
+    if (dense && size == sizeof(A) && offset == 0) return reinterpret_cast<const A*>(values.data);
+    // So few that threads are not worth waking for them.
+    const ParallelFor serial;
+    for_stats(count < 1 << 15 ? serial : parallel_for, 1, 0, count,
+              [&](std::int64_t from, std::int64_t n) {
+                  A* const block = to + from;
+                  if (!values) {
+                      std::fill_n(block, n, A(1));
+                      return;
+                  }
+                  if (dense && size <= 4 && sizeof(A) == 4) {
+                      table.widen[static_cast<int>(values.dtype)](values.data + from * size, n,
+                                                                  block);
+                      if (offset == 0) return;
+                      for (std::int64_t i = 0; i < n; ++i) {
+                          block[i] = static_cast<A>(static_cast<double>(block[i]) + offset);
+                      }
+                      return;
+                  }
+                  StatBlock::Array wide;
+                  values.load(from, n, wide);
+                  for (std::int64_t i = 0; i < n; ++i) block[i] = narrowed<A>(wide[i] + offset);
+              });
+    return to;
+}
+
+// Weights relative to a power of two above them all, which is what is returned.
+template <class A>
+double scale_weights(const A* weights, std::int64_t count, A* to) {
+    constexpr int lanes = 16;  // of which compilers make vectors
+    A most[lanes] = {};
+    const auto keep_larger = [&](std::int64_t from, int n) {
+        for (int j = 0; j < n; ++j) {
+            const A weight = weights[from + j], size = weight < 0 ? -weight : weight;
+            most[j] = size > most[j] ? size : most[j];
+        }
+    };
+    const std::int64_t whole = count / lanes * lanes;
+    for (std::int64_t i = 0; i < whole; i += lanes) keep_larger(i, lanes);
+    keep_larger(whole, static_cast<int>(count - whole));
+    const A largest = *std::max_element(most, most + lanes);
+    const double scale = largest > 0 ? power_of_two<A>(exponent_of(largest) + 1) : 1.0;
+    const A share = static_cast<A>(1.0 / scale);
+    for (std::int64_t i = 0; i < count; ++i) to[i] = weights[i] * share;
+    return scale;
+}
+
+// scaled: so that g * weight stays in range; the rows' coefficients have the scale.
 inline void set_parameters_of_features(const ParallelFor& parallel_for, const KernelTable& table,
                                        const Problem& problem, const Scratch& scratch, bool scaled,
                                        KernelArgs& args) {
-    const View& view = args.view;
-    const std::int64_t bytes = Scratch::scalar_bytes(problem);
-    const DType wide = bytes == 8 ? DType::float64 : DType::float32;
-    const auto set = [&](const PerStatistic& values, double fallback, double offset, char* to) {
-        const std::int64_t size = size_of(values.dtype);
-        const bool dense = values && values.stride == size && offset == 0 &&
-                           reinterpret_cast<std::uintptr_t>(values.data) % size == 0;
-        if (dense && values.dtype == wide) return static_cast<const void*>(values.data);
-        // So few that threads are not worth waking for them.
-        const ParallelFor serial;
-        for_stats(view.inner < 1 << 15 ? serial : parallel_for, 1, 0, view.inner,
-                  [&](std::int64_t from, std::int64_t count) {
-                      const bool widens = size < 8 && bytes == 4;
-                      if (dense && widens) {
-                          table.widen[static_cast<int>(values.dtype)](values.data + from * size,
-                                                                      count, to + from * 4);
-                          return;
-                      }
-                      StatBlock::Array block;
-                      values.load(from, count, block, fallback - offset);
-                      for (std::int64_t i = 0; i < count; ++i) {
-                          const double value = block[i] + offset;
-                          bytes == 8
-                              ? reinterpret_cast<double*>(to)[from + i] = value
-                              : reinterpret_cast<float*>(to)[from + i] = narrowed<float>(value);
-                      }
-                  });
-        return static_cast<const void*>(to);
-    };
-    args.weights =
-        set(problem.weight, 1.0, problem.weight ? problem.weight_offset : 0.0, scratch.weights);
-    args.biases = set(problem.bias, 0.0, 0.0, scratch.biases);
-    if (!scaled || !problem.weight) return;
-    const auto scale = [&](auto* to) {
-        using A = std::remove_pointer_t<decltype(to)>;
-        const A* const from = static_cast<const A*>(args.weights);
-        A most = 0;
-        for (std::int64_t i = 0; i < view.inner; ++i) {
-            const A size = from[i] < 0 ? -from[i] : from[i];
-            most = size > most ? size : most;
+    const std::int64_t count = args.view.inner;
+    const auto set = [&](auto* weights, auto* biases) {
+        const auto* const own = values_of_features(parallel_for, table, problem.weight, count,
+                                                   problem.weight_offset, weights);
+        args.weights = own;
+        if (problem.bias) {
+            args.biases = values_of_features(parallel_for, table, problem.bias, count, 0.0, biases);
         }
-        if (most > 0) args.weights_scale = power_of_two<A>(exponent_of(most) + 1);
-        const A share = static_cast<A>(1.0 / args.weights_scale);
-        for (std::int64_t i = 0; i < view.inner; ++i) to[i] = from[i] * share;
-        args.weights = to;
+        if (!scaled || !problem.weight) return;
+        args.weights_scale = scale_weights(own, count, weights);
+        args.weights = weights;
     };
-    bytes == 8 ? scale(reinterpret_cast<double*>(scratch.weights))
-               : scale(reinterpret_cast<float*>(scratch.weights));
+    if (problem.dtype == DType::float64) {
+        set(reinterpret_cast<double*>(scratch.weights), reinterpret_cast<double*>(scratch.biases));
+    } else {
+        set(reinterpret_cast<float*>(scratch.weights), reinterpret_cast<float*>(scratch.biases));
+    }
 }
 
 // Where maps are to add up the parameters' gradients: sums of nothing yet.

@@ -45,8 +45,8 @@ struct KernelArgs : Tensors {
     bool stream = false;                   // write past the cache
     bool frozen = false;                   // mean and rstd are constants
     Operand addends[2];                    // whose sum x is to be
-    // Of features: a weight and a bias for each element of inner, of the accumulator type; and
-    // where the sums over rows of g and of g * (x - mean) * rstd are added up, or null.
+    // Of features: a weight and, or null, a bias for each element of inner, of the accumulator
+    // type; and where the sums over rows of g and of g * (x - mean) * rstd are added up, or null.
     const void* weights = nullptr;  // over weights_scale, a power of two, which the rows' have
     const void* biases = nullptr;
     double weights_scale = 1;
@@ -121,6 +121,9 @@ struct KernelTable {
 // A reduction keeps its accumulators on the stack: a tile of it holds no more than this.
 inline constexpr std::int64_t rows_tile_stats = 32;
 inline constexpr std::int64_t columns_tile_lanes = 1024;
+
+// Shorter rows are reduced and mapped in less time one after the other.
+inline constexpr std::int64_t least_interleaved_bytes = 1024;
 
 // Partial results are summed in the accumulator type over blocks of this many values per
 // statistic, and merged in double, in order. The numbers bound the rounding error; they are part

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <type_traits>
 #include <utility>
 
 #include "cpu/kernels.h"
@@ -30,11 +29,7 @@ void for_shares(const ParallelFor& parallel_for, std::int64_t count, F&& f) {
     const std::int64_t shares = std::min<std::int64_t>(parallel_for.threads, count);
     parallel_for(shares, [&](std::int64_t share) {
         const std::int64_t from = count * share / shares, to = count * (share + 1) / shares;
-        if constexpr (std::is_invocable_v<F, std::int64_t, std::int64_t, std::int64_t>) {
-            f(from, to, share);
-        } else {
-            f(from, to);
-        }
+        f(from, to);
     });
 }
 
@@ -48,9 +43,7 @@ inline void map_only(const ParallelFor& parallel_for, const KernelArgs& args, co
 
 // What reduce_finish_map() calls.
 struct Passes {
-    Map prepare = nullptr;   // makes what is reduced
-    char* places = nullptr;  // for each thread a place for x, as far as its unit goes
-    std::int64_t place_bytes = 0;
+    Map prepare = nullptr;  // makes what is reduced
     Reduction reduce = nullptr;
     Map map = nullptr;
     MapAndReduction map_and_reduce = nullptr;  // or none
@@ -81,37 +74,33 @@ class ReduceFinishMap {
 
     // A thread has units of its own.
     void share_units() const {
-        for_shares(parallel_for_, plan_.sums(),
-                   [&](std::int64_t from, std::int64_t to, std::int64_t share) {
-                       KernelArgs args = args_;
-                       const std::int64_t chunks = plan_.chunks();
-                       const std::int64_t first = from * plan_.units_of_sums;
-                       const std::int64_t last = std::min(to * plan_.units_of_sums, plan_.units());
-                       bool reduced = false;
-                       for (std::int64_t unit = first; unit < last; ++unit) {
-                           if (passes_.places != nullptr) place_x(args, unit, share);
-                           if (!reduced) {
-                               for (std::int64_t c = 0; c < chunks; ++c) {
-                                   for (std::int64_t part = 0; part < plan_.unit_tiles; ++part) {
-                                       reduce(args, unit, part, c);
-                                   }
-                               }
-                           }
-                           finish(ParallelFor(), unit);
-                           reduced =
-                               schedule_.interleaved && unit + 1 < last && alike(unit, unit + 1);
-                           if (!reduced) {
-                               for (std::int64_t c = chunks; c-- > 0;) map_backwards(args, unit, c);
-                               continue;
-                           }
-                           for (std::int64_t c = 0; c < chunks; ++c) {
-                               for (std::int64_t part = 0; part < plan_.unit_tiles; ++part) {
-                                   map_and_reduce(unit, unit + 1, part, c);
-                               }
-                           }
-                       }
-                       passes_.fence();
-                   });
+        for_shares(parallel_for_, plan_.sums(), [&](std::int64_t from, std::int64_t to) {
+            const std::int64_t chunks = plan_.chunks();
+            const std::int64_t first = from * plan_.units_of_sums;
+            const std::int64_t last = std::min(to * plan_.units_of_sums, plan_.units());
+            bool reduced = false;
+            for (std::int64_t unit = first; unit < last; ++unit) {
+                if (!reduced) {
+                    for (std::int64_t c = 0; c < chunks; ++c) {
+                        for (std::int64_t part = 0; part < plan_.unit_tiles; ++part) {
+                            reduce(unit, part, c);
+                        }
+                    }
+                }
+                finish(ParallelFor(), unit);
+                reduced = schedule_.interleaved && unit + 1 < last && alike(unit, unit + 1);
+                if (!reduced) {
+                    for (std::int64_t c = chunks; c-- > 0;) map_backwards(unit, c);
+                    continue;
+                }
+                for (std::int64_t c = 0; c < chunks; ++c) {
+                    for (std::int64_t part = 0; part < plan_.unit_tiles; ++part) {
+                        map_and_reduce(unit, unit + 1, part, c);
+                    }
+                }
+            }
+            passes_.fence();
+        });
     }
 
     // All threads share one unit at a time, so that it is still in their caches for the map.
@@ -120,7 +109,7 @@ class ReduceFinishMap {
         for (std::int64_t unit = 0; unit < plan_.units(); ++unit) {
             for_shares(parallel_for_, tiles, [&](std::int64_t from, std::int64_t to) {
                 for (std::int64_t i = from; i < to; ++i) {
-                    reduce(args_, unit, i % parts, i / parts);
+                    reduce(unit, i % parts, i / parts);
                 }
             });
             finish(parallel_for_, unit);
@@ -150,19 +139,10 @@ class ReduceFinishMap {
         });
     }
 
-    // x under the view, as far as a unit of one chunk's rows goes, in a thread's own place.
-    void place_x(KernelArgs& args, std::int64_t unit, std::int64_t share) const {
-        const Tile tile = plan_.unit(unit, 0);
-        args.x.batch_stride = 0;
-        args.x.stat_stride = passes_.place_bytes / plan_.unit_stats;
-        args.x.data =
-            passes_.places + share * passes_.place_bytes - tile.stat0 * args.x.stat_stride;
-    }
-
-    void map_backwards(const KernelArgs& args, std::int64_t unit, std::int64_t chunk) const {
-        if (columns()) return passes_.map(args, plan_.unit(unit, chunk));
+    void map_backwards(std::int64_t unit, std::int64_t chunk) const {
+        if (columns()) return passes_.map(args_, plan_.unit(unit, chunk));
         for (std::int64_t part = plan_.unit_tiles; part-- > 0;) {
-            passes_.map(args, plan_.tile(unit, part, chunk));
+            passes_.map(args_, plan_.tile(unit, part, chunk));
         }
     }
 
@@ -170,12 +150,11 @@ class ReduceFinishMap {
         return chunk * plan_.view.stats() + tile.batch * plan_.view.stat + tile.stat0;
     }
 
-    void reduce(const KernelArgs& args, std::int64_t unit, std::int64_t part,
-                std::int64_t chunk) const {
+    void reduce(std::int64_t unit, std::int64_t part, std::int64_t chunk) const {
         const Tile tile = plan_.tile(unit, part, chunk);
         const std::int64_t at = partial_at(tile, chunk);
-        if (passes_.prepare != nullptr) passes_.prepare(args, tile);
-        passes_.reduce(args, tile, scratch_.first + at, scratch_.second + at);
+        if (passes_.prepare != nullptr) passes_.prepare(args_, tile);
+        passes_.reduce(args_, tile, scratch_.first + at, scratch_.second + at);
     }
 
     void map_and_reduce(std::int64_t mapped, std::int64_t reduced, std::int64_t part,

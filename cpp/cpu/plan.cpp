@@ -36,10 +36,9 @@ constexpr std::int64_t elements_for_threads = 32768;
 // Results of a call that touches more bytes will hardly be in a cache near to who needs them, and
 // stores that first read each line cost as much as the rest of the call.
 constexpr std::int64_t most_cached_bytes = 1 << 22;
-// Shorter rows are summed and mapped in less time one after the other.
-constexpr std::int64_t least_interleaved_bytes = 1024;
 
-// Under features, bytes of a tile, which its map should find in the L2 cache, and how many rows
+// Under features, bytes of a tile, which its map should find in the L2 cache while it has the next
+// one fetched, and how many rows
 // backward takes at a time at least: what they add up in registers' precision costs a fold.
 constexpr std::int64_t features_tile_bytes = 131072;
 constexpr std::int64_t least_backward_rows = 4;

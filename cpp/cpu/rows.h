@@ -3,8 +3,8 @@
 // a group of them and keeps their accumulators in L1. Compiled once per instruction set.
 #pragma once
 
-#include "cpu/rows_sums.h"
 #include "cpu/short_rows.h"
+#include "cpu/single_rows.h"
 #include "cpu/stream.h"
 
 namespace fastnorm::FASTNORM_ISA {
@@ -38,7 +38,7 @@ struct RowsMap {
                                                    mask_at(args, run, i),
                                                    activation_params<A>(args),
                                                    args.stream,
-                                                   Reduction::fetch_x};
+                                                   reduction.ahead_x};
                     forward.write(sink.open(y + i, direct), count, direct, maps.z_from(i));
                     sink.close(count, direct);
                 });
@@ -55,14 +55,6 @@ struct RowsMap {
                     run_of<T>(view, operand, tile.batch, o + 1, tile.stat1 - 1) + tile.inner1);
     }
 };
-
-template <class T>
-FASTNORM_FN void moments_of_rows(const KernelArgs& args, const Tile& tile, double* mean,
-                                 double* m2) {
-    Deviations<T> deviations(args, tile);
-    reduce<T>(args.view, tile, deviations);
-    deviations.finish(mean, m2);
-}
 
 template <class T, ActivationKind kind>
 struct Rows {
@@ -93,9 +85,7 @@ struct Rows {
 
     static FASTNORM_FLAT void gradient_sums(const KernelArgs& args, const Tile& tile, double* sum_g,
                                             double* sum_gx) {
-        Sums sums(args, tile);
-        reduce<T>(args.view, tile, sums);
-        sums.finish(sum_g, sum_gx);
+        gradient_sums_of_rows<T, kind, StatMaps>(args, tile, sum_g, sum_gx);
     }
 
     static void gradient(const KernelArgs& args, const Tile& tile) {

@@ -61,7 +61,7 @@ struct LaneMaps {
     using V = Vec<A>;
     NormalizeMap<V> z;  // but for weight and bias
     const A* weights;
-    const A* biases;
+    const A* biases;  // or null
 
     FASTNORM_FN LaneMaps(const KernelArgs& args, std::int64_t index)
         : z(normalize_map<A>(args, index)),
@@ -69,10 +69,27 @@ struct LaneMaps {
           biases(static_cast<const A*>(args.biases)) {}
 
     FASTNORM_FN auto z_from(std::int64_t from) const {
-        return [this, w = weights + from, b = biases + from](std::int64_t i, int v, auto valid) {
-            return NormalizeMap<V>{z.prescale, z.mean_hi, z.mean_lo,
-                                   z.scale * load<A>(w + i, v, valid), load<A>(b + i, v, valid)};
+        return [this, from](std::int64_t i, int v, auto valid) {
+            return At<decltype(valid)>{*this, from + i, v, valid};
         };
+    }
+    // As a NormalizeMap: what it needs is loaded where it is used.
+    template <class Valid>
+    struct At {
+        const LaneMaps& of;
+        std::int64_t i;
+        int v;
+        Valid valid;
+
+        FASTNORM_FN V centred(V x) const { return of.z.centred(x); }
+        FASTNORM_FN V affine(V centred) const {
+            const V scale = of.z.scale * load<A>(of.weights + i, v, valid);
+            return fma(centred, scale, of.bias(i, v, valid));
+        }
+    };
+    template <class Valid>
+    FASTNORM_FN V bias(std::int64_t i, int v, Valid valid) const {
+        return biases == nullptr ? V() : load<A>(biases + i, v, valid);
     }
     template <class Valid>
     FASTNORM_FN V weighted(V g, std::int64_t i, int v, Valid valid) const {
@@ -180,8 +197,8 @@ FASTNORM_FN void reduce(const View& view, const Tile& tile, Reduction& reduction
 
 // A map alone.
 struct MapOnly {
-    static constexpr bool fetch_x = true;               // x is fetched ahead
     static constexpr std::int64_t longest = INT64_MAX;  // elements that are mapped at a time
+    Ahead ahead_x = further_on;
     FASTNORM_FN void begin_row() {}
     FASTNORM_FN void advance_to(std::int64_t, std::int64_t, std::int64_t) {}
 };
@@ -190,7 +207,7 @@ struct MapOnly {
 // memory while the other writes to it. The sums are those of reduce(), bit for bit.
 template <class T, class Reduction>
 struct Interleaved {
-    static constexpr bool fetch_x = false;  // it was read for the sums of its own tile
+    static constexpr Ahead ahead_x{};  // it was read for the sums of its own tile
     // Short enough that what the processor has in flight covers both, long enough to hide what a
     // piece costs: measured, 512 and 1024 bytes are slower.
     static constexpr std::int64_t longest = 768 / static_cast<std::int64_t>(sizeof(T));

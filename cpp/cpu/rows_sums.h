@@ -1,6 +1,7 @@
 // What the reductions of the rows traversal add up. Compiled once per instruction set.
 #pragma once
 
+#include "cpu/lane_sums.h"
 #include "cpu/rows_layout.h"
 
 namespace fastnorm::FASTNORM_ISA {
@@ -63,6 +64,11 @@ struct Deviations {
         }
     }
 
+    // Off the hot path: a tile whose pivot was poor, or whose numbers are constant, tiny or huge.
+    // Once more about its own mean, and in double where that does not help.
+    static __attribute__((noinline)) Moments recompute(const KernelArgs& args, const Tile& tile,
+                                                       std::int64_t s, double mean);
+
   private:
     FASTNORM_FN double count() const {
         return static_cast<double>((tile.outer1 - tile.outer0) * (tile.inner1 - tile.inner0));
@@ -116,11 +122,6 @@ struct Deviations {
             pivots[s] = pivot_near(first + sum * share, spread * share);
         }
     }
-
-    // Off the hot path: a tile whose pivot was poor, or whose numbers are constant, tiny or huge.
-    // Once more about its own mean, and in double where that does not help.
-    static __attribute__((noinline)) Moments recompute(const KernelArgs& args, const Tile& tile,
-                                                       std::int64_t s, double mean);
 
     FASTNORM_FN bool is_constant(std::int64_t s) const {
         const V value(pivots[0]);
@@ -179,10 +180,15 @@ struct GradientSums {
         for (std::int64_t s = 0; s < tile.stat1 - tile.stat0; ++s) {
             sum_g[s] = sum_of_lanes<A>(sums[s].total_a);
             sum_gx[s] = sum_of_lanes<A>(sums[s].total_ab);
-            if (!is_finite(sum_g[s]) || !is_finite(sum_gx[s])) {
-                exact(args, tile, tile.stat0 + s, sum_g[s], sum_gx[s]);
-            }
+            make_finite(args, tile, s, sum_g, sum_gx);
         }
+    }
+
+    // Those of the tile's statistic s once more, if they are not finite.
+    static FASTNORM_FN void make_finite(const KernelArgs& args, const Tile& tile, std::int64_t s,
+                                        double* sum_g, double* sum_gx) {
+        if (is_finite(sum_g[s]) && is_finite(sum_gx[s])) return;
+        exact(args, tile, tile.stat0 + s, sum_g[s], sum_gx[s]);
     }
 
   private:

@@ -25,7 +25,6 @@ struct Scratch {
     char* biases;
     double* sums_of_g;
     double* sums_of_gx;
-    char* places = nullptr;  // of prenorm's sums, one for each thread, where these are streamed
 
     Scratch(const Execution& execution, const Problem& problem, const Schedule& schedule,
             int coefficients_count) {
@@ -42,9 +41,6 @@ struct Scratch {
         biases = weights + parameters(view) * scalar_bytes(problem);
         sums_of_g = reinterpret_cast<double*>(biases + parameters(view) * scalar_bytes(problem));
         sums_of_gx = sums_of_g + sums(schedule, coefficients_count);
-        if (place_bytes(problem, schedule) > 0) {
-            places = reinterpret_cast<char*>(sums_of_gx + sums(schedule, coefficients_count));
-        }
     }
 
     static std::int64_t bytes(const Problem& problem, const Schedule& schedule,
@@ -52,26 +48,16 @@ struct Scratch {
         const View& view = schedule.plan.view;
         const std::int64_t scalars = coefficients_count * stride_of(view) + 2 * parameters(view);
         return 2 * partial_results(schedule) * 8 + scalars * scalar_bytes(problem) +
-               2 * sums(schedule, coefficients_count) * 8 +
-               place_bytes(problem, schedule) * schedule.threads;
+               2 * sums(schedule, coefficients_count) * 8;
     }
 
     void attach(KernelArgs& args) const {
         args.coefficients = coefficients;
         args.coefficients_stride = coefficients_stride;
-        args.weights = weights;
-        args.biases = biases;
     }
 
     static std::int64_t scalar_bytes(const Problem& problem) {
         return problem.dtype == DType::float64 ? 8 : 4;
-    }
-
-    // Rows of a unit, in whole cache lines each.
-    static std::int64_t place_bytes(const Problem& problem, const Schedule& schedule) {
-        if (!problem.tensors.sum || schedule.shared || !schedule.stream) return 0;
-        const std::int64_t row = schedule.plan.view.inner * size_of(problem.dtype);
-        return schedule.plan.unit_stats * divide_up(row, 64) * 64;
     }
 
     // Of each of the two under features, in whole cache lines.

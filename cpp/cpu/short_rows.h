@@ -201,7 +201,6 @@ struct ShortRows {
 
     static FASTNORM_FN void normalize(const KernelArgs& args, const Tile& tile) {
         Sink<T> sink(args.stream);
-        const Ahead ahead_x = ahead_of_rows<T>(1, 0);
         const Ahead ahead_y = ahead_of_results(args.stream);
         for (std::int64_t o = tile.outer0; o < tile.outer1; ++o) {
             const View& view = args.view;
@@ -220,7 +219,7 @@ struct ShortRows {
                 [&](std::int64_t i, bool direct) { to = sink.open(y + i, direct); },
                 [&](const VectorAt& at, std::int64_t k, auto valid, bool direct,
                     const ForwardMaps<A>& maps) {
-                    ahead_x.fetch_line(forward.x + at.i, k);
+                    forward.ahead_x.fetch_line(forward.x + at.i, k);
                     ahead_y.fetch_line_to_write(to + k, k);
                     const auto z = forward.z(at.i, 0, valid, maps.z);
                     if constexpr (Act<kind>::piecewise) {

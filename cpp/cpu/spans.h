@@ -5,7 +5,7 @@
 // per instruction set.
 #pragma once
 
-#include "cpu/lanes.h"
+#include "cpu/mask_row.h"
 
 namespace fastnorm::FASTNORM_ISA {
 
@@ -13,9 +13,11 @@ namespace {
 
 // How far ahead a map fetches what it reads: a bit further on in memory (for nothing, perhaps, at
 // the end of a plane), or, where several rows are taken at a time, those that come next.
+constexpr Ahead further_on{3072};
 template <class T>
 FASTNORM_FN Ahead ahead_of_rows(int rows, std::int64_t pitch) {
-    return {rows == 1 ? 3072 : rows * pitch * static_cast<std::int64_t>(sizeof(T))};
+    if (rows == 1) return further_on;
+    return {rows * pitch * static_cast<std::int64_t>(sizeof(T))};
 }
 
 // And the lines that it writes, which the cache has to have before, unless they are streamed.
@@ -31,8 +33,8 @@ struct Forward {
     const T* residual;  // or null
     MaskRow mask;
     ActParams<A> params;
-    bool stream;          // results go past the cache
-    bool fetch_x = true;  // unless x is known to be in the cache
+    bool stream;                 // results go past the cache
+    Ahead ahead_x = further_on;  // where rows are taken one by one
 
     FASTNORM_FN void advance(std::int64_t count) {
         x += count;
@@ -41,8 +43,8 @@ struct Forward {
     }
 
     // The activation's input, of vector v of the pack at i.
-    template <class Valid>
-    FASTNORM_FN V z(std::int64_t i, int v, Valid valid, const NormalizeMap<V>& map) const {
+    template <class Valid, class Map>
+    FASTNORM_FN V z(std::int64_t i, int v, Valid valid, const Map& map) const {
         const V affine = map.affine(map.centred(load<A>(x + i, v, valid)));
         return residual == nullptr ? affine : affine + load<A>(residual + i, v, valid);
     }
@@ -52,7 +54,7 @@ struct Forward {
     FASTNORM_FN void write(T* y, std::int64_t count, Direct direct, MapAt&& map_at, Rows rows = {},
                            std::int64_t pitch = 0) const {
         const Ahead ahead = ahead_of_rows<T>(rows, pitch);
-        const Ahead ahead_x = fetch_x ? ahead : Ahead{};
+        const Ahead ahead_x = rows == 1 ? this->ahead_x : ahead;
         const Ahead ahead_y = ahead_of_results(stream);
         for_packs<A>(count, [&](std::int64_t i, auto valid) {
             unsigned pack_bits[most_rows] = {};
@@ -61,7 +63,7 @@ struct Forward {
                 ahead_y.fetch_to_write<A>(y + i + r * pitch);
             }
             for_vectors<A>([&](auto v) {
-                const NormalizeMap<V>& map = map_at(i, v, valid);
+                const auto& map = map_at(i, v, valid);
                 std::int64_t at = i;
                 for (int r = 0; r < rows; ++r, at += pitch) {
                     ahead_x.fetch<A>(x + at, v);
@@ -96,14 +98,6 @@ struct Gradient {
     }
 };
 
-// dx as the map gives it.
-struct Unchanged {
-    template <class Valid, class V>
-    FASTNORM_FN V operator()(std::int64_t, int, Valid, const Gradient<V>&, V dx) const {
-        return dx;
-    }
-};
-
 template <class T, ActivationKind kind>
 struct Backward {
     using A = accumulator_t<T>;
@@ -125,8 +119,8 @@ struct Backward {
     }
 
     // Of vector v of the pack at i; unit_bits are the mask's, where there is one.
-    template <class Valid>
-    FASTNORM_FN Gradient<V> vector(std::int64_t i, int v, Valid valid, const NormalizeMap<V>& map,
+    template <class Valid, class Map>
+    FASTNORM_FN Gradient<V> vector(std::int64_t i, int v, Valid valid, const Map& map,
                                    unsigned unit_bits) const {
         Gradient<V> result;
         result.centred = map.centred(load<A>(x + i, v, valid));
@@ -146,24 +140,22 @@ struct Backward {
     }
 
     // Calls use(i, v, valid, gradient) for each vector of the span.
-    template <class MapAt, class Use>
-    FASTNORM_FN void each(std::int64_t count, MapAt&& map_at, Use&& use) const {
-        for_packs<A>(count, [&](std::int64_t i, auto valid) {
+    template <class Count, class MapAt, class Use>
+    FASTNORM_FN void each(Count count, MapAt&& map_at, Use&& use) const {
+        for_packs<A>(count, [&](auto i, auto valid) {
             const unsigned pack_bits = begin_pack(i, valid);
             for_vectors<A>([&](auto v) {
-                const NormalizeMap<V>& map = map_at(i, v, valid);
+                const auto& map = map_at(i, v, valid);
                 use(i, v, valid, vector(i, v, valid, map, pack_bits >> (v * V::width)));
             });
         });
     }
 
-    // dx from the two maps, and dresidual = g unless it is null. finish(i, v, valid, gradient, dx)
-    // gives what is written as dx.
-    template <class Direct, class MapAt, class GradientMapAt, class Rows = One,
-              class Finish = Unchanged>
+    // dx from the two maps, and dresidual = g unless it is null.
+    template <class Direct, class MapAt, class GradientMapAt, class Rows = One>
     FASTNORM_FN void write(T* dx, T* dresidual, std::int64_t count, Direct direct, bool frozen,
                            MapAt&& map_at, GradientMapAt&& gradient_map_at, Rows rows = {},
-                           std::int64_t pitch = 0, Finish&& finish = {}) const {
+                           std::int64_t pitch = 0) const {
         const Ahead ahead_dx = ahead_of_results(stream);
         for_packs<A>(count, [&](std::int64_t i, auto valid) {
             unsigned pack_bits[most_rows];
@@ -175,14 +167,13 @@ struct Backward {
                 if (dresidual != nullptr) ahead_dx.fetch_to_write<A>(dresidual + i + r * pitch);
             }
             for_vectors<A>([&](auto v) {
-                const NormalizeMap<V>& map = map_at(i, v, valid);
+                const auto& map = map_at(i, v, valid);
                 const auto& gradient_map = gradient_map_at(i, v, valid);
                 std::int64_t at = i;
                 for (int r = 0; r < rows; ++r, at += pitch) {
                     const Gradient<V> of =
                         vector(at, v, valid, map, pack_bits[r] >> (v * V::width));
-                    const V value = finish(at, v, valid, of, of.dx(gradient_map, frozen));
-                    store<A>(dx + at, v, value, valid, direct);
+                    store<A>(dx + at, v, of.dx(gradient_map, frozen), valid, direct);
                     if (dresidual != nullptr) store<A>(dresidual + at, v, of.g, valid, direct);
                 }
             });
@@ -199,9 +190,9 @@ struct Backward {
         return 0;
     }
 
-    template <class Valid>
-    FASTNORM_FN V gated(const Gradient<V>& at, const NormalizeMap<V>& map, std::int64_t i, int v,
-                        Valid valid, unsigned unit_bits) const {
+    template <class Valid, class Map>
+    FASTNORM_FN V gated(const Gradient<V>& at, const Map& map, std::int64_t i, int v, Valid valid,
+                        unsigned unit_bits) const {
         if constexpr (Act<kind>::piecewise) {
             if (mask) return gate(at.g, V::mask(unit_bits));
         }

@@ -1,0 +1,183 @@
+// What reductions are made of: sums of lanes, pivots, and exact sums for the rare numbers that
+// leave the accumulator's range. Compiled once per instruction set.
+#pragma once
+
+#include "cpu/lanes.h"
+
+namespace fastnorm::FASTNORM_ISA {
+
+namespace {
+
+// The sum of 2 * half numbers, as a tree of fixed shape.
+template <int half, class S>
+FASTNORM_FN S sum_of_halves(const S* x) {
+    using V = Vec<S>;
+    alignas(64) S sums[half];
+    int width = half;
+    for (; width >= V::width; width /= 2, x = sums) {
+        for (int i = 0; i < width; i += V::width) {
+            (V::load(x + i) + V::load(x + i + width)).store(sums + i);
+        }
+    }
+    // What is left is a vector: width is V::width / 2.
+    unrolled<V::width>([&](auto i) {
+        constexpr int rest = V::width >> (i + 1);
+        for (int j = 0; j < rest; ++j) sums[j] = x[j] + x[j + rest];
+        x = sums;
+    });
+    return sums[0];
+}
+// That of all lanes.
+template <class A>
+FASTNORM_FN double sum_of_lanes(const double* x) {
+    return sum_of_halves<lanes<A> / 2>(x);
+}
+template <class A>
+FASTNORM_FN double sum_of_lanes(const Vec<A> (&x)[vectors<A>]) {
+    alignas(64) A block[lanes<A>];
+    alignas(64) double sums[lanes<A> / 2];
+    for_vectors<A>([&](auto v) { x[v].store(block + v * Vec<A>::width); });
+#pragma omp simd
+    for (int i = 0; i < lanes<A> / 2; ++i) {
+        sums[i] = static_cast<double>(block[i]) + static_cast<double>(block[i + lanes<A> / 2]);
+    }
+    return sum_of_halves<lanes<A> / 4>(sums);
+}
+
+// What lies beside a pack counts for nothing: it may be infinite.
+template <class A, class Valid>
+FASTNORM_FN Vec<A> keep_valid(Vec<A> x, int v, Valid valid) {
+    if constexpr (is_full<Valid>) {
+        return x;
+    } else {
+        return keep_first(x, in_vector<A>(valid, v));
+    }
+}
+
+// Two sums in each lane of a block, of a and of a * b, in registers.
+template <class A>
+struct BlockSums {
+    using V = Vec<A>;
+    V a[vectors<A>], ab[vectors<A>];
+
+    template <class Valid>
+    FASTNORM_FN void add(int v, Valid valid, V x, V y) {
+        x = keep_valid<A>(x, v, valid);
+        y = keep_valid<A>(y, v, valid);
+        a[v] = a[v] + x;
+        ab[v] = fma(x, y, ab[v]);
+    }
+};
+
+// The same in memory: in A over a block, in double over a tile.
+template <class A>
+struct LaneSums {
+    using V = Vec<A>;
+    alignas(64) A block_a[lanes<A>];
+    alignas(64) A block_ab[lanes<A>];
+    alignas(64) double total_a[lanes<A>];
+    alignas(64) double total_ab[lanes<A>];
+
+    // By vectors: of a loop over elements compilers make a call or an instruction that is slow to
+    // start.
+    FASTNORM_FN void clear() {
+        for (int i = 0; i < lanes<A>; i += V::width) {
+            V().store(block_a + i);
+            V().store(block_ab + i);
+        }
+        for (int i = 0; i < lanes<A>; i += Vec<double>::width) {
+            Vec<double>().store(total_a + i);
+            Vec<double>().store(total_ab + i);
+        }
+    }
+
+    // Calls each(add), which calls add(v, valid, a, b) for vectors of packs.
+    template <class Each>
+    FASTNORM_FN void add(Each&& each) {
+        BlockSums<A> sums;
+        for_vectors<A>([&](auto v) {
+            sums.a[v] = V::load(block_a + v * V::width);
+            sums.ab[v] = V::load(block_ab + v * V::width);
+        });
+        each([&](auto v, auto valid, V a, V b) { sums.add(v, valid, a, b); });
+        for_vectors<A>([&](auto v) {
+            sums.a[v].store(block_a + v * V::width);
+            sums.ab[v].store(block_ab + v * V::width);
+        });
+    }
+
+    // Ends a block. Each block's sums are rounded on their own, whatever came before.
+    FASTNORM_FN void fold() {
+        for (int i = 0; i < lanes<A>; ++i) {
+            total_a[i] += static_cast<double>(block_a[i]);
+            total_ab[i] += static_cast<double>(block_ab[i]);
+            block_a[i] = block_ab[i] = A(0);
+        }
+    }
+};
+
+// g * centred(x) in double, of the coefficients at an index: prescaled at the end, so that an
+// infinity arises only where the product is one.
+template <class A>
+struct ExactCentre {
+    double mean, prescale;
+
+    FASTNORM_FN ExactCentre(const KernelArgs& args, std::int64_t index) {
+        const auto get = [&](Coefficient which) {
+            return static_cast<double>(coefficient<A>(args, which)[index]);
+        };
+        prescale = get(Coefficient::prescale);
+        mean = (get(Coefficient::mean_hi) + get(Coefficient::mean_lo)) / prescale;
+    }
+    FASTNORM_FN double product(A g, A x) const {
+        return static_cast<double>(g) * (static_cast<double>(x) - mean) * prescale;
+    }
+};
+
+// How many values of a statistic are looked at for a guess of its mean, spread over a tile.
+constexpr int pivot_samples = 8;
+
+// A pivot near a mean: any number will do but infinity and NaN (those belong to the sums), so one
+// of few digits, a multiple of about an eighth of the values' spread. Values on a grid, as integers
+// and the 16-bit types are, then differ from it by numbers of few digits, whose sums hardly round;
+// with all the mean's digits in every difference they would all round to one side.
+template <class A>
+FASTNORM_FN Vec<A> pivot_near(Vec<A> mean, Vec<A> spread) {
+    const Vec<A> magic = spread * Vec<A>(sizeof(A) == 4 ? A(0x1p20) : A(0x1p49));
+    const Vec<A> pivot = (mean + magic) - magic;
+    return select(pivot - pivot <= Vec<A>(), pivot, Vec<A>());
+}
+template <class A>
+FASTNORM_FN A pivot_near(A mean, A spread) {
+    const A magic = spread * (sizeof(A) == 4 ? A(0x1p20) : A(0x1p49));
+    const A pivot = (mean + magic) - magic;
+    return is_finite(pivot) ? pivot : A(0);
+}
+
+// The moments of count values in double, in two passes: for the rare block whose squares leave
+// float's range. each(f) calls f with each value; first is one of them.
+template <class A, class Each>
+FASTNORM_FN Moments exact_moments(double count, A first, Each&& each) {
+    const double origin = static_cast<double>(first);
+    double sum = 0;
+    each([&](A x) { sum += static_cast<double>(x) - origin; });
+    const double mean = origin + sum / count;
+    double m2 = 0;
+    each([&](A x) {
+        const double d = static_cast<double>(x) - mean;
+        m2 += d * d;
+    });
+    return {count, mean, m2};
+}
+
+// The same about 0.
+template <class A, class Each>
+FASTNORM_FN Moments exact_squares(double count, Each&& each) {
+    double squares = 0;
+    each([&](A x) { squares += static_cast<double>(x) * static_cast<double>(x); });
+    return {count, 0.0, squares};
+}
+
+}  // namespace
+
+}  // namespace fastnorm::FASTNORM_ISA

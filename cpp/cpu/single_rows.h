@@ -1,0 +1,151 @@
+// Reductions of short rows that are all of their statistic each: one after the other, in registers.
+// What it costs to begin and to end a statistic in memory is more than their sums. Compiled once
+// per instruction set.
+#pragma once
+
+#include "cpu/rows_sums.h"
+
+namespace fastnorm::FASTNORM_ISA {
+
+namespace {
+
+template <class T>
+FASTNORM_FN bool are_single_short_rows(const View& view) {
+    return view.outer == 1 && view.inner * std::int64_t{sizeof(T)} < least_interleaved_bytes;
+}
+
+template <class T>
+struct SingleRows {
+    using A = accumulator_t<T>;
+    using V = Vec<A>;
+
+    static constexpr Ahead ahead{Walk<T>::fetch_bytes};
+
+    // Mean and M2, about means that are found first.
+    static FASTNORM_FN void moments(const KernelArgs& args, const Tile& tile, double* mean,
+                                    double* m2) {
+        const std::int64_t n = args.view.inner;
+        const std::int64_t rows = tile.stat1 - tile.stat0;
+        A pivots[rows_tile_stats] = {};
+        double first[rows_tile_stats], second[rows_tile_stats];
+        if (args.centred) find_means(args, tile, pivots);
+        for (std::int64_t s = 0; s < rows; ++s) {
+            const T* const x = run_of<T>(args.view, args.x, tile.batch, 0, tile.stat0 + s);
+            const V pivot(pivots[s]);
+            BlockSums<A> sums;
+            for_packs<A>(n, [&](std::int64_t i, auto valid) {
+                ahead.fetch<A>(x + i);
+                for_vectors<A>([&](auto v) {
+                    const V d = load<A>(x + i, v, valid) - pivot;
+                    sums.add(v, valid, d, d);
+                });
+            });
+            first[s] = sum_of_lanes<A>(sums.a);
+            second[s] = sum_of_lanes<A>(sums.ab);
+        }
+        finish(args, tile, pivots, first, second, mean, m2);
+    }
+
+    // The sums of g and of g * centred(x).
+    template <ActivationKind kind, template <class> class Maps>
+    static FASTNORM_FN void gradient_sums(const KernelArgs& args, const Tile& tile, double* sum_g,
+                                          double* sum_gx) {
+        const std::int64_t n = args.view.inner;
+        for (std::int64_t s = 0; s < tile.stat1 - tile.stat0; ++s) {
+            const Maps<A> maps(args, tile.batch * args.view.stat + tile.stat0 + s);
+            Backward<T, kind> backward =
+                backward_at<T, kind>(args, tile.batch, 0, tile.stat0 + s, 0);
+            backward.ahead_dy = backward.ahead_x = ahead;
+            BlockSums<A> sums;
+            backward.each(n, maps.z_from(0),
+                          [&](std::int64_t i, auto v, auto valid, const Gradient<V>& at) {
+                              sums.add(v, valid, maps.weighted(at.g, i, v, valid), at.centred);
+                          });
+            sum_g[s] = sum_of_lanes<A>(sums.a);
+            sum_gx[s] = sum_of_lanes<A>(sums.ab);
+            GradientSums<T, kind, Maps>::make_finite(args, tile, s, sum_g, sum_gx);
+        }
+    }
+
+  private:
+    static FASTNORM_FN void finish(const KernelArgs& args, const Tile& tile, const A* pivots,
+                                   const double* first, const double* second, double* mean,
+                                   double* m2) {
+        const double count = static_cast<double>(args.view.inner), share = 1.0 / count;
+        const std::int64_t rows = tile.stat1 - tile.stat0;
+        double doubtful[rows_tile_stats];
+        if (args.centred) {
+#pragma omp simd
+            for (std::int64_t s = 0; s < rows; ++s) {
+                const double origin = static_cast<double>(pivots[s]);
+                const Moments m = moments_about(origin, count, share, first[s], second[s]);
+                const bool good = trustworthy<A>(m, origin, first[s], second[s]);
+                mean[s] = m.mean;
+                m2[s] = m.m2;
+                doubtful[s] = good ? 0.0 : 1.0;
+            }
+        } else {
+#pragma omp simd
+            for (std::int64_t s = 0; s < rows; ++s) {
+                mean[s] = 0.0;
+                m2[s] = second[s];
+                doubtful[s] = in_range<A>(count, second[s]) ? 0.0 : 1.0;
+            }
+        }
+        for (std::int64_t s = 0; s < rows; ++s) {
+            if (doubtful[s] == 0.0) continue;
+            const Moments m = Deviations<T>::recompute(args, tile, tile.stat0 + s, mean[s]);
+            mean[s] = m.mean;
+            m2[s] = m.m2;
+        }
+    }
+
+    // That of equal values is exact.
+    static FASTNORM_FN void find_means(const KernelArgs& args, const Tile& tile, A* means) {
+        const std::int64_t n = args.view.inner;
+        const A share = A(1) / static_cast<A>(n);
+        for (std::int64_t s = 0; s < tile.stat1 - tile.stat0; ++s) {
+            const T* const x = run_of<T>(args.view, args.x, tile.batch, 0, tile.stat0 + s);
+            const A first = to_float(x[0]);
+            V differences[vectors<A>];
+            for_packs<A>(n, [&](std::int64_t i, auto valid) {
+                ahead.fetch<A>(x + i);
+                for_vectors<A>([&](auto v) {
+                    const V d = load<A>(x + i, v, valid) - V(first);
+                    differences[v] = differences[v] + keep_valid<A>(d, v, valid);
+                });
+            });
+            alignas(64) A block[lanes<A>];
+            for_vectors<A>([&](auto v) { differences[v].store(block + v * V::width); });
+            const A mean = first + sum_of_halves<lanes<A> / 2>(block) * share;
+            means[s] = is_finite(mean) ? mean : A(0);
+        }
+    }
+};
+
+// The reductions of the traversals of rows.
+template <class T>
+FASTNORM_FN void moments_of_rows(const KernelArgs& args, const Tile& tile, double* mean,
+                                 double* m2) {
+    if (are_single_short_rows<T>(args.view)) {
+        return SingleRows<T>::moments(args, tile, mean, m2);
+    }
+    Deviations<T> deviations(args, tile);
+    reduce<T>(args.view, tile, deviations);
+    deviations.finish(mean, m2);
+}
+
+template <class T, ActivationKind kind, template <class> class Maps>
+FASTNORM_FN void gradient_sums_of_rows(const KernelArgs& args, const Tile& tile, double* sum_g,
+                                       double* sum_gx) {
+    if (are_single_short_rows<T>(args.view)) {
+        return SingleRows<T>::template gradient_sums<kind, Maps>(args, tile, sum_g, sum_gx);
+    }
+    GradientSums<T, kind, Maps> sums(args, tile);
+    reduce<T>(args.view, tile, sums);
+    sums.finish(sum_g, sum_gx);
+}
+
+}  // namespace
+
+}  // namespace fastnorm::FASTNORM_ISA
