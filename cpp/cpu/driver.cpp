@@ -106,11 +106,9 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
     const View& view = args.view;
     const std::int64_t size = size_of(problem.dtype);
     const Kernels kernels(execution.kernels, problem);
-    const bool adds = static_cast<bool>(args.sum);
-    const bool can_interleave =
-        kernels.normalize_and_moments != nullptr && !adds && !args.cast_before_weight;
-    const Schedule schedule = schedule_reduction(view, size, 1, tensors_of(args),
-                                                 execution.parallel_for.threads, can_interleave);
+    const Schedule schedule =
+        schedule_reduction(view, size, 1, tensors_of(args), execution.parallel_for.threads,
+                           kernels.normalize_and_moments != nullptr);
     if (explains(execution, problem, schedule, forward_coefficients)) return;
     const ParallelFor parallel_for = threads_of(execution, schedule);
     const Scratch scratch(execution, problem, schedule, forward_coefficients);
@@ -147,7 +145,7 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
                   .map = kernels.normalize,
                   .map_and_reduce = kernels.normalize_and_moments,
                   .fence = kernels.fence};
-    if (adds) {
+    if (args.sum) {
         passes.prepare = kernels.add;
         args.addends[0] = args.x;
         args.addends[1] = std::exchange(args.residual, Operand());

@@ -69,16 +69,6 @@ FASTNORM_FN void for_packs(std::int64_t count, F&& f) {
     if (i < count) f(i, static_cast<int>(count - i));
 }
 
-// The same for a number of whole packs that is known when it is compiled, and so the offsets are.
-template <class A, std::int64_t count, class F>
-FASTNORM_FN void for_packs(std::integral_constant<std::int64_t, count>, F&& f) {
-    static_assert(count % lanes<A> == 0);
-    unrolled<count / lanes<A>>([&](auto pack) {
-        f(std::integral_constant<std::int64_t, pack * lanes<A>>{},
-          std::integral_constant<int, lanes<A>>{});
-    });
-}
-
 // How many of the elements of vector v are valid.
 template <class A>
 FASTNORM_FN int in_vector(int valid, int v) {

@@ -140,9 +140,9 @@ struct Backward {
     }
 
     // Calls use(i, v, valid, gradient) for each vector of the span.
-    template <class Count, class MapAt, class Use>
-    FASTNORM_FN void each(Count count, MapAt&& map_at, Use&& use) const {
-        for_packs<A>(count, [&](auto i, auto valid) {
+    template <class MapAt, class Use>
+    FASTNORM_FN void each(std::int64_t count, MapAt&& map_at, Use&& use) const {
+        for_packs<A>(count, [&](std::int64_t i, auto valid) {
             const unsigned pack_bits = begin_pack(i, valid);
             for_vectors<A>([&](auto v) {
                 const auto& map = map_at(i, v, valid);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from math import inf
 from typing import Any, ClassVar, TypeVar
@@ -36,7 +37,7 @@ def placing(op: str, device: str | None) -> Callable[[npt.NDArray[Any]], Array]:
     return lambda values: cuda.asarray(values, device=index)
 
 
-class Layer:
+class Layer(ABC):
     """A normalization with parameters; all of its arrays have one shape.
 
     Parameters
@@ -168,9 +169,9 @@ class Layer:
         if count is not None:
             self.num_batches_tracked = count
 
+    @abstractmethod
     def _shape(self) -> tuple[int, ...]:
         """The shape of all of the layer's arrays."""
-        raise NotImplementedError
 
     def _arrays(self) -> dict[str, Array]:
         """The arrays that the layer has, under their names in a state dict."""

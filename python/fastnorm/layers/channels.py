@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import abstractmethod
 from collections.abc import Mapping
 from math import prod
 from typing import Any, ClassVar, NamedTuple
@@ -188,17 +189,17 @@ class ChannelNorm(Layer):
         if "num_batches_tracked" not in state:
             self._may_warn = False
 
+    @abstractmethod
     def _forward_own(
         self, x: Array, residual: Array | None, out: Array | None, stream: Any
     ) -> tuple[Array, Saved | None]:
         """y by x's own statistics, and what its backward needs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _gradients_own(
         self, dy: Array, saved: Saved, out: Array | None, stream: Any
     ) -> NormGradients:
         """The gradients where a call normalized by x's own statistics."""
-        raise NotImplementedError
 
     def _shape(self) -> tuple[int, ...]:
         return (self.channels,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from sys import float_info
 from typing import Any, NamedTuple
 
@@ -173,6 +174,7 @@ class FeatureNorm(Layer):
         self.dresidual = dx if saved.prenorm else dresidual
         return dx
 
+    @abstractmethod
     def _forward(
         self,
         x: Array,
@@ -183,8 +185,8 @@ class FeatureNorm(Layer):
         stream: Any,
     ) -> tuple[Array, Saved]:
         """y, and what its backward needs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _forward_only(
         self,
         x: Array,
@@ -195,12 +197,12 @@ class FeatureNorm(Layer):
         stream: Any,
     ) -> Any:
         """y, with prenorm and the sum."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _gradients(
         self, dy: Array, saved: Saved, dsum: Array | None, out: Array | None, stream: Any
     ) -> NormGradients:
-        raise NotImplementedError
+        """Those of the last call."""
 
     def _save(
         self,
