@@ -32,6 +32,7 @@ struct Rows {
     std::int64_t stat = 0;  // statistics of a batch index, and so parameters
     std::int64_t stats = 0;
     std::int64_t groups = 0;
+    std::int64_t groups_of_batch = 0;                   // the last one perhaps of fewer statistics
     std::int64_t runs_of_chunk = 0, chunks_of_run = 0;  // one of them is 1; 0: without regard
     std::int64_t packs_of_piece = 0;
     std::int64_t run_step = 0, pack_step = 0;  // from a lane's pack to its next
@@ -70,6 +71,10 @@ struct Arguments {
     Partial* partials = nullptr;
     Partial* totals = nullptr;
     std::uint32_t* counters = nullptr;
+
+    // Of several batch indices, if given: where a statistic leaves its moments, or its shares of
+    // dbias and dweight, for what is added up over all of them (samples.h).
+    Partial* of_stats = nullptr;
 };
 
 // The tensors that a reduction reads, and those that the map after it reads: what is kept on chip.

@@ -75,9 +75,14 @@ struct Backward {
     FASTNORM_DEVICE Partial finish(const Partial& sums, std::int64_t stat, bool store) const {
         if (store) {
             const double rstd = args.rstd_or_var.get(stat);
-            args.dbias.set(stat, sums.first);
-            args.dweight.set(
-                stat, sums.second * (rstd / backward_prescale<A>(args.mean.get(stat), rstd)));
+            const double prescale = backward_prescale<A>(args.mean.get(stat), rstd);
+            const Partial shares{sums.first, sums.second * (rstd / prescale)};
+            if (args.of_stats != nullptr) {
+                args.of_stats[stat] = shares;
+            } else {
+                args.dbias.set(stat, shares.first);
+                args.dweight.set(stat, shares.second);
+            }
         }
         return sums;
     }

@@ -10,6 +10,7 @@
 #include "core/activations.h"
 #include "core/dtypes.h"
 #include "cuda/plan.h"
+#include "cuda/samples.h"
 #include "cuda/table.h"
 
 namespace fastnorm::cuda {
@@ -44,7 +45,7 @@ std::int64_t most_parts(std::int64_t groups) {
 // From the view and the dtype alone: by them the chunks, and so the bits of a result, are known.
 Rows rows_of(const View& view, DType dtype) {
     const std::int64_t pack = 16 / size_of(dtype);
-    const bool columns = view.inner == 1 && view.batch == 1;
+    const bool columns = view.inner == 1;
     Rows rows;
     rows.inner = view.inner;
     rows.runs = view.outer;
@@ -54,10 +55,11 @@ Rows rows_of(const View& view, DType dtype) {
     rows.stats = view.stats();
     if (columns) {
         rows.width = static_cast<int>(pack);
-        rows.across = packs_across(divide_up(rows.stats, pack));
+        rows.across = packs_across(divide_up(rows.stat, pack));
         rows.lanes = warp_size / rows.across;
     }
-    rows.groups = divide_up(rows.stats, rows.across * rows.width);
+    rows.groups_of_batch = divide_up(rows.stat, rows.across * rows.width);
+    rows.groups = view.batch * rows.groups_of_batch;
     const std::int64_t packs_of_chunk =
         rows.lanes * (columns ? lane_elements : lane_elements / pack);
     if (columns || view.inner % pack == 0) {
@@ -158,7 +160,9 @@ class Call {
         launch("map", kernels().map[whole_][smooth_], plan);
     }
 
-    void reduce_and_map(const Arrays& arrays) {
+    // over_samples: statistics leave what channels add up, for after().
+    template <class After>
+    void reduce_and_map(const Arrays& arrays, bool over_samples, After&& after) {
         const Work work{arrays, whole_, granule_, bytes_of_run_};
         if (explanation_ != nullptr) explanation_->reduces = true;
         Plan plan = plan_reduction(args.rows, table_, work, on_device_.limits());
@@ -166,36 +170,44 @@ class Call {
             if (whole_) return launch("on_chip", kernels().on_chip[smooth_], plan);
             launch("staged", table_.staged[direction_][smooth_], plan);
         };
-        switch (plan.tier) {
-            case Tier::block:
-            case Tier::cluster: return on_chip();
-            case Tier::grid: {
-                const auto memory = meeting_place(plan);
-                return on_chip();
-            }
-            case Tier::two_passes: break;
+        const auto memory = meeting_place(plan, over_samples);
+        if (plan.tier == Tier::two_passes) {
+            reduce(arrays, plan);
+            map();
+        } else {
+            on_chip();
         }
-        const auto memory = meeting_place(plan);
-        // The map goes backwards and finds what was read last in the cache, if that was to stay.
+        if (!over_samples) return;
+        if (explanation_ != nullptr) {
+            explanation_->launches.emplace_back("samples: a thread for each channel");
+        } else {
+            after(OfStats{args.of_stats, args.rows.stats / args.rows.stat, args.rows.stat});
+        }
+    }
+
+  private:
+    // The map goes backwards and finds what was read last in the cache, if that was to stay.
+    void reduce(const Arrays& arrays, Plan& plan) {
         const std::int64_t bytes_of_task =
             arrays.of_reduction * table_.slot_bytes[columns_] * args.rows.chunks_of_part;
         plan.share.soon_from = plan.share.tasks - on_device_.limits().cache / 2 / bytes_of_task;
         launch("reduce", kernels().reduce[whole_][smooth_], plan);
         if (explanation_ != nullptr) explanation_->reads = 2;
-        map();
     }
 
-  private:
-    // A place for partial results of parts, and in two passes for those of statistics and for the
-    // groups' counters, which have to be 0: in the caller's scratch, or in memory that lives as
-    // long as what is returned.
-    std::unique_ptr<Memory> meeting_place(const Plan& plan) {
+    // A place for what blocks leave for others: partial results of parts, in two passes those of
+    // statistics, too, and the groups' counters, which have to be 0; and what is added up over
+    // samples. In the caller's scratch, or in memory that lives as long as what is returned.
+    std::unique_ptr<Memory> meeting_place(const Plan& plan, bool over_samples) {
         const bool two_passes = plan.tier == Tier::two_passes;
+        const bool in_global = two_passes || plan.tier == Tier::grid;
         const std::int64_t counter_bytes = two_passes ? divide_up(args.rows.groups, 4) * 16 : 0;
         const auto partial = static_cast<std::int64_t>(sizeof(Partial));
-        const std::int64_t partials = args.rows.stats * args.rows.parts;
+        const std::int64_t partials = in_global ? args.rows.stats * args.rows.parts : 0;
         const std::int64_t totals = two_passes ? args.rows.stats : 0;
-        const std::int64_t bytes = counter_bytes + partial * (partials + totals);
+        const std::int64_t of_stats = over_samples ? args.rows.stats : 0;
+        const std::int64_t bytes = counter_bytes + partial * (partials + totals + of_stats);
+        if (bytes == 0) return nullptr;
         if (explanation_ != nullptr) {
             explanation_->scratch_bytes = bytes;
             return nullptr;
@@ -206,6 +218,7 @@ class Call {
         }
         char* const place = scratch_ ? scratch_(bytes) : own->data();
         args.partials = reinterpret_cast<Partial*>(place + counter_bytes);
+        if (over_samples) args.of_stats = args.partials + partials + totals;
         if (!two_passes) return own;
         clear(place, static_cast<std::size_t>(counter_bytes), execution_.stream);
         args.counters = reinterpret_cast<std::uint32_t*>(place);
@@ -283,7 +296,10 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
     args.running_var = running.var;
     args.momentum = running.momentum;
     args.unbiased = running.unbiased;
-    call.reduce_and_map(arrays_of_forward(args));
+    const bool over_samples = args.rows.stats > args.rows.stat && (running.mean || running.var);
+    call.reduce_and_map(arrays_of_forward(args), over_samples, [&](const OfStats& of) {
+        update_running(execution, of, args.rows.elements, running);
+    });
 }
 
 void normalize_backward(const Execution& execution, const Problem& problem,
@@ -300,7 +316,10 @@ void normalize_backward(const Execution& execution, const Problem& problem,
         call.map();
         return;
     }
-    call.reduce_and_map(arrays_of_backward(args));
+    const bool over_samples = args.rows.stats > args.rows.stat && (dweight || dbias);
+    call.reduce_and_map(arrays_of_backward(args), over_samples, [&](const OfStats& of) {
+        add_up_gradients(execution, of, dweight, dbias);
+    });
 }
 
 std::int64_t mask_bytes(const View& view, DType dtype) {

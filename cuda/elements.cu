@@ -55,4 +55,17 @@ void rstd_of(const Execution& execution, const PerStatistic& to, const PerStatis
     launch(execution.op, Rstd{to, var, count, eps}, shape_for(count), execution.stream);
 }
 
+void add_up_gradients(const Execution& execution, const OfStats& of, const PerStatistic& dweight,
+                      const PerStatistic& dbias) {
+    launch(execution.op, Gradients{of, dweight, dbias}, shape_for(of.channels), execution.stream);
+}
+
+void update_running(const Execution& execution, const OfStats& of, std::int64_t values,
+                    const RunningStatistics& running) {
+    launch(execution.op,
+           Running{of, static_cast<double>(values), running.mean, running.var, running.momentum,
+                   running.unbiased},
+           shape_for(of.channels), execution.stream);
+}
+
 }  // namespace fastnorm::cuda

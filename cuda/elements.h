@@ -1,11 +1,12 @@
 // Kernels for what is off the hot path: a copy between tensors of any strides, a value for all of a
-// vector, rstd from variances.
+// vector, rstd from variances, sums over samples.
 #pragma once
 
 #include "core/per_statistic.h"
 #include "core/stats.h"
 #include "core/view.h"
 #include "cuda/block.h"
+#include "cuda/samples.h"
 
 namespace fastnorm::cuda {
 
@@ -73,6 +74,56 @@ struct Rstd {
     FASTNORM_DEVICE void operator()(const Block& block) const {
         for_elements(block, count,
                      [&](std::int64_t i) { to.set(i, rstd_of_variance(var.get(i), eps)); });
+    }
+};
+
+FASTNORM_DEVICE Partial sum_of_samples(const Block& block, const OfStats& of,
+                                       std::int64_t channel) {
+    Partial sum{0, 0};
+    for (std::int64_t n = 0; n < of.samples; ++n) {
+        const Partial* const from = of.values + n * of.channels + channel;
+        sum.first += block.load_element(&from->first);
+        sum.second += block.load_element(&from->second);
+    }
+    return sum;
+}
+
+struct Gradients {
+    static constexpr const char* name = "gradients";
+    static constexpr int most_threads = 256;
+    static constexpr int least_blocks = 1;
+
+    OfStats of;
+    PerStatistic dweight, dbias;
+
+    FASTNORM_DEVICE void operator()(const Block& block) const {
+        for_elements(block, of.channels, [&](std::int64_t c) {
+            const Partial sum = sum_of_samples(block, of, c);
+            dbias.set(c, sum.first);
+            dweight.set(c, sum.second);
+        });
+    }
+};
+
+struct Running {
+    static constexpr const char* name = "running";
+    static constexpr int most_threads = 256;
+    static constexpr int least_blocks = 1;
+
+    OfStats of;
+    double values;
+    PerStatistic mean, var;
+    double momentum;
+    bool unbiased;
+
+    FASTNORM_DEVICE void operator()(const Block& block) const {
+        const auto samples = static_cast<double>(of.samples);
+        for_elements(block, of.channels, [&](std::int64_t c) {
+            const Partial sum = sum_of_samples(block, of, c);
+            const double batch_var = batch_variance(sum.second / samples, values, unbiased);
+            mean.set(c, running_update(mean.get(c), sum.first / samples, momentum));
+            var.set(c, running_update(var.get(c), batch_var, momentum));
+        });
     }
 };
 

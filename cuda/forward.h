@@ -58,7 +58,7 @@ struct Forward {
             A pivots[width];
             first_mean(block, lane, source, pivots);
             const Sums found = about(block, pivots, count, share, reread);
-            const bool counts = lane.stat() + own_element<width>(block) < args.rows.stats;
+            const bool counts = lane.has_stat(own_element<width>(block));
             if (!block.any(counts && !found.good)) return found.partial;
             const Sums again = about_own_mean<double>(block, count, share, reread);
             return found.good ? found.partial : again.partial;
@@ -110,6 +110,10 @@ struct Forward {
         if (store) {
             args.mean.set(stat, mean);
             args.rstd_or_var.set(stat, rstd);
+            if (args.of_stats != nullptr) {
+                args.of_stats[stat] = moments;
+                return {mean, rstd};
+            }
             const double batch_var = batch_variance(moments.second, count, args.unbiased);
             args.running_mean.set(
                 stat, running_update(args.running_mean.get(stat), moments.first, args.momentum));
@@ -172,7 +176,7 @@ struct Forward {
 #pragma unroll
             for (int s = 0; s < width; ++s) {
                 // Of no statistic, beside the last one: its coefficients are nobody's.
-                const bool ours = width == 1 || lane.stat() + s < args.rows.stats;
+                const bool ours = lane.has_stat(s);
                 block.store_element(mask_word<width>(args, lane.task(), s, block.lane()),
                                     ours ? bits[s] : 0);
             }

@@ -101,7 +101,7 @@ struct Images {
         : block(block),
           pass(pass),
           memory(memory),
-          stat0(own.stat0),
+          stat0(own.slot0),
           run0(runs_before(rows, tile.chunk0)),
           runs(static_cast<int>(runs_before(rows, tile.chunk0 + tile.chunks) - run0)),
           bytes_of_stat(static_cast<int>(rows.inner) * static_cast<int>(sizeof(T))),

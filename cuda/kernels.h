@@ -56,15 +56,16 @@ struct Reduce {
         const Tasks tasks(rows.parts, share, block.index());
         const OfBlock<Pass> own(block, rows, tasks);
         auto* const last_of_group = reinterpret_cast<bool*>(own.rest(block));
-        own.each(block, rows, [&](auto& of, std::int64_t stat) { pass.prepare(of, stat); });
+        own.each(block, rows,
+                 [&](auto& of, std::int64_t stat, std::int64_t) { pass.prepare(of, stat); });
         block.sync();
 
         tasks.each(block, [&](std::int64_t group, std::int64_t part) {
             const Reuse reuse =
                 group * rows.parts + part >= share.soon_from ? Reuse::soon : Reuse::none;
             const Partial partial = of_part(block, pass, own, group, part, reuse);
-            const std::int64_t stat = group * own.stats_of_group + own_stat<width>(block, rows);
-            if (owns_stat<width>(block, rows) && stat < rows.stats) {
+            const std::int64_t stat = stat_of<width>(rows, group, own_stat<width>(block, rows));
+            if (owns_stat<width>(block, rows) && stat >= 0) {
                 publish(block, args.partials + stat * rows.parts + part, partial);
             }
         });
@@ -127,12 +128,12 @@ struct Map {
         // Backwards: what a reduction has read last is in the cache still.
         const Tasks tasks(rows.chunks, share, block.blocks() - 1 - block.index());
         const OfBlock<Pass> own(block, rows, tasks);
-        own.each(block, rows, [&](auto& of, std::int64_t stat) {
+        own.each(block, rows, [&](auto& of, std::int64_t stat, std::int64_t s) {
             if (args.totals == nullptr) {
                 pass.set_given(of, stat);
             } else {
                 pass.prepare(of, stat);
-                const bool store = tasks.begins(stat / own.stats_of_group);
+                const bool store = tasks.begins(own.group0 + s / own.stats_of_group);
                 pass.set(of, stat, pass.finish(args.totals[stat], stat, store));
             }
         });

@@ -49,7 +49,8 @@ struct OnChip {
         };
 
         store.load(rows, tile);
-        own.each(block, rows, [&](auto& of, std::int64_t stat) { pass.prepare(of, stat); });
+        own.each(block, rows,
+                 [&](auto& of, std::int64_t stat, std::int64_t) { pass.prepare(of, stat); });
         block.wait_for_copies();
         block.sync();
 
@@ -113,8 +114,8 @@ struct OnChip {
             const std::int64_t group = i / own.stats_of_group / parts;
             const std::int64_t part = i / own.stats_of_group % parts;
             const std::int64_t s = i % own.stats_of_group;
-            const std::int64_t stat = own.stat0 + group * own.stats_of_group + s;
-            if (stat >= rows.stats) continue;
+            const std::int64_t stat = stat_of<width>(rows, tile.group0 + group, s);
+            if (stat < 0) continue;
             const std::int64_t first = part * rows.chunks_of_part;
             Partial* const of_part = place(tile.group0 + group, first, s);
             if (rows.chunks_of_part > 1) {

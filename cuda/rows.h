@@ -22,6 +22,19 @@ FASTNORM_DEVICE int stats_of_group(const Rows& rows) {
     return width > 1 ? rows.across * width : 1;
 }
 
+// The batch index of a group, and the number of a statistic of it; -1: there are not so many.
+FASTNORM_DEVICE std::int64_t batch_of(const Rows& rows, std::int64_t group) {
+    return rows.groups == rows.groups_of_batch ? 0 : group / rows.groups_of_batch;
+}
+template <int width>
+FASTNORM_DEVICE std::int64_t stat_of(const Rows& rows, std::int64_t group, std::int64_t s) {
+    if constexpr (width == 1) return group;
+    const std::int64_t batch = batch_of(rows, group);
+    const std::int64_t stat =
+        (group - batch * rows.groups_of_batch) * stats_of_group<width>(rows) + s;
+    return stat < rows.stat ? batch * rows.stat + stat : -1;
+}
+
 // Where a pack of a statistic lies; packs are numbered run by run.
 struct Position {
     std::int64_t run, pack;
@@ -113,19 +126,29 @@ class Lane {
           group_(group),
           chunk_(chunk),
           column_(width > 1 ? block.lane() % rows.across : 0) {
+        const std::int64_t batch = batch_of(rows, group);
+        const std::int64_t first =
+            width > 1 ? (group - batch * rows.groups_of_batch) * stats_of_group<width>(rows) +
+                            column_ * width
+                      : group - batch * rows.stat;
+        stat_ = batch * rows.stat + first;
+        stats_left_ = rows.stat - first;
         const int lanes = lanes_of_stat<width>(rows);
         const int lane = width > 1 ? block.lane() / rows.across : block.lane();
         const std::int64_t before = packs_before<T, whole, width>(rows, chunk);
         const std::int64_t behind = packs_before<T, whole, width>(rows, chunk + 1);
         first_ = Position::of<width>(rows, before + lane);
         const int own = static_cast<int>(behind - before) - lane;
-        own_packs_ = own > 0 && (width == 1 || stat() < rows.stats) ? (own + lanes - 1) / lanes : 0;
+        own_packs_ = own > 0 && stats_left_ > 0 ? (own + lanes - 1) / lanes : 0;
     }
 
     FASTNORM_DEVICE std::int64_t chunk() const { return chunk_; }
     FASTNORM_DEVICE std::int64_t task() const { return group_ * rows_.chunks + chunk_; }
-    // The first statistic of the lane's packs.
-    FASTNORM_DEVICE std::int64_t stat() const {
+    // The first statistic of the lane's packs, and whether there is the s-th from it on.
+    FASTNORM_DEVICE std::int64_t stat() const { return stat_; }
+    FASTNORM_DEVICE bool has_stat(int s) const { return s < stats_left_; }
+    // Its number if all groups are full.
+    FASTNORM_DEVICE std::int64_t slot() const {
         return group_ * stats_of_group<width>(rows_) + column_ * width;
     }
 
@@ -209,12 +232,13 @@ class Lane {
         if (i >= own_packs_) return 0;
         if (whole) return pack_elements<T>;
         const std::int64_t rest =
-            width > 1 ? rows_.stats - stat() : rows_.inner - at.pack * pack_elements<T>;
+            width > 1 ? stats_left_ : rows_.inner - at.pack * pack_elements<T>;
         return rest > pack_elements<T> ? pack_elements<T> : static_cast<int>(rest);
     }
 
     const Rows& rows_;
     std::int64_t group_, chunk_;
+    std::int64_t stat_, stats_left_;
     int column_;
     Position first_;
     int own_packs_;

@@ -38,7 +38,7 @@ template <class Pass>
 struct OfBlock {
     using Own = Coefficients<typename Pass::A>;
     Own* coefficients;
-    std::int64_t stat0, stats;  // those of the last group may be too many
+    std::int64_t group0, slot0, stats;  // those of a batch index's last group may be too many
     int stats_of_group;
 
     // Tasks: anything that has groups.
@@ -46,7 +46,8 @@ struct OfBlock {
     FASTNORM_DEVICE OfBlock(const Block& block, const Rows& rows, const Tasks& tasks)
         : coefficients(reinterpret_cast<Own*>(block.shared())),
           stats_of_group(fastnorm::cuda::stats_of_group<Pass::width>(rows)) {
-        stat0 = tasks.group0 * stats_of_group;
+        group0 = tasks.group0;
+        slot0 = group0 * stats_of_group;
         stats = tasks.groups * stats_of_group;
     }
     // Behind them.
@@ -54,20 +55,27 @@ struct OfBlock {
         return block.shared() + (stats * static_cast<std::int64_t>(sizeof(Own)) + 15) / 16 * 16;
     }
     FASTNORM_DEVICE Own* of(const typename Pass::Chunk& lane) const {
-        return coefficients + (lane.stat() - stat0);
+        return coefficients + (lane.slot() - slot0);
     }
-    // Calls f(coefficients, statistic) for the thread's statistics.
+    // The number of the block's s-th statistic, or -1.
+    FASTNORM_DEVICE std::int64_t stat_at(const Rows& rows, std::int64_t s) const {
+        const std::int64_t group = s / stats_of_group;
+        return stat_of<Pass::width>(rows, group0 + group, s - group * stats_of_group);
+    }
+    // Calls f(coefficients, statistic, its number in the block) for the thread's statistics.
     template <class F>
     FASTNORM_DEVICE void each(const Block& block, const Rows& rows, F&& f) const {
         for (std::int64_t s = block.thread(); s < stats; s += block.threads()) {
-            if (stat0 + s < rows.stats) f(coefficients[s], stat0 + s);
+            const std::int64_t stat = stat_at(rows, s);
+            if (stat >= 0) f(coefficients[s], stat, s);
         }
     }
-    // Calls f(coefficients, statistic, its number in the block) for the warp's statistics.
+    // The same for the warp's statistics.
     template <class F>
     FASTNORM_DEVICE void each_of_warp(const Block& block, const Rows& rows, F&& f) const {
         for (std::int64_t s = block.warp(); s < stats; s += block.warps()) {
-            if (stat0 + s < rows.stats) f(coefficients[s], stat0 + s, s);
+            const std::int64_t stat = stat_at(rows, s);
+            if (stat >= 0) f(coefficients[s], stat, s);
         }
     }
 };

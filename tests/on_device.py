@@ -158,21 +158,19 @@ class _Ops:
                 kwargs[name][...] = named[name].numpy()
         return result
 
-    def batch_norm(self, *args: Any, **kwargs: Any) -> Any:
-        y = self._call(fn.batch_norm, args, kwargs, "out")
-        return kwargs["out"] if kwargs.get("out") is not None else to_host(y)
+    def __getattr__(self, name: str) -> Any:
+        op = getattr(fn, name)
 
-    def batch_norm_train(self, *args: Any, **kwargs: Any) -> fn.NormForward:
-        forward = self._call(
-            fn.batch_norm_train, args, kwargs, "out", "running_mean", "running_var"
-        )
-        forward = fn.NormForward(*map(to_host, forward))
-        return forward._replace(y=kwargs["out"]) if kwargs.get("out") is not None else forward
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = self._call(op, args, kwargs, "out", "running_mean", "running_var")
+            out = kwargs.get("out")
+            if not isinstance(result, tuple):
+                return to_host(result) if out is None else out
+            first, *rest = map(to_host, result)
+            fields = (first if out is None else out, *rest)
+            return type(result)(*fields) if hasattr(result, "_fields") else fields
 
-    def batch_norm_backward(self, *args: Any, **kwargs: Any) -> fn.NormGradients:
-        gradients = self._call(fn.batch_norm_backward, args, kwargs, "out")
-        gradients = fn.NormGradients(*map(to_host, gradients))
-        return gradients._replace(dx=kwargs["out"]) if kwargs.get("out") is not None else gradients
+        return call
 
 
 ops = _Ops()
