@@ -31,6 +31,7 @@ struct Rows {
     std::int64_t chunks_of_part = 1;
     std::int64_t stat = 0;  // statistics of a batch index, and so parameters
     std::int64_t stats = 0;
+    std::int64_t stats_of_mean = 1;  // neighbours that have one mean and one variance
     std::int64_t groups = 0;
     std::int64_t groups_of_batch = 0;                   // the last one perhaps of fewer statistics
     std::int64_t runs_of_chunk = 0, chunks_of_run = 0;  // one of them is 1; 0: without regard
@@ -46,6 +47,13 @@ struct alignas(16) Partial {
     double first, second;
 };
 
+// What statistics of one mean have together. Sums are those of weight * g and of weight * g *
+// centred(x), all of them divided by a power of two, which is the weight of the sums.
+struct OfMean {
+    Partial together;
+    double weight_of_sums;
+};
+
 struct Arguments {
     Rows rows;
     Operand x, residual, y, dy, dx, dresidual;
@@ -57,7 +65,7 @@ struct Arguments {
     double alpha = 0, beta = 0;
 
     PerStatistic weight, bias;
-    PerStatistic mean;         // training writes it
+    PerStatistic mean;         // of each mean; training writes it
     PerStatistic rstd_or_var;  // the same: rstd; inference reads var, backward rstd
     PerStatistic running_mean, running_var;
     PerStatistic dweight, dbias;
@@ -75,6 +83,17 @@ struct Arguments {
     // Of several batch indices, if given: where a statistic leaves its moments, or its shares of
     // dbias and dweight, for what is added up over all of them (samples.h).
     Partial* of_stats = nullptr;
+    // Of statistics that share means, behind a Reduce: what the totals make together (means.h).
+    OfMean* of_means = nullptr;
+
+    // Which mean is that of a statistic.
+    FASTNORM_FN std::int64_t mean_of(std::int64_t stat) const {
+        return rows.stats_of_mean == 1 ? stat : stat / rows.stats_of_mean;
+    }
+    // Of each, so many values.
+    FASTNORM_FN double values_of_mean() const {
+        return static_cast<double>(rows.elements * rows.stats_of_mean);
+    }
 };
 
 // The tensors that a reduction reads, and those that the map after it reads: what is kept on chip.

@@ -74,8 +74,9 @@ struct Backward {
 
     FASTNORM_DEVICE Partial finish(const Partial& sums, std::int64_t stat, bool store) const {
         if (store) {
-            const double rstd = args.rstd_or_var.get(stat);
-            const double prescale = backward_prescale<A>(args.mean.get(stat), rstd);
+            const std::int64_t index = args.mean_of(stat);
+            const double rstd = args.rstd_or_var.get(index);
+            const double prescale = backward_prescale<A>(args.mean.get(index), rstd);
             const Partial shares{sums.first, sums.second * (rstd / prescale)};
             if (args.of_stats != nullptr) {
                 args.of_stats[stat] = shares;

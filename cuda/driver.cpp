@@ -9,6 +9,7 @@
 
 #include "core/activations.h"
 #include "core/dtypes.h"
+#include "cuda/means.h"
 #include "cuda/plan.h"
 #include "cuda/samples.h"
 #include "cuda/table.h"
@@ -49,10 +50,11 @@ Rows rows_of(const View& view, DType dtype) {
     Rows rows;
     rows.inner = view.inner;
     rows.runs = view.outer;
-    rows.elements = view.reduced();
+    rows.elements = view.outer * view.inner;
     rows.packs = divide_up(view.inner, pack);
     rows.stat = view.stat;
     rows.stats = view.stats();
+    rows.stats_of_mean = view.group;
     if (columns) {
         rows.width = static_cast<int>(pack);
         rows.across = packs_across(divide_up(rows.stat, pack));
@@ -193,6 +195,12 @@ class Call {
         plan.share.soon_from = plan.share.tasks - on_device_.limits().cache / 2 / bytes_of_task;
         launch("reduce", kernels().reduce[whole_][smooth_], plan);
         if (explanation_ != nullptr) explanation_->reads = 2;
+        if (args.of_means == nullptr) return;
+        if (explanation_ != nullptr) {
+            explanation_->launches.emplace_back("means: a warp for each mean");
+        } else {
+            merge_totals(execution_, args, static_cast<Direction>(direction_));
+        }
     }
 
     // A place for what blocks leave for others: partial results of parts, in two passes those of
@@ -206,7 +214,10 @@ class Call {
         const std::int64_t partials = in_global ? args.rows.stats * args.rows.parts : 0;
         const std::int64_t totals = two_passes ? args.rows.stats : 0;
         const std::int64_t of_stats = over_samples ? args.rows.stats : 0;
-        const std::int64_t bytes = counter_bytes + partial * (partials + totals + of_stats);
+        const Rows& rows = args.rows;
+        const std::int64_t means = rows.stats_of_mean > 1 ? rows.stats / rows.stats_of_mean : 0;
+        const std::int64_t bytes = counter_bytes + partial * (partials + totals + of_stats) +
+                                   means * static_cast<std::int64_t>(sizeof(OfMean));
         if (bytes == 0) return nullptr;
         if (explanation_ != nullptr) {
             explanation_->scratch_bytes = bytes;
@@ -219,6 +230,9 @@ class Call {
         char* const place = scratch_ ? scratch_(bytes) : own->data();
         args.partials = reinterpret_cast<Partial*>(place + counter_bytes);
         if (over_samples) args.of_stats = args.partials + partials + totals;
+        if (means > 0) {
+            args.of_means = reinterpret_cast<OfMean*>(args.partials + partials + totals + of_stats);
+        }
         if (!two_passes) return own;
         clear(place, static_cast<std::size_t>(counter_bytes), execution_.stream);
         args.counters = reinterpret_cast<std::uint32_t*>(place);

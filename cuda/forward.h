@@ -98,8 +98,10 @@ struct Forward {
     }
 
     // Mean and rstd, as they are used: what is returned is that.
-    FASTNORM_DEVICE Partial finish(const Partial& moments, std::int64_t stat, bool store) const {
-        const auto count = static_cast<double>(args.rows.elements);
+    FASTNORM_DEVICE Partial finish(const Partial& own, std::int64_t stat, bool store) const {
+        const auto count = args.values_of_mean();
+        const std::int64_t index = args.mean_of(stat);
+        const Partial moments = args.of_means == nullptr ? own : args.of_means[index].together;
         double mean = moments.first;
         const double var = moments.second / count;
         double rstd = rstd_of_variance(var, args.eps);
@@ -107,9 +109,9 @@ struct Forward {
             mean = static_cast<float>(mean);
             rstd = static_cast<float>(rstd);
         }
-        if (store) {
-            args.mean.set(stat, mean);
-            args.rstd_or_var.set(stat, rstd);
+        if (store && stat == index * args.rows.stats_of_mean) {
+            args.mean.set(index, mean);
+            args.rstd_or_var.set(index, rstd);
             if (args.of_stats != nullptr) {
                 args.of_stats[stat] = moments;
                 return {mean, rstd};

@@ -184,7 +184,9 @@ Plan on_chip(const Costs& costs, const Limits& limits) {
 
 Plan plan_reduction(const Rows& rows, const KernelTable& table, const Work& work,
                     const Limits& limits) {
-    if (work.whole || (work.granule > 0 && rows.chunks_of_run > 0)) {
+    // Statistics that share means meet between two passes.
+    const bool alone = rows.stats_of_mean == 1;
+    if (alone && (work.whole || (work.granule > 0 && rows.chunks_of_run > 0))) {
         const Plan plan = on_chip({rows, table, work}, limits);
         if (plan.tier != Tier::two_passes) return plan;
     }

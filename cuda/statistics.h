@@ -212,8 +212,8 @@ FASTNORM_DEVICE void set_forward(Coefficients<A>& to, const Arguments& args, std
 
 template <class A>
 FASTNORM_DEVICE void set_backward_z(Coefficients<A>& to, const Arguments& args, std::int64_t stat) {
-    const std::int64_t parameter = stat % args.rows.stat;
-    const double mean = args.mean.get(stat), rstd = args.rstd_or_var.get(stat);
+    const std::int64_t parameter = stat % args.rows.stat, index = args.mean_of(stat);
+    const double mean = args.mean.get(index), rstd = args.rstd_or_var.get(index);
     to.z = normalization<A>(mean, rstd, args.weight.get(parameter, 1.0),
                             args.bias.get(parameter, 0.0), backward_prescale<A>(mean, rstd));
 }
@@ -221,11 +221,13 @@ FASTNORM_DEVICE void set_backward_z(Coefficients<A>& to, const Arguments& args, 
 template <class A>
 FASTNORM_DEVICE void set_backward_dx(Coefficients<A>& to, const Arguments& args, std::int64_t stat,
                                      const Partial& sums) {
-    const double mean = args.mean.get(stat), rstd = args.rstd_or_var.get(stat);
+    const std::int64_t index = args.mean_of(stat);
+    const double mean = args.mean.get(index), rstd = args.rstd_or_var.get(index);
     const double weight = args.weight.get(stat % args.rows.stat, 1.0);
+    const OfMean of = args.of_means == nullptr ? OfMean{sums, weight} : args.of_means[index];
     const GradientCoefficients g = gradient_coefficients(
-        rstd, weight, weight, static_cast<double>(args.rows.elements), sums.first, sums.second,
-        backward_prescale<A>(mean, rstd), halfway_scale<A>(rstd, weight));
+        rstd, weight, of.weight_of_sums, args.values_of_mean(), of.together.first,
+        of.together.second, backward_prescale<A>(mean, rstd), halfway_scale<A>(rstd, weight));
     to.grad_a = narrowed<A>(g.a);
     to.grad_b = narrowed<A>(g.b);
     to.grad_c = narrowed<A>(g.c);

@@ -16,7 +16,7 @@ if not fn.cuda.is_available():
     pytest.skip("there is no device", allow_module_level=True)
 
 # On a device arrays are aligned.
-HERE = [case for case in CASES if case.norm == "instance_norm" and "misaligned" not in case.layout]
+HERE = [case for case in CASES if not case.of_rows and case.layout not in ("misaligned", "field")]
 OF_DTYPES = pytest.mark.parametrize("dtype", DTYPES)
 EVERY = pytest.mark.parametrize("case", HERE, ids=lambda case: case.name)
 

@@ -192,7 +192,7 @@ Norm Validation::batch_norm(const TensorView& x, int channel_axis) {
 void Validation::on_the_cpu(const TensorView& x) const {
     if (x.device.kind == DeviceKind::cpu) return;
     fail("x is on " + text(x.device) +
-         ", expected the CPU: devices have batch and instance norm alone");
+         ", expected the CPU: devices have no layer and RMS norm");
 }
 
 Norm Validation::of_samples(const TensorView& x, int least_dims, int channel_axis) {
@@ -210,7 +210,6 @@ Norm Validation::instance_norm(const TensorView& x, int channel_axis) {
 }
 
 Norm Validation::group_norm(const TensorView& x, std::int64_t groups, int channel_axis) {
-    on_the_cpu(x);
     Norm norm = of_samples(x, 2, channel_axis);
     const std::int64_t channels = x.shape[axis_];
     if (groups < 1 || channels % groups != 0) {
