@@ -56,7 +56,7 @@ struct OfMean {
 
 struct Arguments {
     Rows rows;
-    Operand x, residual, y, dy, dx, dresidual;
+    Operand x, residual, y, dy, dx, dresidual, dsum;
 
     // A signature, and then for each chunk of each group `width` words for each lane.
     std::uint32_t* mask = nullptr;
@@ -72,6 +72,16 @@ struct Arguments {
     double eps = 0, momentum = 0;
     bool unbiased = true;
     bool frozen = false;  // mean and rstd are constants of backward
+    bool centred = true;  // else the mean counts as 0, and the variance is the mean square
+
+    // Under features, instead of weight and bias: those of the elements of inner, in the
+    // accumulator type or in x's, 16-byte aligned where packs are whole. Null: all 1, all 0.
+    const char* weights = nullptr;
+    const char* biases = nullptr;
+    bool wide_parameters = true;            // of the accumulator type
+    double weight_offset = 0;               // still to be added to the weights
+    const double* weights_scale = nullptr;  // by which they are divided, or null
+    bool cast_before_weight = false;
 
     // Of a reduction whose blocks meet in global memory: a place for each part's partial result;
     // and for a Reduce, one for each statistic's, and a counter, 0 at first, for each group of
@@ -89,6 +99,10 @@ struct Arguments {
     // Which mean is that of a statistic.
     FASTNORM_FN std::int64_t mean_of(std::int64_t stat) const {
         return rows.stats_of_mean == 1 ? stat : stat / rows.stats_of_mean;
+    }
+    // The weight of a statistic.
+    FASTNORM_FN double weight_of(std::int64_t stat) const {
+        return weight.get(stat % rows.stat, weights_scale == nullptr ? 1.0 : *weights_scale);
     }
     // Of each, so many values.
     FASTNORM_FN double values_of_mean() const {

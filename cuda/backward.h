@@ -6,6 +6,7 @@
 #include "cuda/arguments.h"
 #include "cuda/block.h"
 #include "cuda/epilogue.h"
+#include "cuda/parameters.h"
 #include "cuda/rows.h"
 #include "cuda/statistics.h"
 
@@ -13,12 +14,15 @@
 
 namespace fastnorm::cuda {
 
-template <class Element, bool whole_packs, bool smooth_activation, int statistics = 1>
+template <class Element, bool whole_packs, bool smooth_activation, int statistics = 1,
+          bool has_features = false>
 struct Backward {
     using T = Element;
     using A = accumulator_t<T>;
     static constexpr bool whole = whole_packs;
     static constexpr int width = statistics;  // of a pack
+    static constexpr bool features = has_features;
+    using Own = Parameters<T, whole, features>;
     using Chunk = Lane<T, whole, width>;
     using Sets = SumsOfSets;
     static constexpr int packs = lane_packs<T, width>;
@@ -73,6 +77,9 @@ struct Backward {
     }
 
     FASTNORM_DEVICE Partial finish(const Partial& sums, std::int64_t stat, bool store) const {
+        if constexpr (features) {  // their parameters are no statistic's
+            return {args.centred ? sums.first : 0.0, sums.second};
+        }
         if (store) {
             const std::int64_t index = args.mean_of(stat);
             const double rstd = args.rstd_or_var.get(index);
@@ -100,23 +107,29 @@ struct Backward {
     template <class Source>
     FASTNORM_DEVICE void map(const Block& block, const Chunk& lane, const Coefficients<A>* of,
                              const Source& source) const {
-        const Gate gate = gate_of(block, lane);
+        const Gate gate = gate_of(block, lane.task(), block.lane());
         constexpr int batch = batch_of<Source>;
-        Packs<batch> packs;
+        Packs packs[batch];
         lane.template in_batches<batch>(
             [&](int b, int i, const Position& at, int elements) {
-                load(packs, b, source, i, at, elements);
+                packs[b] = load(source, i, at, elements);
             },
             [&](int b, int i, const Position& at, int elements) {
+                const Own own(block, args, at.pack, elements);
                 A centred[values], g[values];
-                gradients(gate, of, packs, b, i, centred, g);
-                Pack<T> dx, dresidual;
+                gradients(gate, of, own, packs[b], i, centred, g);
+                Pack<T> dx, dresidual, dsum{};
+                if constexpr (features) {
+                    if (args.dsum) dsum = source.more(args.dsum, dy_array, at, elements);
+                }
 #pragma unroll
                 for (int e = 0; e < values; ++e) {
                     const Coefficients<A>& c = of[width > 1 ? e : 0];
                     const GradientMap<A> map{c.grad_a, c.grad_b, c.grad_c, c.grad_scale};
-                    narrow(args.frozen ? map.of_frozen(g[e]) : map(g[e], centred[e]),
-                           dx.element[e]);
+                    const A weighted = own.weighted(g[e], e);
+                    A value = args.frozen ? map.of_frozen(weighted) : map(weighted, centred[e]);
+                    if constexpr (features) value = value + widen(dsum.element[e]);
+                    narrow(value, dx.element[e]);
                     narrow(g[e], dresidual.element[e]);
                 }
                 source.put(args.dx, x_array, at, elements, dx);
@@ -126,14 +139,13 @@ struct Backward {
             });
     }
 
-  private:
     // For each statistic the bits of the lane's elements, and the slope where they are 0.
     struct Gate {
         ActParams<A> params;
         std::uint32_t bits[width] = {};
         A slope = A(0);
     };
-    FASTNORM_DEVICE Gate gate_of(const Block& block, const Chunk& lane) const {
+    FASTNORM_DEVICE Gate gate_of(const Block& block, std::int64_t task, int lane) const {
         Gate gate{params_of<A>(args)};
         if constexpr (!smooth_activation) {
             with_activation<false>(args.kind, [&](auto activation) {
@@ -144,8 +156,7 @@ struct Backward {
             if (args.mask != nullptr && ours) {
 #pragma unroll
                 for (int s = 0; s < width; ++s) {
-                    gate.bits[s] =
-                        block.load_element(mask_word<width>(args, lane.task(), s, block.lane()));
+                    gate.bits[s] = block.load_element(mask_word<width>(args, task, s, lane));
                 }
             } else if (args.mask != nullptr) {
                 gate.slope = std::numeric_limits<A>::quiet_NaN();
@@ -154,90 +165,31 @@ struct Backward {
         return gate;
     }
 
-    // g of one element. A slope of zero gives zero, also for an infinite dy.
-    template <class Activation>
-    FASTNORM_DEVICE A gradient(const Gate& gate, const NormalizeMap<A>& map, A dy, A centred,
-                               A residual, int s, int bit) const {
-        if constexpr (is_identity<Activation>) {
-            return dy;
-        } else {
-            if constexpr (Activation::piecewise) {
-                bool unit = (gate.bits[s] >> bit & 1) != 0;
-                if (recomputes_z) {
-                    A z = map.affine(centred);
-                    if (needs_residual) z = z + residual;
-                    unit = Activation::is_unit(z, gate.params);
-                }
-                return unit ? dy : gate.slope == A(0) ? A(0) : dy * gate.slope;
-            } else {
-                A z = map.affine(centred);
-                if (needs_residual) z = z + residual;
-                return dy * Activation::slope(z, gate.params);
-            }
-        }
-    }
-
-    // The packs of a batch, of all arrays.
-    template <int batch>
+    // A pack of each array.
     struct Packs {
-        Pack<T> x[batch], dy[batch], residual[batch];
+        Pack<T> x, dy, residual;
     };
-    template <int batch, class Source>
-    FASTNORM_DEVICE void load(Packs<batch>& packs, int b, const Source& source, int i,
-                              const Position& at, int elements) const {
-        packs.x[b] = source.pack(args.x, x_array, i, at, elements);
-        packs.dy[b] = source.pack(args.dy, dy_array, i, at, elements);
-        packs.residual[b] = needs_residual
-                                ? source.pack(args.residual, residual_array, i, at, elements)
-                                : Pack<T>{};
-    }
 
-    // Of one pack: centred(x) and g.
-    template <int batch>
-    FASTNORM_DEVICE void gradients(const Gate& gate, const Coefficients<A>* of,
-                                   const Packs<batch>& packs, int b, int i, A (&centred)[values],
+    // Of one pack, whose elements have bits of the gate from pack i's on: centred(x) and g.
+    FASTNORM_DEVICE void gradients(const Gate& gate, const Coefficients<A>* of, const Own& own,
+                                   const Packs& packs, int i, A (&centred)[values],
                                    A (&g)[values]) const {
 #pragma unroll
         for (int e = 0; e < values; ++e) {
-            centred[e] = normalize_map(of[width > 1 ? e : 0]).centred(widen(packs.x[b].element[e]));
+            centred[e] = normalize_map(of[width > 1 ? e : 0]).centred(widen(packs.x.element[e]));
         }
         with_activation<smooth_activation>(args.kind, [&](auto activation) {
 #pragma unroll
             for (int e = 0; e < values; ++e) {
                 const int s = width > 1 ? e : 0;
-                g[e] = gradient<decltype(activation)>(
-                    gate, normalize_map(of[s]), widen(packs.dy[b].element[e]), centred[e],
-                    widen(packs.residual[b].element[e]), s, width > 1 ? i : i * values + e);
+                const auto z = [&] {
+                    const A affine = own.z(normalize_map(of[s]), centred[e], e);
+                    return needs_residual ? affine + widen(packs.residual.element[e]) : affine;
+                };
+                g[e] = gradient<decltype(activation)>(gate, widen(packs.dy.element[e]), z, s,
+                                                      width > 1 ? i : i * values + e);
             }
         });
-    }
-
-    // The sums of g and of g * centred(x) in D.
-    template <class D, class Source>
-    FASTNORM_DEVICE Partial sums(const Block& block, const Chunk& lane, const Coefficients<A>* of,
-                                 const Source& source) const {
-        const Gate gate = gate_of(block, lane);
-        constexpr int count = width == 1 && sizeof(D) > sizeof(A) ? 1 : sums_of_lane<T, width>;
-        D first[count] = {}, second[count] = {};
-        constexpr int batch = batch_of<Source>;
-        Packs<batch> packs;
-        lane.template in_batches<batch>(
-            [&](int b, int i, const Position& at, int elements) {
-                load(packs, b, source, i, at, elements);
-            },
-            [&](int b, int i, const Position&, int elements) {
-                A centred[values], g[values];
-                gradients(gate, of, packs, b, i, centred, g);
-#pragma unroll
-                for (int e = 0; e < values; ++e) {
-                    if (e >= elements) continue;
-                    D d = static_cast<D>(centred[e]);
-                    if constexpr (sizeof(D) > sizeof(A)) d = wide_centred(packs.x[b], of, e);
-                    first[e % count] += static_cast<D>(g[e]);
-                    second[e % count] = fma(static_cast<D>(g[e]), d, second[e % count]);
-                }
-            });
-        return {own_total(block, first), own_total(block, second)};
     }
 
     // centred(x) where float has no room for it.
@@ -247,6 +199,62 @@ struct Backward {
         const double mean =
             (static_cast<double>(z.mean_hi) + static_cast<double>(z.mean_lo)) / prescale;
         return (static_cast<double>(widen(x.element[e])) - mean) * prescale;
+    }
+
+  private:
+    // g of one element. A slope of zero gives zero, also for an infinite dy.
+    template <class Activation, class Z>
+    FASTNORM_DEVICE A gradient(const Gate& gate, A dy, Z&& z, int s, int bit) const {
+        if constexpr (is_identity<Activation>) {
+            return dy;
+        } else {
+            if constexpr (Activation::piecewise) {
+                bool unit = (gate.bits[s] >> bit & 1) != 0;
+                if (recomputes_z) unit = Activation::is_unit(z(), gate.params);
+                return unit ? dy : gate.slope == A(0) ? A(0) : dy * gate.slope;
+            } else {
+                return dy * Activation::slope(z(), gate.params);
+            }
+        }
+    }
+
+    template <class Source>
+    FASTNORM_DEVICE Packs load(const Source& source, int i, const Position& at,
+                               int elements) const {
+        return {source.pack(args.x, x_array, i, at, elements),
+                source.pack(args.dy, dy_array, i, at, elements),
+                needs_residual ? source.pack(args.residual, residual_array, i, at, elements)
+                               : Pack<T>{}};
+    }
+
+    // The sums of g and of g * centred(x) in D.
+    template <class D, class Source>
+    FASTNORM_DEVICE Partial sums(const Block& block, const Chunk& lane, const Coefficients<A>* of,
+                                 const Source& source) const {
+        const Gate gate = gate_of(block, lane.task(), block.lane());
+        constexpr int count = width == 1 && sizeof(D) > sizeof(A) ? 1 : sums_of_lane<T, width>;
+        D first[count] = {}, second[count] = {};
+        constexpr int batch = batch_of<Source>;
+        Packs packs[batch];
+        lane.template in_batches<batch>(
+            [&](int b, int i, const Position& at, int elements) {
+                packs[b] = load(source, i, at, elements);
+            },
+            [&](int b, int i, const Position& at, int elements) {
+                const Own own(block, args, at.pack, elements);
+                A centred[values], g[values];
+                gradients(gate, of, own, packs[b], i, centred, g);
+#pragma unroll
+                for (int e = 0; e < values; ++e) {
+                    if (e >= elements) continue;
+                    D d = static_cast<D>(centred[e]);
+                    if constexpr (sizeof(D) > sizeof(A)) d = wide_centred(packs[b].x, of, e);
+                    const D weighted = static_cast<D>(own.weighted(g[e], e));
+                    first[e % count] += weighted;
+                    second[e % count] = fma(weighted, d, second[e % count]);
+                }
+            });
+        return {own_total(block, first), own_total(block, second)};
     }
 
     // A lane's values for a statistic are those of one element of every pack, or all.

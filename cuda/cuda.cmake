@@ -10,6 +10,7 @@ set(FASTNORM_NVCC "" CACHE FILEPATH "nvcc, if it is none of PATH, /usr/local/cud
 
 set(FASTNORM_CUDA_KERNELS
     cuda/elements.cu
+    cuda/features.cu
     cuda/means.cu
     cuda/table_bfloat16.cu
     cuda/table_float16.cu

@@ -6,9 +6,11 @@
 #include <memory>
 #include <numeric>
 #include <string>
+#include <utility>
 
 #include "core/activations.h"
 #include "core/dtypes.h"
+#include "cuda/features.h"
 #include "cuda/means.h"
 #include "cuda/plan.h"
 #include "cuda/samples.h"
@@ -46,7 +48,7 @@ std::int64_t most_parts(std::int64_t groups) {
 // From the view and the dtype alone: by them the chunks, and so the bits of a result, are known.
 Rows rows_of(const View& view, DType dtype) {
     const std::int64_t pack = 16 / size_of(dtype);
-    const bool columns = view.inner == 1;
+    const bool columns = view.inner == 1 && view.traversal != Traversal::features;
     Rows rows;
     rows.inner = view.inner;
     rows.runs = view.outer;
@@ -128,6 +130,8 @@ class Call {
           on_device_(execution.op, execution.device),
           table_(table_of(problem.dtype)),
           direction_(static_cast<int>(direction)),
+          dtype_(problem.dtype),
+          features_(problem.tensors.view.traversal == Traversal::features),
           scratch_(problem.scratch),
           explanation_(problem.explanation) {
         const Tensors& t = problem.tensors;
@@ -143,16 +147,24 @@ class Call {
         args.kind = problem.activation;
         args.alpha = t.alpha;
         args.beta = t.beta;
-        args.weight = problem.weight;
-        args.bias = problem.bias;
-        const auto operands = {&t.x, &t.residual, &t.y, &t.dy, &t.dx, &t.dresidual};
+        args.dsum = t.dsum;
+        args.centred = t.centred;
+        args.cast_before_weight = t.cast_before_weight;
+        const auto operands = {&t.x,  &t.residual,  &t.y,   &t.dy,
+                               &t.dx, &t.dresidual, &t.sum, &t.dsum};
         columns_ = args.rows.width > 1;
         whole_ = packs_are_whole(t.view, problem.dtype, args.rows.width, operands);
-        granule_ = granule_of(t.view, problem.dtype, operands);
+        granule_ = features_ ? 0 : granule_of(t.view, problem.dtype, operands);
         bytes_of_run_ = t.view.inner * size_of(problem.dtype);
         const ActivationInfo& info = kActivations[static_cast<int>(problem.activation)];
         smooth_ = !info.piecewise && info.kind != ActivationKind::identity;
         if (explanation_ != nullptr) explain(problem);
+        if (features_) {
+            set_parameters(problem);
+        } else {
+            args.weight = problem.weight;
+            args.bias = problem.bias;
+        }
     }
 
     Arguments args;
@@ -162,7 +174,15 @@ class Call {
         launch("map", kernels().map[whole_][smooth_], plan);
     }
 
-    // over_samples: statistics leave what channels add up, for after().
+    // What is normalized is the sum of x and the residual, of which there is nothing else.
+    void add_residual(const Operand& sum) {
+        step("add: a thread for each pack",
+             [&] { add_rows(execution_, dtype_, args.rows, whole_, args.x, args.residual, sum); });
+        args.x = sum;
+        args.residual = {};
+    }
+
+    // over_samples: statistics, or rows, leave what channels, or features, add up, for after().
     template <class After>
     void reduce_and_map(const Arrays& arrays, bool over_samples, After&& after) {
         const Work work{arrays, whole_, granule_, bytes_of_run_};
@@ -172,7 +192,20 @@ class Call {
             if (whole_) return launch("on_chip", kernels().on_chip[smooth_], plan);
             launch("staged", table_.staged[direction_][smooth_], plan);
         };
-        const auto memory = meeting_place(plan, over_samples);
+        const Plan of_parameters = plan_parameter_sums(args.rows, table_);
+        OfStats of{nullptr, args.rows.stats / args.rows.stat, args.rows.stat};
+        if (features_) {
+            const Share& share = of_parameters.share;
+            of = {nullptr, divide_up(share.tasks, share.tasks_of_block), args.rows.inner};
+        }
+        const auto memory = meeting_place(plan, over_samples ? of.samples * of.channels : 0);
+        if (features_) {
+            widen_parameters();
+            // Before the map, which may write dx over dy.
+            if (over_samples) {
+                launch("parameter_sums", table_.parameter_sums[whole_][smooth_], of_parameters);
+            }
+        }
         if (plan.tier == Tier::two_passes) {
             reduce(arrays, plan);
             map();
@@ -180,11 +213,9 @@ class Call {
             on_chip();
         }
         if (!over_samples) return;
-        if (explanation_ != nullptr) {
-            explanation_->launches.emplace_back("samples: a thread for each channel");
-        } else {
-            after(OfStats{args.of_stats, args.rows.stats / args.rows.stat, args.rows.stat});
-        }
+        of.values = args.of_stats;
+        step(features_ ? "parts: a thread for each feature" : "samples: a thread for each channel",
+             [&] { after(of); });
     }
 
   private:
@@ -196,28 +227,73 @@ class Call {
         launch("reduce", kernels().reduce[whole_][smooth_], plan);
         if (explanation_ != nullptr) explanation_->reads = 2;
         if (args.of_means == nullptr) return;
-        if (explanation_ != nullptr) {
-            explanation_->launches.emplace_back("means: a warp for each mean");
-        } else {
-            merge_totals(execution_, args, static_cast<Direction>(direction_));
+        step("means: a warp for each mean",
+             [&] { merge_totals(execution_, args, static_cast<Direction>(direction_)); });
+    }
+
+    // Weights and biases of features as the kernels take them: as they are, if they can be.
+    void set_parameters(const Problem& problem) {
+        const bool forward = direction_ == static_cast<int>(Direction::forward);
+        const DType wide = dtype_ == DType::float64 ? DType::float64 : DType::float32;
+        const auto are = [](const PerStatistic& values, DType dtype) {
+            return !values || (values.dtype == dtype && values.stride == size_of(dtype) &&
+                               reinterpret_cast<std::uintptr_t>(values.data) % 16 == 0);
+        };
+        weights_ = problem.weight;
+        if (forward || recomputes_z(args)) biases_ = problem.bias;
+        args.weights = weights_.data;
+        args.biases = biases_.data;
+        args.weight_offset = problem.weight_offset;
+        args.wide_parameters = !forward || !are(weights_, dtype_) || !are(biases_, dtype_);
+        // Backward's are scaled.
+        widens_weights_ = weights_ && (!forward || (args.wide_parameters && !are(weights_, wide)));
+        widens_biases_ = biases_ && args.wide_parameters && !are(biases_, wide);
+    }
+    std::int64_t bytes_of_parameters() const {
+        const std::int64_t element = dtype_ == DType::float64 ? 8 : 4;
+        return divide_up(args.rows.inner * element, 16) * 16;
+    }
+    void widen_parameters() {
+        const std::int64_t count = args.rows.inner;
+        if (widens_weights_) {
+            char* const to = std::exchange(parameters_, parameters_ + bytes_of_parameters());
+            const double offset = std::exchange(args.weight_offset, 0.0);
+            args.weights = to;
+            if (direction_ == static_cast<int>(Direction::backward)) {
+                auto* const scale = reinterpret_cast<double*>(parameters_);
+                parameters_ += 16;
+                args.weights_scale = scale;
+                step("widen_and_scale: a block", [&] {
+                    widen_and_scale(execution_, dtype_, weights_, count, offset, to, scale);
+                });
+            } else {
+                step("widen: a thread for each weight",
+                     [&] { widen(execution_, dtype_, weights_, count, offset, to); });
+            }
+        }
+        if (widens_biases_) {
+            args.biases = parameters_;
+            step("widen: a thread for each bias",
+                 [&] { widen(execution_, dtype_, biases_, count, 0.0, parameters_); });
         }
     }
 
     // A place for what blocks leave for others: partial results of parts, in two passes those of
     // statistics, too, and the groups' counters, which have to be 0; and what is added up over
     // samples. In the caller's scratch, or in memory that lives as long as what is returned.
-    std::unique_ptr<Memory> meeting_place(const Plan& plan, bool over_samples) {
+    std::unique_ptr<Memory> meeting_place(const Plan& plan, std::int64_t of_stats) {
         const bool two_passes = plan.tier == Tier::two_passes;
         const bool in_global = two_passes || plan.tier == Tier::grid;
         const std::int64_t counter_bytes = two_passes ? divide_up(args.rows.groups, 4) * 16 : 0;
         const auto partial = static_cast<std::int64_t>(sizeof(Partial));
         const std::int64_t partials = in_global ? args.rows.stats * args.rows.parts : 0;
         const std::int64_t totals = two_passes ? args.rows.stats : 0;
-        const std::int64_t of_stats = over_samples ? args.rows.stats : 0;
         const Rows& rows = args.rows;
         const std::int64_t means = rows.stats_of_mean > 1 ? rows.stats / rows.stats_of_mean : 0;
         const std::int64_t bytes = counter_bytes + partial * (partials + totals + of_stats) +
-                                   means * static_cast<std::int64_t>(sizeof(OfMean));
+                                   means * static_cast<std::int64_t>(sizeof(OfMean)) +
+                                   (widens_weights_ + widens_biases_) * bytes_of_parameters() +
+                                   16 * widens_weights_;
         if (bytes == 0) return nullptr;
         if (explanation_ != nullptr) {
             explanation_->scratch_bytes = bytes;
@@ -229,10 +305,9 @@ class Call {
         }
         char* const place = scratch_ ? scratch_(bytes) : own->data();
         args.partials = reinterpret_cast<Partial*>(place + counter_bytes);
-        if (over_samples) args.of_stats = args.partials + partials + totals;
-        if (means > 0) {
-            args.of_means = reinterpret_cast<OfMean*>(args.partials + partials + totals + of_stats);
-        }
+        if (of_stats > 0) args.of_stats = args.partials + partials + totals;
+        parameters_ = reinterpret_cast<char*>(args.partials + partials + totals + of_stats);
+        if (means > 0) args.of_means = reinterpret_cast<OfMean*>(parameters_);  // not of features
         if (!two_passes) return own;
         clear(place, static_cast<std::size_t>(counter_bytes), execution_.stream);
         args.counters = reinterpret_cast<std::uint32_t*>(place);
@@ -240,7 +315,16 @@ class Call {
         return own;
     }
 
-    const KernelTable::OfTraversal& kernels() const { return table_.of[direction_][columns_]; }
+    const KernelTable::OfTraversal& kernels() const {
+        return table_.of[direction_][features_ ? 2 : columns_];
+    }
+
+    // Does something, or only says that it would.
+    template <class Do>
+    void step(const char* text, Do&& what) {
+        if (explanation_ == nullptr) return what();
+        explanation_->launches.emplace_back(text);
+    }
 
     // The kernel, or only what would be launched.
     void launch(const char* kernel, KernelTable::Launcher launcher, const Plan& plan) {
@@ -262,7 +346,7 @@ class Call {
         const Tensors& t = problem.tensors;
         Explanation& e = *explanation_;
         e.isa = "cuda";
-        e.traversal = columns_ ? "columns" : "rows";
+        e.traversal = features_ ? "features" : columns_ ? "columns" : "rows";
         e.batch = view.batch;
         e.outer = view.outer;
         e.stat = view.stat;
@@ -271,7 +355,8 @@ class Call {
         e.units = args.rows.groups;
         e.chunks = args.rows.chunks;
         e.reads = 1;
-        for (const Operand* operand : {&t.x, &t.residual, &t.y, &t.dy, &t.dx, &t.dresidual}) {
+        for (const Operand* operand :
+             {&t.x, &t.residual, &t.y, &t.dy, &t.dx, &t.dresidual, &t.sum, &t.dsum}) {
             if (*operand) e.least_bytes += view.elements() * size_of(problem.dtype);
         }
         if (t.mask != nullptr) e.least_bytes += mask_bytes(view, problem.dtype);
@@ -281,10 +366,16 @@ class Call {
     OnDevice on_device_;
     const KernelTable& table_;
     int direction_;
+    DType dtype_;
+    bool features_;
     const std::function<char*(std::int64_t)>& scratch_;
     Explanation* explanation_;  // or null: then something is to be done
     bool columns_ = false, whole_ = false, smooth_ = false;
     std::int64_t granule_ = 0, bytes_of_run_ = 0;
+    // Of features: those given, which of them are to be converted, and a place for that.
+    PerStatistic weights_, biases_;
+    bool widens_weights_ = false, widens_biases_ = false;
+    char* parameters_ = nullptr;
 };
 
 }  // namespace
@@ -310,6 +401,7 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
     args.running_var = running.var;
     args.momentum = running.momentum;
     args.unbiased = running.unbiased;
+    if (problem.tensors.sum) call.add_residual(problem.tensors.sum);
     const bool over_samples = args.rows.stats > args.rows.stat && (running.mean || running.var);
     call.reduce_and_map(arrays_of_forward(args), over_samples, [&](const OfStats& of) {
         update_running(execution, of, args.rows.elements, running);
@@ -323,14 +415,17 @@ void normalize_backward(const Execution& execution, const Problem& problem,
     Arguments& args = call.args;
     args.mean = mean;
     args.rstd_or_var = rstd;
-    args.dweight = dweight;
-    args.dbias = dbias;
     args.frozen = frozen;
     if (frozen && !dweight && !dbias) {
         call.map();
         return;
     }
-    const bool over_samples = args.rows.stats > args.rows.stat && (dweight || dbias);
+    const bool features = problem.tensors.view.traversal == Traversal::features;
+    const bool over_samples = (features || args.rows.stats > args.rows.stat) && (dweight || dbias);
+    if (!over_samples) {
+        args.dweight = dweight;
+        args.dbias = dbias;
+    }
     call.reduce_and_map(arrays_of_backward(args), over_samples, [&](const OfStats& of) {
         add_up_gradients(execution, of, dweight, dbias);
     });

@@ -5,6 +5,7 @@
 #include "cuda/arguments.h"
 #include "cuda/block.h"
 #include "cuda/epilogue.h"
+#include "cuda/parameters.h"
 #include "cuda/rows.h"
 #include "cuda/statistics.h"
 
@@ -12,12 +13,14 @@
 
 namespace fastnorm::cuda {
 
-template <class Element, bool whole_packs, bool smooth_activation, int statistics = 1>
+template <class Element, bool whole_packs, bool smooth_activation, int statistics = 1,
+          bool has_features = false>
 struct Forward {
     using T = Element;
     using A = accumulator_t<T>;
     static constexpr bool whole = whole_packs;
     static constexpr int width = statistics;  // of a pack
+    static constexpr bool features = has_features;
     using Chunk = Lane<T, whole, width>;
     using Sets = MomentsOfSets;
     static constexpr int packs = lane_packs<T, width>;
@@ -60,18 +63,15 @@ struct Forward {
             const Sums found = about(block, pivots, count, share, reread);
             const bool counts = lane.has_stat(own_element<width>(block));
             if (!block.any(counts && !found.good)) return found.partial;
-            const Sums again = about_own_mean<double>(block, count, share, reread);
+            const Sums again = about_exact_mean(block, lane, source, count, share, reread);
             return found.good ? found.partial : again.partial;
         } else {
             const auto moments = [&](auto&& each_pack) {
-                const Sums found = about_own_mean<A>(block, count, share, each_pack);
-                // Numbers whose squares leave float's range, or lie among the subnormals.
-                if constexpr (sizeof(A) == sizeof(float)) {
-                    if (!found.good) {
-                        return about_own_mean<double>(block, count, share, each_pack).partial;
-                    }
-                }
-                return found.partial;
+                constexpr A nothing[1] = {};
+                const Sums found = about_own_mean(block, nothing, count, share, each_pack);
+                // Sums or squares that leave the range, or lie among the subnormals; equal numbers.
+                if (found.good) return found.partial;
+                return about_exact_mean(block, lane, source, count, share, each_pack).partial;
             };
             if constexpr (whole && !Source::cheap) {
                 Pack<T> x[packs];
@@ -127,12 +127,12 @@ struct Forward {
 
     FASTNORM_DEVICE void set(Coefficients<A>& to, std::int64_t stat,
                              const Partial& finished) const {
-        set_forward(to, args, stat, finished.first, finished.second);
+        set(to, stat, finished.first, finished.second);
     }
     // From mean and variance that are given.
     FASTNORM_DEVICE void set_given(Coefficients<A>& to, std::int64_t stat) const {
         const double var = args.rstd_or_var.get(stat);
-        set_forward(to, args, stat, args.mean.get(stat), rstd_of_variance(var, args.eps));
+        set(to, stat, args.mean.get(stat), rstd_of_variance(var, args.eps));
     }
 
     template <class Source>
@@ -151,11 +151,12 @@ struct Forward {
                                   : Pack<T>{};
             },
             [&](int b, int i, const Position& at, int elements) {
+                const Parameters<T, whole, features> parameters(block, args, at.pack, elements);
                 A z[values];
 #pragma unroll
                 for (int e = 0; e < values; ++e) {
                     const NormalizeMap<A> map = normalize_map(of[width > 1 ? e : 0]);
-                    z[e] = map.affine(map.centred(widen(x[b].element[e])));
+                    z[e] = parameters.z(map, map.centred(widen(x[b].element[e])), e);
                     if (has_residual) z[e] = z[e] + widen(residual[b].element[e]);
                 }
                 Pack<T> y;
@@ -191,6 +192,14 @@ struct Forward {
     }
 
   private:
+    // Under features it is not known here which weight is near: centred(x) is made about 1.
+    FASTNORM_DEVICE void set(Coefficients<A>& to, std::int64_t stat, double mean,
+                             double rstd) const {
+        const double prescale = features ? backward_prescale<A>(mean, rstd)
+                                         : forward_prescale<A>(mean, rstd, args.weight_of(stat));
+        set_forward(to, args, stat, mean, rstd, prescale);
+    }
+
     // Packs of each array that a lane has at a time, of two arrays at most. (A smooth activation is
     // much code for each element.)
     template <class Source>
@@ -255,28 +264,55 @@ struct Forward {
         const auto origin = static_cast<double>(own_value(block, pivots));
         const auto sum = static_cast<double>(own_sum(block, args.rows, sums));
         const auto square_sum = static_cast<double>(own_sum(block, args.rows, square_sums));
+        if constexpr (features) {
+            if (!args.centred) return {{0.0, square_sum}, in_range<D>(count, square_sum)};
+        }
         const Moments m = moments_about(origin, count, share, sum, square_sum);
         return {{m.mean, m.m2}, trustworthy<D>(m, origin, sum, square_sum)};
     }
 
+    // origins: what numbers are taken relative to while their mean is not known.
     template <class D, class EachPack>
-    FASTNORM_DEVICE Sums about_own_mean(const Block& block, double count, double share,
-                                        EachPack&& each_pack) const {
-        D sums[sum_count] = {}, means[width];
-        each_pack([&](const Pack<T>& x, int) {
+    FASTNORM_DEVICE Sums about_own_mean(const Block& block, const D (&origins)[width], double count,
+                                        double share, EachPack&& each_pack) const {
+        D sums[sum_count] = {}, means[width] = {};
+        if (features && !args.centred) return about(block, means, count, share, each_pack);
+        each_pack([&](const Pack<T>& x, int elements) {
 #pragma unroll
             for (int e = 0; e < values; ++e) {
-                sums[e % sum_count] += static_cast<D>(widen(x.element[e]));
+                const D d = static_cast<D>(widen(x.element[e])) - origins[width > 1 ? e : 0];
+                sums[e % sum_count] += e < elements ? d : D(0);
             }
         });
         fold(sums, means);
         sum_of_lanes(block, args.rows, means);
 #pragma unroll
         for (int e = 0; e < width; ++e) {
-            means[e] *= static_cast<D>(share);
+            means[e] = origins[e] + means[e] * static_cast<D>(share);
             if (!is_finite(means[e])) means[e] = D(0);
         }
         return about(block, means, count, share, each_pack);
+    }
+
+    // Off the hot path: in double, relative to each statistic's first number, so that the mean of
+    // equal numbers is that number, even if their sum would overflow.
+    template <class Source, class EachPack>
+    FASTNORM_DEVICE Sums about_exact_mean(const Block& block, const Chunk& lane,
+                                          const Source& source, double count, double share,
+                                          EachPack&& each_pack) const {
+        double first[width] = {};
+        if (block.lane() < (width > 1 ? args.rows.across : 1)) {
+            lane.first([&](const Position& at, int elements) {
+                const Pack<T> x = source.pack(args.x, x_array, 0, at, elements);
+#pragma unroll
+                for (int e = 0; e < width; ++e) {
+                    first[e] = static_cast<double>(widen(x.element[e]));
+                    if (!is_finite(first[e])) first[e] = 0;
+                }
+            });
+        }
+        sum_of_lanes(block, args.rows, first);
+        return about_own_mean(block, first, count, share, each_pack);
     }
 };
 

@@ -45,7 +45,7 @@ struct Reduce {
     static constexpr const char* name = "reduce";
     static constexpr int most_threads = most_warps_of_pass * warp_size;
     static constexpr int least_blocks =
-        sizeof(A) == sizeof(double) || width > 1 || !Pass::whole ? 1 : 2;
+        sizeof(A) == sizeof(double) || width > 1 || !Pass::whole || Pass::features ? 1 : 2;
 
     Arguments args;
     Share share;  // of parts

@@ -5,6 +5,7 @@
 #include "cuda/forward.h"
 #include "cuda/kernels.h"
 #include "cuda/on_chip.h"
+#include "cuda/parameter_sums.h"
 #include "cuda/table.h"
 
 namespace fastnorm::cuda {
@@ -17,30 +18,37 @@ void launch_kernel_of(const char* op, const Arguments& args, const Share& share,
 
 // The kernels of one direction and traversal. smooth_reduction: whether what is reduced depends on
 // the activation.
-template <template <class, bool, bool, int> class Pass, class T, int width, bool smooth_reduction>
+template <template <class, bool, bool, int, bool> class Pass, class T, int width,
+          bool smooth_reduction, bool features = false>
 constexpr KernelTable::OfTraversal kernels_of() {
-    return {{launch_kernel_of<OnChip<Pass<T, true, false, width>, Slots>>,
-             launch_kernel_of<OnChip<Pass<T, true, true, width>, Slots>>},
-            {{launch_kernel_of<Reduce<Pass<T, false, false, width>>>,
-              launch_kernel_of<Reduce<Pass<T, false, smooth_reduction, width>>>},
-             {launch_kernel_of<Reduce<Pass<T, true, false, width>>>,
-              launch_kernel_of<Reduce<Pass<T, true, smooth_reduction, width>>>}},
-            {{launch_kernel_of<Map<Pass<T, false, false, width>>>,
-              launch_kernel_of<Map<Pass<T, false, true, width>>>},
-             {launch_kernel_of<Map<Pass<T, true, false, width>>>,
-              launch_kernel_of<Map<Pass<T, true, true, width>>>}}};
+    return {{launch_kernel_of<OnChip<Pass<T, true, false, width, features>, Slots>>,
+             launch_kernel_of<OnChip<Pass<T, true, true, width, features>, Slots>>},
+            {{launch_kernel_of<Reduce<Pass<T, false, false, width, features>>>,
+              launch_kernel_of<Reduce<Pass<T, false, smooth_reduction, width, features>>>},
+             {launch_kernel_of<Reduce<Pass<T, true, false, width, features>>>,
+              launch_kernel_of<Reduce<Pass<T, true, smooth_reduction, width, features>>>}},
+            {{launch_kernel_of<Map<Pass<T, false, false, width, features>>>,
+              launch_kernel_of<Map<Pass<T, false, true, width, features>>>},
+             {launch_kernel_of<Map<Pass<T, true, false, width, features>>>,
+              launch_kernel_of<Map<Pass<T, true, true, width, features>>>}}};
 }
 
 template <class T>
 constexpr KernelTable make_table() {
     constexpr int width = pack_elements<T>;
     return {
-        {{kernels_of<Forward, T, 1, false>(), kernels_of<Forward, T, width, false>()},
-         {kernels_of<Backward, T, 1, true>(), kernels_of<Backward, T, width, true>()}},
+        {{kernels_of<Forward, T, 1, false>(), kernels_of<Forward, T, width, false>(),
+          kernels_of<Forward, T, 1, false, true>()},
+         {kernels_of<Backward, T, 1, true>(), kernels_of<Backward, T, width, true>(),
+          kernels_of<Backward, T, 1, true, true>()}},
         {{launch_kernel_of<OnChip<Forward<T, false, false>, Images>>,
           launch_kernel_of<OnChip<Forward<T, false, true>, Images>>},
          {launch_kernel_of<OnChip<Backward<T, false, false>, Images>>,
           launch_kernel_of<OnChip<Backward<T, false, true>, Images>>}},
+        {{launch_kernel_of<ParameterSums<Backward<T, false, false, 1, true>>>,
+          launch_kernel_of<ParameterSums<Backward<T, false, true, 1, true>>>},
+         {launch_kernel_of<ParameterSums<Backward<T, true, false, 1, true>>>,
+          launch_kernel_of<ParameterSums<Backward<T, true, true, 1, true>>>}},
         sizeof(Coefficients<accumulator_t<T>>),
         {FromShared<T, 1>::array_stride, FromShared<T, width>::array_stride},
     };

@@ -31,14 +31,48 @@ struct MergeMoments {
 
     FASTNORM_DEVICE void operator()(const Block& block) const {
         const Rows& rows = args.rows;
+        const auto sets = static_cast<double>(rows.stats_of_mean);
         const auto each = static_cast<double>(rows.elements);
         for_means(block, rows, [&](std::int64_t mean, std::int64_t first) {
-            const Partial* const totals = args.totals + first;
-            const Partial merged = merged_moments(
-                block, rows.stats_of_mean, args.values_of_mean(),
-                [&](std::int64_t i) { return totals[i]; }, [&](std::int64_t) { return each; });
-            if (block.lane() == 0) args.of_means[mean] = {merged, 1.0};
+            const Moments m = merged_equal(
+                block, sets, each,
+                [&](auto&& use) {
+                    for (std::int64_t i = block.lane(); i < rows.stats_of_mean; i += warp_size) {
+                        use(args.totals[first + i]);
+                    }
+                },
+                args.totals[first].first);
+            if (block.lane() == 0) args.of_means[mean] = {{m.mean, m.m2}, 1.0};
         });
+    }
+
+  private:
+    // Of sets of the same count, as merge_equal() of core/stats.h. for_own(f): f of the lane's.
+    template <class ForOwn>
+    FASTNORM_DEVICE static Moments merged_equal(const Block& block, double sets, double each,
+                                                ForOwn&& for_own, double origin) {
+        const double share = 1.0 / sets;
+        double sum = 0, plain = 0;
+        for_own([&](const Partial& of) {
+            sum += of.first - origin;
+            plain += of.first * share;
+        });
+        double mean = origin + sum_of_warp(block, sum) * share;
+        const double other = sum_of_warp(block, plain);
+        if (!is_finite(mean)) mean = other;  // an infinity, or a difference of the largest numbers
+        double deviations = 0, squares = 0, m2 = 0;
+        for_own([&](const Partial& of) {
+            const double d = of.first - mean;
+            deviations += d;
+            squares += d * d;
+            m2 += of.second;
+        });
+        deviations = sum_of_warp(block, deviations);
+        squares = sum_of_warp(block, squares);
+        m2 = sum_of_warp(block, m2);
+        const double shift = deviations * share;  // what rounding has cost
+        return {sets * each, is_finite(shift) ? mean + shift : mean,
+                m2 + each * (squares - deviations * shift)};
     }
 };
 

@@ -210,4 +210,21 @@ Plan plan_pass(const Rows& rows, std::int64_t tasks_of_group, const KernelTable&
     return plan;
 }
 
+Plan plan_parameter_sums(const Rows& rows, const KernelTable& table) {
+    constexpr std::int64_t enough_blocks = 2048, most_parts = 256, least_rows = 16;
+    constexpr std::int64_t bytes_of_sums = warp_size * 8 * 16;  // of 16-bit packs, the largest
+    const std::int64_t stripes = divide_up(rows.packs, warp_size);
+    const std::int64_t parts = std::clamp<std::int64_t>(enough_blocks / stripes, 1, most_parts);
+    Plan plan;
+    Share& share = plan.share;
+    share.tasks = rows.stats;
+    share.tasks_of_block = std::max(divide_up(rows.stats, parts), least_rows);
+    plan.shape.threads = warps_of_parameter_sums * warp_size;
+    plan.shape.blocks = stripes * divide_up(share.tasks, share.tasks_of_block);
+    const std::int64_t at_a_time =
+        std::min<std::int64_t>(share.tasks_of_block, rows_of_parameter_sums);
+    plan.shape.shared_bytes = std::max(at_a_time * table.bytes_of_stat, bytes_of_sums);
+    return plan;
+}
+
 }  // namespace fastnorm::cuda

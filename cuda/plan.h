@@ -40,4 +40,7 @@ Plan plan_reduction(const Rows& rows, const KernelTable& table, const Work& work
 Plan plan_pass(const Rows& rows, std::int64_t tasks_of_group, const KernelTable& table,
                const Limits& limits);
 
+// Of a ParameterSums, whose tasks are rows: blocks for every stripe and part. Not by the machine.
+Plan plan_parameter_sums(const Rows& rows, const KernelTable& table);
+
 }  // namespace fastnorm::cuda

@@ -113,6 +113,38 @@ FASTNORM_DEVICE double elements_of_chunks(const Rows& rows, std::int64_t chunk,
                                elements_before<T, whole, width>(rows, chunk));
 }
 
+// A pack of global memory, or so many elements of one. whole: it is whole and aligned, one access;
+// otherwise each element is.
+template <class T, bool whole>
+FASTNORM_DEVICE Pack<T> load_pack(const Block& block, const char* p, int elements, Reuse reuse) {
+    Pack<T> pack{};
+    if (elements == 0) return pack;
+    if constexpr (whole) {
+        pack = block.template load<T>(p, reuse);
+    } else {
+#pragma unroll
+        for (int e = 0; e < pack_elements<T>; ++e) {
+            if (e < elements) {
+                pack.element[e] = block.load_element(reinterpret_cast<const T*>(p) + e);
+            }
+        }
+    }
+    return pack;
+}
+
+template <class T, bool whole>
+FASTNORM_DEVICE void store_pack(const Block& block, char* p, int elements, const Pack<T>& pack) {
+    if (elements == 0) return;
+    if constexpr (whole) {
+        block.store(p, pack);
+    } else {
+#pragma unroll
+        for (int e = 0; e < pack_elements<T>; ++e) {
+            if (e < elements) block.store_element(reinterpret_cast<T*>(p) + e, pack.element[e]);
+        }
+    }
+}
+
 // The share of one lane in a chunk. whole: every pack is whole and aligned, so that it is one
 // access, and outer is one dimension; otherwise each element is an access.
 template <class T, bool whole, int width>
@@ -197,34 +229,12 @@ class Lane {
 
     FASTNORM_DEVICE Pack<T> load(const Block& block, const Operand& operand, const Position& at,
                                  int elements, Reuse reuse) const {
-        Pack<T> pack{};
-        if (elements == 0) return pack;
-        const char* const p = address(operand, at);
-        if constexpr (whole) {
-            pack = block.template load<T>(p, reuse);
-        } else {
-#pragma unroll
-            for (int e = 0; e < pack_elements<T>; ++e) {
-                if (e < elements) {
-                    pack.element[e] = block.load_element(reinterpret_cast<const T*>(p) + e);
-                }
-            }
-        }
-        return pack;
+        return load_pack<T, whole>(block, address(operand, at), elements, reuse);
     }
 
     FASTNORM_DEVICE void store(const Block& block, const Operand& operand, const Position& at,
                                int elements, const Pack<T>& pack) const {
-        if (elements == 0) return;
-        char* const p = address(operand, at);
-        if constexpr (whole) {
-            block.store(p, pack);
-        } else {
-#pragma unroll
-            for (int e = 0; e < pack_elements<T>; ++e) {
-                if (e < elements) block.store_element(reinterpret_cast<T*>(p) + e, pack.element[e]);
-            }
-        }
+        store_pack<T, whole>(block, address(operand, at), elements, pack);
     }
 
   private:

@@ -203,19 +203,17 @@ FASTNORM_DEVICE NormalizeMap<A> normalize_map(const Coefficients<A>& of) {
 
 template <class A>
 FASTNORM_DEVICE void set_forward(Coefficients<A>& to, const Arguments& args, std::int64_t stat,
-                                 double mean, double rstd) {
-    const std::int64_t parameter = stat % args.rows.stat;
-    const double weight = args.weight.get(parameter, 1.0);
-    to.z = normalization<A>(mean, rstd, weight, args.bias.get(parameter, 0.0),
-                            forward_prescale<A>(mean, rstd, weight));
+                                 double mean, double rstd, double prescale) {
+    to.z = normalization<A>(mean, rstd, args.weight_of(stat), args.bias.get(stat % args.rows.stat),
+                            prescale);
 }
 
 template <class A>
 FASTNORM_DEVICE void set_backward_z(Coefficients<A>& to, const Arguments& args, std::int64_t stat) {
-    const std::int64_t parameter = stat % args.rows.stat, index = args.mean_of(stat);
+    const std::int64_t index = args.mean_of(stat);
     const double mean = args.mean.get(index), rstd = args.rstd_or_var.get(index);
-    to.z = normalization<A>(mean, rstd, args.weight.get(parameter, 1.0),
-                            args.bias.get(parameter, 0.0), backward_prescale<A>(mean, rstd));
+    to.z = normalization<A>(mean, rstd, args.weight_of(stat), args.bias.get(stat % args.rows.stat),
+                            backward_prescale<A>(mean, rstd));
 }
 
 template <class A>
@@ -223,7 +221,7 @@ FASTNORM_DEVICE void set_backward_dx(Coefficients<A>& to, const Arguments& args,
                                      const Partial& sums) {
     const std::int64_t index = args.mean_of(stat);
     const double mean = args.mean.get(index), rstd = args.rstd_or_var.get(index);
-    const double weight = args.weight.get(stat % args.rows.stat, 1.0);
+    const double weight = args.weight_of(stat);
     const OfMean of = args.of_means == nullptr ? OfMean{sums, weight} : args.of_means[index];
     const GradientCoefficients g = gradient_coefficients(
         rstd, weight, of.weight_of_sums, args.values_of_mean(), of.together.first,

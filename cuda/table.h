@@ -18,10 +18,13 @@ struct KernelTable {
         Launcher reduce[2][2];
         Launcher map[2][2];
     };
-    // By direction, of rows and of columns.
-    OfTraversal of[2][2];
+    // By direction and traversal.
+    OfTraversal of[2][3];
     // By direction and whether the activation is smooth: rows that are no whole packs, in images.
     Launcher staged[2][2];
+    // What features add up for their parameters: by whether packs are whole, and the activation is
+    // smooth. Tasks are rows.
+    Launcher parameter_sums[2][2];
 
     // Shared memory: of a statistic, and OnChip's of an array's task, of rows and of columns.
     std::int64_t bytes_of_stat, slot_bytes[2];

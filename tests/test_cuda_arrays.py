@@ -397,15 +397,3 @@ def test_layer() -> None:
         on_device(fn.cuda.asarray(np.ones((2, 5), np.float32)))
     with pytest.raises(ValueError, match="is on the CPU, expected cuda:0 as x is"):
         on_cpu(to_device(data.x))
-
-
-@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
-def test_norms_without_kernels_for_devices(norm: str) -> None:
-    x = fn.cuda.asarray(np.ones((2, 3, 4), np.float32))
-    for suffix in ("", "_train"):
-        op = getattr(fn, norm + suffix)
-        expected = (
-            f"{norm}{suffix}: x is on cuda:0, expected the CPU: devices have no layer and RMS norm"
-        )
-        with pytest.raises(ValueError, match=expected):
-            op(x)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 
 import fastnorm as fn
 from cases import DTYPES
 from checks import assert_same_bits
-from norm_cases import CASES, Case, make
-from norm_checks import check_backward, check_forward
-from on_device import Limits, host, ops
+from norm_cases import CASES, Case, Data, make
+from norm_checks import check_backward, check_forward, forward_options, leading
+from on_device import ORDERS, Limits, host, ops
 
 if not fn.cuda.is_available():
     pytest.skip("there is no device", allow_module_level=True)
 
 # On a device arrays are aligned.
-HERE = [case for case in CASES if not case.of_rows and case.layout not in ("misaligned", "field")]
+HERE = [case for case in CASES if not {case.layout, case.other_layout} & {"misaligned", "field"}]
 OF_DTYPES = pytest.mark.parametrize("dtype", DTYPES)
 EVERY = pytest.mark.parametrize("case", HERE, ids=lambda case: case.name)
 
@@ -69,34 +72,124 @@ def test_running_statistics(dtype: str, channels_last: bool) -> None:
         np.testing.assert_allclose(one, other, rtol=2e-6, atol=2e-6)
 
 
-@pytest.mark.skipif(not host.available, reason="the kernels do not run on the CPU")
-@pytest.mark.parametrize("channels_last", [False, True])
+on_host = pytest.mark.skipif(not host.available, reason="the kernels run on a GPU")
+
+# Machines on which a case is kept on chip by a block, a cluster and a grid, and on which it is not.
+MACHINES = (
+    Limits(),
+    Limits(4, 24_000, 25_000, cluster=16),
+    Limits(200, 24_000, 25_000, cluster=1),
+    Limits(1, 24_000, 25_000, cluster=1),
+)
+LARGE = (
+    Case("instances", "instance_norm", (2, 3, 200, 200), 1),
+    Case("instances_last", "instance_norm", (2, 60, 80, 16), -1),
+    Case("groups", "group_norm", (3, 24, 24, 24), 1, 4),
+    Case("groups_last", "group_norm", (3, 24, 24, 24), -1, 4),
+    Case("rows", "layer_norm", (3, 40_000), residual=True),
+    Case("odd_rows", "layer_norm", (3, 5001), residual=True),
+    Case("rms", "rms_norm", (3, 40_000), prenorm=True),
+    Case("odd_rms", "rms_norm", (300, 67), prenorm=True),
+)
+
+
+def forward(case: Case, data: Data) -> Any:
+    arguments = (data.x, *leading(case), data.weight, data.bias)
+    return case.op("_train", ops)(*arguments, **forward_options(case, data))
+
+
+def backward(case: Case, data: Data, fwd: Any) -> Any:
+    x = fwd.sum if case.prenorm else data.x
+    mean = () if case.norm == "rms_norm" else (fwd.mean,)
+    arguments = (data.dy, x, *leading(case), *mean, fwd.rstd, data.weight, data.bias)
+    options = case.where() | {"activation": case.activation, "mask": fwd.mask}
+    if case.prenorm:
+        options["dsum"] = data.dsum
+    else:
+        options["residual"] = data.residual
+    return case.op("_backward", ops)(*arguments, **options)
+
+
+@on_host
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+@pytest.mark.parametrize("case", LARGE, ids=lambda case: case.name)
 @OF_DTYPES
-def test_same_bits_on_every_machine(dtype: str, channels_last: bool) -> None:
-    """In a block, a cluster, a grid and in two passes."""
-    case = Case("machines", "instance_norm", (3, 24, 24, 24), axis=1)
+def test_same_bits_on_every_machine(case: Case, dtype: str, activation: str) -> None:
+    """In a block, a cluster, a grid and in two passes, whatever the order of the threads."""
+    case = replace(case, activation=activation)
     data = make(case, dtype)
-    if channels_last:
-        data.x = np.moveaxis(np.ascontiguousarray(np.moveaxis(data.x, 1, -1)), -1, 1)
-    machines = [
-        Limits(),
-        Limits(2, 6000, 7000, cluster=4),
-        Limits(9, 6000, 7000, cluster=1),
-        Limits(1, 3000, 4000, cluster=1),
-    ]
-    results = []
-    kernels = set()
-    for machine in machines:
-        host.reset(machine)
-        fwd = ops.instance_norm_train(data.x, data.weight, data.bias, activation="relu")
-        grads = ops.instance_norm_backward(
-            *(data.dy, data.x, fwd.mean, fwd.rstd, data.weight, data.bias),
-            **{"activation": "relu", "mask": fwd.mask},
-        )
-        results.append((*fwd, *(g for g in grads if g is not None)))
-        kernels |= {launch.kernel for launch in host.launches()}
+    results, kernels, teams = [], set(), set()
+    for machine in MACHINES:
+        for order in ORDERS:
+            host.reset(machine, order)
+            fwd = forward(case, data)
+            grads = backward(case, data, fwd)
+            results.append([a for a in (*fwd, *grads) if a is not None])
+            launches = host.launches()
+            kernels |= {launch.kernel for launch in launches}
+            teams |= {(launch.cluster > 1, launch.resident) for launch in launches}
     host.reset()
     for result in results[1:]:
         for one, other in zip(result, results[0], strict=True):
             assert_same_bits(one, other)
-    assert kernels >= {"on_chip", "reduce", "map", "gradients"}
+    assert kernels >= {"reduce", "map"}
+    on_chip = case.norm != "group_norm" and "odd" not in case.name
+    assert ("on_chip" in kernels) == on_chip
+    if on_chip:
+        assert teams == {(False, False), (True, False), (False, True)}
+    assert ("parameter_sums" in kernels) == case.of_rows
+    assert ("add" in kernels) == case.prenorm
+
+
+@on_host
+@pytest.mark.parametrize(
+    ("case", "parameter_dtype", "expected"),
+    [
+        (Case("token", "rms_norm", (1, 4096), bias=False), "bfloat16", ["on_chip"]),
+        (Case("token", "rms_norm", (1, 4096), bias=False), "float32", ["on_chip"]),
+        (Case("token", "layer_norm", (1, 4096)), "bfloat16", ["on_chip"]),
+        (Case("token", "layer_norm", (1, 4096), prenorm=True), "bfloat16", ["add", "on_chip"]),
+        (Case("token", "layer_norm", (1, 4096)), "float16", ["widen", "widen", "on_chip"]),
+        (Case("odd", "rms_norm", (7, 4097), bias=False), "bfloat16", ["reduce", "map"]),
+        (Case("group", "group_norm", (2, 8, 6, 6), 1, 2), "float32", ["reduce", "means", "map"]),
+    ],
+)
+def test_launches(case: Case, parameter_dtype: str, expected: list[str]) -> None:
+    """Weights of x's type, or of the one that is computed in, are used as they are."""
+    data = make(case, "bfloat16", parameter_dtype)
+    host.reset()
+    forward(case, data)
+    assert [launch.kernel for launch in host.launches()] == expected
+
+
+@on_host
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+def test_rows_move_each_tensor_once(norm: str) -> None:
+    """Forward on chip: x and what is read in its turn of the weights, and y."""
+    case = Case("traffic", norm, (64, 4096), bias=False)
+    data = make(case, "bfloat16", "bfloat16")
+    host.reset()
+    forward(case, data)
+    traffic = host.traffic()
+    assert traffic.stored == data.x.nbytes
+    assert traffic.loaded == 2 * data.x.nbytes  # the weights, once for each row, from a cache
+    assert traffic.loaded_elements < 100
+
+
+@on_host
+def test_a_launch_that_fails_leaves_nothing_behind() -> None:
+    case = Case("refused", "layer_norm", (64, 4096), prenorm=True)
+    data = make(case, "float32")
+    fwd = forward(case, data)
+    host.reset()
+    backward(case, data, fwd)
+    launches = len(host.launches())
+    in_use = host.memory_in_use()
+    for launch in range(launches):
+        host.reset()
+        host.refuse(launch)
+        with pytest.raises(fn.CudaError, match="layer_norm_backward: launch failed: refused"):
+            backward(case, data, fwd)
+        assert host.memory_in_use() == in_use
+    host.refuse(-1)
+    host.reset()

@@ -188,13 +188,6 @@ Norm Validation::batch_norm(const TensorView& x, int channel_axis) {
     return {axis_, -1, 1};
 }
 
-// Of the norms that have no kernels for devices.
-void Validation::on_the_cpu(const TensorView& x) const {
-    if (x.device.kind == DeviceKind::cpu) return;
-    fail("x is on " + text(x.device) +
-         ", expected the CPU: devices have no layer and RMS norm");
-}
-
 Norm Validation::of_samples(const TensorView& x, int least_dims, int channel_axis) {
     data(x, least_dims);
     axis_name_ = "channel_axis";
@@ -223,7 +216,6 @@ Norm Validation::group_norm(const TensorView& x, std::int64_t groups, int channe
 }
 
 Norm Validation::features(const TensorView& x, int axis) {
-    on_the_cpu(x);
     data(x, 1);
     axis_name_ = "axis";
     axis_ = this->axis(axis_name_, axis, 0);

@@ -80,7 +80,6 @@ class Validation {
     void shape(const char* argument, const TensorView& tensor, const std::int64_t* expected,
                int ndim) const;
     void small(const char* argument, const TensorView& array, const Extents& expected) const;
-    void on_the_cpu(const TensorView& x) const;
     void data(const TensorView& x, int least_dims);
     void extents() const;
     // Of x, from the first allowed one on; in [0, ndim).
