@@ -226,7 +226,7 @@ class Call {
         plan.share.soon_from = plan.share.tasks - on_device_.limits().cache / 2 / bytes_of_task;
         launch("reduce", kernels().reduce[whole_][smooth_], plan);
         if (explanation_ != nullptr) explanation_->reads = 2;
-        if (args.of_means == nullptr) return;
+        if (args.rows.stats_of_mean == 1) return;
         step("means: a warp for each mean",
              [&] { merge_totals(execution_, args, static_cast<Direction>(direction_)); });
     }

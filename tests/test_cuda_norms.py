@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 import fastnorm as fn
@@ -17,6 +18,8 @@ from on_device import ORDERS, Limits, host, ops
 
 if not fn.cuda.is_available():
     pytest.skip("there is no device", allow_module_level=True)
+
+Array = npt.NDArray[Any]
 
 # On a device arrays are aligned.
 HERE = [case for case in CASES if not {case.layout, case.other_layout} & {"misaligned", "field"}]
@@ -70,6 +73,90 @@ def test_running_statistics(dtype: str, channels_last: bool) -> None:
     fn.instance_norm_train(x, running_mean=expected[0], running_var=expected[1], **options)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-6, atol=2e-6)
+
+
+LAYERS: tuple[tuple[type[Any], tuple[int, ...], tuple[int, ...]], ...] = (
+    (fn.LayerNorm, (40,), (6, 40)),
+    (fn.RMSNorm, (40,), (6, 40)),
+    (fn.GroupNorm, (4, 8), (3, 8, 5, 5)),
+    (fn.InstanceNorm, (8,), (3, 8, 5, 5)),
+)
+
+
+@pytest.mark.parametrize(("layer", "arguments", "shape"), LAYERS)
+def test_layers(layer: type[Any], arguments: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    """A layer there gives what one here does, step by step."""
+    rng = np.random.default_rng(3)
+    x, dy, residual = (rng.standard_normal(shape, dtype=np.float32) for _ in range(3))
+    here, there = layer(*arguments), layer(*arguments, device="cuda")
+    prenorm = layer in (fn.LayerNorm, fn.RMSNorm)
+
+    def both(method: str, *arrays: Array, **named: Any) -> None:
+        moved = {
+            k: fn.cuda.asarray(a) if isinstance(a, np.ndarray) else a for k, a in named.items()
+        }
+        expected = getattr(here, method)(*arrays, **named)
+        found = getattr(there, method)(*map(fn.cuda.asarray, arrays), **moved)
+        pairs = (
+            zip(expected, found, strict=True) if isinstance(found, tuple) else [(expected, found)]
+        )
+        for one, other in pairs:
+            np.testing.assert_allclose(other.numpy(), one, rtol=2e-6, atol=4e-6)
+
+    both("__call__", x)
+    both("backward", dy)
+    if here.dweight is not None:
+        np.testing.assert_allclose(there.dweight.numpy(), here.dweight, rtol=1e-5, atol=1e-5)
+    both("__call__", x, residual=residual)
+    both("backward", dy)
+    np.testing.assert_array_equal(there.dresidual.numpy(), here.dresidual)
+    if prenorm:
+        both("__call__", x, residual=residual, prenorm=True)
+        both("backward", dy, dsum=residual)
+    here.eval(backward=False)
+    there.eval(backward=False)
+    both("__call__", x)
+    state = {name: value + 1 for name, value in here.state_dict().items()}
+    here.load_state_dict(state)
+    there.load_state_dict(state)
+    both("__call__", x)
+
+
+def test_arrays_of_numpy_travel() -> None:
+    rng = np.random.default_rng(4)
+    x, residual = (rng.standard_normal((6, 40), dtype=np.float32) for _ in range(2))
+    y, total = fn.rms_norm(x, residual=residual, prenorm=True, device="cuda")
+    np.testing.assert_array_equal(total, x + residual)
+    np.testing.assert_allclose(y, fn.rms_norm(total), rtol=2e-6, atol=2e-6)
+    out = np.empty_like(x)
+    y, again = fn.rms_norm(
+        x, residual=residual, prenorm=True, out=out, sum_out=residual, device="cuda"
+    )
+    assert y is out
+    assert again is residual
+    np.testing.assert_array_equal(residual, total)
+    fwd = fn.layer_norm_train(x, device="cuda")
+    grads = fn.layer_norm_backward(y, x, fwd.mean, fwd.rstd, device="cuda")
+    expected = fn.layer_norm_backward(y, x, fwd.mean, fwd.rstd)
+    for one, other in zip(grads, expected, strict=True):
+        if one is not None:
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_explanations_name_every_step() -> None:
+    x, image = fn.cuda.asarray(np.ones((6, 40))), fn.cuda.asarray(np.ones((2, 8, 5, 5)))
+    weight = fn.cuda.asarray(np.ones(40))
+    fwd = fn.layer_norm_train(x, weight)
+
+    def steps(*call: Any, **options: Any) -> list[str]:
+        lines = str(fn.explain(*call, **options)).splitlines()
+        return [line.split()[1].rstrip(":") for line in lines if line.startswith("launch:")]
+
+    assert steps(fn.layer_norm, x, weight) == ["on_chip"]
+    assert steps(fn.rms_norm, x, residual=x, prenorm=True) == ["add", "on_chip"]
+    of_rows = ["widen_and_scale", "parameter_sums", "on_chip", "parts"]
+    assert steps(fn.layer_norm_backward, x, x, fwd.mean, fwd.rstd, weight, weight) == of_rows
+    assert steps(fn.group_norm, image, 4) == ["reduce", "means", "map"]
 
 
 on_host = pytest.mark.skipif(not host.available, reason="the kernels run on a GPU")

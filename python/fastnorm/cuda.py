@@ -104,7 +104,12 @@ def through_device(
                 return given[name]
         return value.numpy() if isinstance(value, Array) else value
 
-    found: _Result = type(result)(*map(back, result)) if isinstance(result, tuple) else back(result)
+    if not isinstance(result, tuple):
+        found: _Result = back(result)
+        return found
+    values = map(back, result)
+    named = hasattr(result, "_fields")
+    found = type(result)(*values) if named else type(result)(values)
     return found
 
 
