@@ -1,4 +1,4 @@
-"""Times batch normalization on a CUDA device: fastnorm, PyTorch, its compiler, and a copy.
+"""Times the norms on a CUDA device: fastnorm, PyTorch, its compiler, and a copy.
 
 Each competitor's calls are captured in a CUDA graph that rotates over sets of tensors of 256 MB and
 more in all, so that each finds its data cold; the replays of all graphs are timed in turns, with
@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 import fastnorm as fn
-from gpu_providers import EPS, PROVIDERS, Problem, Runner, Tensors, limits_of
+from gpu_providers import EPS, PROVIDERS, Problem, Runner, Tensors, limits_of, plain_forward
 from results import Measurement, context, save
-from suites import DTYPES, EPILOGUES, LAYOUTS, OPS, QUICK, Case, Shape, network
+from suites import DTYPES, EPILOGUES, LAYOUTS, OPS, QUICK, Case, cases_of
 
 COLD_BYTES = 256 << 20
 LEAST_CALLS = 24  # of a graph
@@ -35,6 +35,7 @@ def make_problem(case: Case) -> Problem:
     dtype = getattr(torch, case.dtype)
     last = case.layout == "NHWC"
     wide = torch.float64 if case.dtype == "float64" else torch.float32
+    of_parameters = wide if case.norm == "batch_norm" else dtype
 
     def tensor(needed: bool = True) -> torch.Tensor | None:
         if not needed:
@@ -46,36 +47,44 @@ def make_problem(case: Case) -> Problem:
     def one() -> Tensors:
         x = tensor()
         assert x is not None
-        return Tensors(x, torch.empty_like(x), tensor(case.op == "backward"), tensor(case.residual))
+        added = tensor(case.residual or case.prenorm)
+        total = torch.empty_like(x) if case.prenorm else None
+        return Tensors(x, torch.empty_like(x), tensor(case.op == "backward"), added, total)
 
     first = one()
     size = sum(t.nbytes for t in vars(first).values() if t is not None)
     sets = [first, *(one() for _ in range(-(-COLD_BYTES // size) - 1))]
-    channels = case.shape[1]
 
-    def vector() -> torch.Tensor:
-        return torch.rand(channels, device="cuda", dtype=wide) + 0.5
+    def vector(of: torch.dtype) -> torch.Tensor:
+        return (torch.rand(case.parameters, device="cuda") + 0.5).to(of)
 
-    return Problem(case, sets, vector(), vector(), vector(), vector())
+    parameters = (vector(of_parameters), vector(of_parameters))
+    return Problem(case, sets, *parameters, vector(wide), vector(wide))
 
 
 def exact(problem: Problem) -> torch.Tensor:
     """y or dx of the first set, in float64."""
     p, case, s = problem, problem.case, problem.sets[0]
+
+    def wide(tensor: torch.Tensor | None) -> torch.Tensor | None:
+        return None if tensor is None else tensor.detach().double()
+
     x = s.x.detach().double().requires_grad_(case.op == "backward")
-    axes, shape = (0, 2, 3), (1, -1, 1, 1)
-    mean, var = p.mean.double(), p.var.double()
-    if case.op != "inference":
-        mean, var = x.mean(axes), x.var(axes, unbiased=False)
-    scale = p.weight.double() / torch.sqrt(var + EPS)
-    y = (x - mean.view(shape)) * scale.view(shape) + p.bias.double().view(shape)
-    if s.residual is not None:
-        y = y + s.residual.double()
-    y = torch.relu(y) if case.activation is not None else y
+    if case.norm == "batch_norm":
+        axes, shape = (0, 2, 3), (1, -1, 1, 1)
+        mean, var = p.mean.double(), p.var.double()
+        if case.op != "inference":
+            mean, var = x.mean(axes), x.var(axes, unbiased=False)
+        scale = p.weight.double() / torch.sqrt(var + EPS)
+        y = (x - mean.view(shape)) * scale.view(shape) + p.bias.double().view(shape)
+        y = y if s.residual is None else y + s.residual.double()
+        y = torch.relu(y) if case.activation is not None else y
+        return y if case.op != "backward" else torch.autograd.grad(y, x, wide(s.dy))[0]
+    found = plain_forward(p)(x, wide(s.residual), wide(p.weight), wide(p.bias))
     if case.op != "backward":
-        return y
-    assert s.dy is not None
-    return torch.autograd.grad(y, x, s.dy.double())[0]
+        return found[0] if case.prenorm else found
+    gradients = (wide(s.dy), wide(s.residual)) if case.prenorm else wide(s.dy)
+    return torch.autograd.grad(found, x, gradients)[0]
 
 
 def error_of(problem: Problem, runner: Runner, expected: torch.Tensor) -> float:
@@ -166,17 +175,15 @@ def cases(
     layouts: list[str],
 ) -> list[Case]:
     """Every combination on the shapes of a suite."""
-    if suite == "quick":
-        shapes: list[Shape] = [(batch, *shape[1:]) for shape in QUICK]
-    else:
-        shapes = [shape for shape, _ in network(suite, batch)]
+    if suite != "quick":
+        return cases_of(suite, batch, ops, epilogues, dtypes, layouts)
     return [
-        Case(suite, op, epilogue, dtype, layout, shape)
+        Case(suite, op, epilogue, dtype, layout, (batch, *shape[1:]))
         for epilogue in epilogues
         for dtype in dtypes
         for layout in layouts
         for op in ops
-        for shape in shapes
+        for shape in QUICK
     ]
 
 
@@ -200,7 +207,7 @@ def table_of(measurements: list[Measurement], names: list[str]) -> Table:
 
 
 def main(
-    suite: Annotated[str, typer.Option(help="quick, or a network's name.")] = "quick",
+    suite: Annotated[str, typer.Option(help="quick, or a suite of bench/run.py.")] = "quick",
     batch: Annotated[int, typer.Option(help="N of all shapes.")] = 32,
     op: Annotated[str, typer.Option(help=", ".join(OPS))] = "training,backward,inference",
     epilogue: Annotated[str, typer.Option(help=", ".join(EPILOGUES))] = "plain",

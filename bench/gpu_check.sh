@@ -45,6 +45,7 @@ export FASTNORM_BUILD_DIR=build/gpu/build
 
 pytest=("$PYTHON" -m pytest -q -p no:cacheprovider)
 step tests 100 "${pytest[@]}" tests/test_cuda.py tests/test_cuda_arrays.py
+step norm_tests 80 "${pytest[@]}" tests/test_cuda_norms.py tests/test_cuda_edges.py
 step gpu_tests 60 "${pytest[@]}" tests/test_cuda_gpu.py
 if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do
@@ -55,11 +56,15 @@ else
     echo "== memcheck, racecheck: skipped, there is no compute-sanitizer"
 fi
 bench=("$PYTHON" bench/gpu.py --seconds)
-step bench 110 "${bench[@]}" 75 --out "$OUT/bench.json" --layout NCHW
+step bench 80 "${bench[@]}" 50 --out "$OUT/bench.json" --layout NCHW
 step bench_fused 50 "${bench[@]}" 30 --out "$OUT/bench_fused.json" --layout NCHW --dtype bfloat16 \
     --epilogue residual_relu --provider fastnorm,torch,torch_native
 step bench_nhwc 40 "${bench[@]}" 25 --out "$OUT/bench_nhwc.json" --layout NHWC \
     --provider fastnorm,torch,torch_native
+step bench_rows 50 "${bench[@]}" 30 --out "$OUT/bench_rows.json" --suite llama --dtype bfloat16 \
+    --epilogue plain,prenorm --op inference,backward
+step bench_groups 40 "${bench[@]}" 25 --out "$OUT/bench_groups.json" --suite sd_unet \
+    --dtype bfloat16 --epilogue silu --op inference,backward --layout NCHW,NHWC
 # The CPU's side.
 step cpu_tests 60 "${pytest[@]}" tests/test_bits.py tests/test_concurrency.py
 for threads in 1 2 4 8 16; do

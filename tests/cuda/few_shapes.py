@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 
@@ -40,7 +42,26 @@ def main() -> None:
                 for array in (*fwd, *grads, y):
                     if array is not None:
                         assert np.isfinite(array.numpy().astype(np.float64)).all()
+                if shape in SHAPES:
+                    other_norms(x, dy, residual, activation)
     print("done")
+
+
+def other_norms(x: Any, dy: Any, residual: Any, activation: str) -> None:
+    """Those of the last axis, and of each sample."""
+    y, total = fn.layer_norm(x, residual=residual, prenorm=True)
+    rows = fn.layer_norm_train(x, activation=activation)
+    of_rows = fn.layer_norm_backward(
+        *(dy, x, rows.mean, rows.rstd), activation=activation, mask=rows.mask, dsum=residual
+    )
+    groups = x.shape[1] if x.shape[1] % 4 else 4
+    samples = fn.group_norm_train(x, groups, activation=activation)
+    of_samples = fn.group_norm_backward(
+        *(dy, x, groups, samples.mean, samples.rstd), activation=activation, mask=samples.mask
+    )
+    for array in (y, total, *of_rows, *of_samples):
+        if array is not None:
+            assert np.isfinite(array.numpy().astype(np.float64)).all()
 
 
 if __name__ == "__main__":
