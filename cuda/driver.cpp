@@ -156,8 +156,7 @@ class Call {
         whole_ = packs_are_whole(t.view, problem.dtype, args.rows.width, operands);
         granule_ = features_ ? 0 : granule_of(t.view, problem.dtype, operands);
         bytes_of_run_ = t.view.inner * size_of(problem.dtype);
-        const ActivationInfo& info = kActivations[static_cast<int>(problem.activation)];
-        smooth_ = !info.piecewise && info.kind != ActivationKind::identity;
+        smooth_ = is_smooth(problem.activation);
         if (explanation_ != nullptr) explain(problem);
         if (features_) {
             set_parameters(problem);

@@ -267,6 +267,10 @@ constexpr ActivationInfo kActivations[] = {
     activation_info<ActivationKind::silu>(),       activation_info<ActivationKind::gelu>(),
     activation_info<ActivationKind::gelu_tanh>(),  activation_info<ActivationKind::hardswish>(),
 };
+// Whether its slope is computed from z by an exponential, say.
+constexpr bool is_smooth(ActivationKind kind) {
+    return kind != ActivationKind::identity && !kActivations[static_cast<int>(kind)].piecewise;
+}
 constexpr int kActivationCount = sizeof(kActivations) / sizeof(kActivations[0]);
 
 template <int kind>

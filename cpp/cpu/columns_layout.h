@@ -218,12 +218,14 @@ struct ColumnsLayout {
     static FASTNORM_FN Backward<T, kind> backward_at(const KernelArgs& args, const Tile& tile,
                                                      const Lanes& at, std::int64_t o) {
         const T* residual = row_of(args, args.residual, tile, o);
+        T* g = row_of(args, args.g, tile, o);
         return {row_of(args, args.dy, tile, o) + at.first,
                 row_of(args, args.x, tile, o) + at.first,
                 residual == nullptr ? nullptr : residual + at.first,
                 mask_at(args, run_index(args, tile, o), at.first),
                 activation_params<A>(args),
-                args.stream};
+                args.stream,
+                g == nullptr ? nullptr : g + at.first};
     }
 
     // Calls f(lanes, outer0, outer1) for each block of rows of a tile: at most columns_block values

@@ -25,7 +25,7 @@ ParallelFor threads_of(const Execution& execution, const Schedule& schedule) {
 // One call's kernels, picked by the runtime values: this is where those end.
 struct Kernels {
     Reduction moments, gradient_sums;
-    Map normalize, gradient, add;
+    Map normalize, gradient, gradient_of_identity, add;
     MapAndReduction normalize_and_moments, gradient_and_sums;  // or null
     CoefficientKernel coefficients_of_z, coefficients_of_z_in_backward, coefficients_of_dx;
     void (*rstd_of_variances)(double* variances, std::int64_t count, double eps);
@@ -39,6 +39,7 @@ struct Kernels {
         normalize = of.normalize[d][a];
         gradient_sums = of.gradient_sums[d][a];
         gradient = of.gradient[d][a];
+        gradient_of_identity = of.gradient[d][static_cast<int>(ActivationKind::identity)];
         normalize_and_moments = of.normalize_and_moments[d][a];
         add = of.add[d];
         gradient_and_sums = of.gradient_and_sums[d][a];
@@ -151,7 +152,7 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
         args.addends[1] = std::exchange(args.residual, Operand());
         args.x = std::exchange(args.sum, Operand());
     }
-    ReduceFinishMap(parallel_for, args, schedule, scratch, passes, finish).run();
+    ReduceFinishMap(parallel_for, args, args, schedule, scratch, passes, finish).run();
     update_running(parallel_for, view, scratch, running);
 }
 
@@ -231,11 +232,22 @@ void normalize_backward(const Execution& execution, const Problem& problem,
             }
         });
     };
+    // The sums leave g in dx's place, where the map finds it: two exponentials would take longer.
+    // It is in the cache then, past which dx does not go. Features have use for dy itself.
+    const bool keeps_g =
+        is_smooth(problem.activation) && size >= 4 && !features && args.dx.data != args.dy.data;
+    KernelArgs map_args = args;
+    if (keeps_g) {
+        args.g = args.dx;
+        map_args.dy = args.dx;
+        map_args.residual = {};
+        map_args.stream = false;
+    }
     const Passes passes{.reduce = kernels.gradient_sums,
-                        .map = kernels.gradient,
+                        .map = keeps_g ? kernels.gradient_of_identity : kernels.gradient,
                         .map_and_reduce = kernels.gradient_and_sums,
                         .fence = kernels.fence};
-    ReduceFinishMap(parallel_for, args, schedule, scratch, passes, finish).run();
+    ReduceFinishMap(parallel_for, args, map_args, schedule, scratch, passes, finish).run();
     if (features) {
         store_sums(parallel_for, schedule.plan, scratch, dweight, dbias);
         return;

@@ -45,6 +45,7 @@ struct KernelArgs : Tensors {
     bool stream = false;                   // write past the cache
     bool frozen = false;                   // mean and rstd are constants
     Operand addends[2];                    // whose sum x is to be
+    Operand g;  // if given, where a smooth activation's g is left as it is computed
     // Of features: a weight and, or null, a bias for each element of inner, of the accumulator
     // type; and where the sums over rows of g and of g * (x - mean) * rstd are added up, or null.
     const void* weights = nullptr;  // over weights_scale, a power of two, which the rows' have

@@ -57,10 +57,11 @@ template <class Finish>
 class ReduceFinishMap {
   public:
     ReduceFinishMap(const ParallelFor& parallel_for, const KernelArgs& args,
-                    const Schedule& schedule, const Scratch& scratch, const Passes& passes,
-                    Finish& finish)
+                    const KernelArgs& map_args, const Schedule& schedule, const Scratch& scratch,
+                    const Passes& passes, Finish& finish)
         : parallel_for_(parallel_for),
           args_(args),
+          map_args_(map_args),
           schedule_(schedule),
           plan_(schedule.plan),
           scratch_(scratch),
@@ -121,7 +122,7 @@ class ReduceFinishMap {
         const std::int64_t parts = plan_.unit_tiles, tiles = parts * plan_.chunks();
         for_shares(parallel_for_, tiles, [&](std::int64_t from, std::int64_t to) {
             for (std::int64_t i = to; i-- > from;) {
-                passes_.map(args_, plan_.tile(unit, i % parts, i / parts));
+                passes_.map(map_args_, plan_.tile(unit, i % parts, i / parts));
             }
             passes_.fence();
         });
@@ -133,16 +134,16 @@ class ReduceFinishMap {
             Tile tile = plan_.unit(unit, 0);
             for (tile.outer1 = to; tile.outer1 > from; tile.outer1 = tile.outer0) {
                 tile.outer0 = std::max(from, tile.outer1 - plan_.chunk_outer);
-                passes_.map(args_, tile);
+                passes_.map(map_args_, tile);
             }
             passes_.fence();
         });
     }
 
     void map_backwards(std::int64_t unit, std::int64_t chunk) const {
-        if (columns()) return passes_.map(args_, plan_.unit(unit, chunk));
+        if (columns()) return passes_.map(map_args_, plan_.unit(unit, chunk));
         for (std::int64_t part = plan_.unit_tiles; part-- > 0;) {
-            passes_.map(args_, plan_.tile(unit, part, chunk));
+            passes_.map(map_args_, plan_.tile(unit, part, chunk));
         }
     }
 
@@ -178,7 +179,7 @@ class ReduceFinishMap {
     }
 
     const ParallelFor& parallel_for_;
-    const KernelArgs& args_;
+    const KernelArgs &args_, &map_args_;
     const Schedule& schedule_;
     const Plan& plan_;
     const Scratch& scratch_;

@@ -102,12 +102,14 @@ FASTNORM_FN Backward<T, kind> backward_at(const KernelArgs& args, std::int64_t b
                                           std::int64_t o, std::int64_t s, std::int64_t i) {
     const View& view = args.view;
     const T* residual = run_of<T>(view, args.residual, batch, o, s);
+    T* g = run_of<T>(view, args.g, batch, o, s);
     return {run_of<T>(view, args.dy, batch, o, s) + i,
             run_of<T>(view, args.x, batch, o, s) + i,
             residual == nullptr ? nullptr : residual + i,
             mask_at(args, run_index(view, batch, o, s), i),
             activation_params<accumulator_t<T>>(args),
-            args.stream};
+            args.stream,
+            g == nullptr ? nullptr : g + i};
 }
 
 // Calls f(outer, stat) for each row of a tile, in the order of memory.

@@ -109,12 +109,14 @@ struct Backward {
     MaskRow mask;
     ActParams<A> params;
     bool stream;                        // results go past the cache
+    T* g;                               // or null: where a smooth activation's is left
     Ahead ahead_dy = {}, ahead_x = {};  // what is fetched: nothing, unless it is said
 
     FASTNORM_FN void advance(std::int64_t count) {
         dy += count;
         x += count;
         if (residual != nullptr) residual += count;
+        if (g != nullptr) g += count;
         mask.advance(count);
     }
 
@@ -127,6 +129,9 @@ struct Backward {
         result.g = load<A>(dy + i, v, valid);
         if constexpr (kind != ActivationKind::identity) {
             result.g = gated(result, map, i, v, valid, unit_bits);
+        }
+        if constexpr (is_smooth(kind)) {
+            if (g != nullptr) store<A>(g + i, v, result.g, valid);
         }
         return result;
     }
