@@ -90,9 +90,10 @@ struct Arguments {
     Partial* totals = nullptr;
     std::uint32_t* counters = nullptr;
 
-    // Of several batch indices, if given: where a statistic leaves its moments, or its shares of
-    // dbias and dweight, for what is added up over all of them (samples.h).
-    Partial* of_stats = nullptr;
+    // If given, what is added up later (addends.h): of several batch indices, where a statistic
+    // leaves its moments, or its shares of dbias and dweight; of features, where parts leave
+    // theirs.
+    Partial* addends = nullptr;
     // Of statistics that share means, behind a Reduce: what the totals make together (means.h).
     OfMean* of_means = nullptr;
 

@@ -85,8 +85,8 @@ struct Backward {
             const double rstd = args.rstd_or_var.get(index);
             const double prescale = backward_prescale<A>(args.mean.get(index), rstd);
             const Partial shares{sums.first, sums.second * (rstd / prescale)};
-            if (args.of_stats != nullptr) {
-                args.of_stats[stat] = shares;
+            if (args.addends != nullptr) {
+                args.addends[stat] = shares;
             } else {
                 args.dbias.set(stat, shares.first);
                 args.dweight.set(stat, shares.second);

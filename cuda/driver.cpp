@@ -10,10 +10,10 @@
 
 #include "core/activations.h"
 #include "core/dtypes.h"
+#include "cuda/addends.h"
 #include "cuda/features.h"
 #include "cuda/means.h"
 #include "cuda/plan.h"
-#include "cuda/samples.h"
 #include "cuda/table.h"
 
 namespace fastnorm::cuda {
@@ -40,7 +40,8 @@ int packs_across(std::int64_t packs) {
 }
 
 // Few, as each statistic waits for their merge at the end; of few statistics more, since a warp
-// that reads them for a part is what work there is.
+// that reads them for a part is what work there is. (Of a norm of each sample, or row, by itself:
+// whatever the number of those.)
 std::int64_t most_parts(std::int64_t groups) {
     return std::max<std::int64_t>(256, 2048 / std::max<std::int64_t>(groups, 1));
 }
@@ -48,7 +49,8 @@ std::int64_t most_parts(std::int64_t groups) {
 // From the view and the dtype alone: by them the chunks, and so the bits of a result, are known.
 Rows rows_of(const View& view, DType dtype) {
     const std::int64_t pack = 16 / size_of(dtype);
-    const bool columns = view.inner == 1 && view.traversal != Traversal::features;
+    const bool features = view.traversal == Traversal::features;
+    const bool columns = view.inner == 1 && !features;
     Rows rows;
     rows.inner = view.inner;
     rows.runs = view.outer;
@@ -75,7 +77,7 @@ Rows rows_of(const View& view, DType dtype) {
         rows.chunks = divide_up(rows.runs * rows.chunks_of_run, rows.runs_of_chunk);
     }
     // Parts are of whole runs, too.
-    rows.chunks_of_part = divide_up(rows.chunks, most_parts(rows.groups));
+    rows.chunks_of_part = divide_up(rows.chunks, most_parts(features ? 1 : rows.groups_of_batch));
     if (rows.chunks_of_part > 1 && rows.chunks_of_run > 1) {
         rows.chunks_of_part =
             divide_up(rows.chunks_of_part, rows.chunks_of_run) * rows.chunks_of_run;
@@ -159,7 +161,7 @@ class Call {
         smooth_ = is_smooth(problem.activation);
         if (explanation_ != nullptr) explain(problem);
         if (features_) {
-            set_parameters(problem);
+            parameters_ = FeatureParameters(problem, direction, args);
         } else {
             args.weight = problem.weight;
             args.bias = problem.bias;
@@ -174,47 +176,51 @@ class Call {
     }
 
     // What is normalized is the sum of x and the residual, of which there is nothing else.
-    void add_residual(const Operand& sum) {
-        step("add: a thread for each pack",
-             [&] { add_rows(execution_, dtype_, args.rows, whole_, args.x, args.residual, sum); });
-        args.x = sum;
-        args.residual = {};
+    void normalize_sum(const Operand& sum) {
+        addends_[0] = std::exchange(args.x, sum);
+        addends_[1] = std::exchange(args.residual, Operand());
     }
 
-    // over_samples: statistics, or rows, leave what channels, or features, add up, for after().
+    // adds_up: statistics, or rows, leave what after() adds up.
     template <class After>
-    void reduce_and_map(const Arrays& arrays, bool over_samples, After&& after) {
+    void reduce_and_map(const Arrays& arrays, bool adds_up, After&& after) {
         const Work work{arrays, whole_, granule_, bytes_of_run_};
         if (explanation_ != nullptr) explanation_->reduces = true;
         Plan plan = plan_reduction(args.rows, table_, work, on_device_.limits());
-        const auto on_chip = [&] {
-            if (whole_) return launch("on_chip", kernels().on_chip[smooth_], plan);
-            launch("staged", table_.staged[direction_][smooth_], plan);
-        };
-        const Plan of_parameters = plan_parameter_sums(args.rows, table_);
-        OfStats of{nullptr, args.rows.stats / args.rows.stat, args.rows.stat};
-        if (features_) {
-            const Share& share = of_parameters.share;
-            of = {nullptr, divide_up(share.tasks, share.tasks_of_block), args.rows.inner};
+        const Plan of_parameters = plan_parameter_sums(
+            args.rows, table_, arrays.of_reduction * args.rows.stats * bytes_of_run_,
+            on_device_.limits());
+        Addends addends = addends_of(of_parameters);
+        const auto memory = meeting_place(plan, adds_up ? addends.count() : 0);
+        addends.values = args.addends;
+        if (addends_[0]) {
+            step("add: a thread for each pack", [&] {
+                add_rows(execution_, dtype_, args.rows, whole_, addends_[0], addends_[1], args.x);
+            });
         }
-        const auto memory = meeting_place(plan, over_samples ? of.samples * of.channels : 0);
         if (features_) {
-            widen_parameters();
+            parameters_.convert(
+                execution_, place_of_parameters_, args,
+                [this](const char* what, const auto& launch) { step(what, launch); });
             // Before the map, which may write dx over dy.
-            if (over_samples) {
+            if (adds_up) {
                 launch("parameter_sums", table_.parameter_sums[whole_][smooth_], of_parameters);
             }
         }
         if (plan.tier == Tier::two_passes) {
             reduce(arrays, plan);
             map();
+        } else if (whole_) {
+            launch("on_chip", kernels().on_chip[smooth_], plan);
         } else {
-            on_chip();
+            launch("staged", table_.staged[direction_][smooth_], plan);
         }
-        if (!over_samples) return;
-        of.values = args.of_stats;
+        if (explanation_ != nullptr) {
+            explanation_->reads = (plan.tier == Tier::two_passes ? 2 : 1) + (features_ && adds_up);
+        }
+        if (!adds_up) return;
         step(features_ ? "parts: a thread for each feature" : "samples: a thread for each channel",
-             [&] { after(of); });
+             [&] { after(addends); });
     }
 
   private:
@@ -224,63 +230,15 @@ class Call {
             arrays.of_reduction * table_.slot_bytes[columns_] * args.rows.chunks_of_part;
         plan.share.soon_from = plan.share.tasks - on_device_.limits().cache / 2 / bytes_of_task;
         launch("reduce", kernels().reduce[whole_][smooth_], plan);
-        if (explanation_ != nullptr) explanation_->reads = 2;
         if (args.rows.stats_of_mean == 1) return;
         step("means: a warp for each mean",
              [&] { merge_totals(execution_, args, static_cast<Direction>(direction_)); });
     }
 
-    // Weights and biases of features as the kernels take them: as they are, if they can be.
-    void set_parameters(const Problem& problem) {
-        const bool forward = direction_ == static_cast<int>(Direction::forward);
-        const DType wide = dtype_ == DType::float64 ? DType::float64 : DType::float32;
-        const auto are = [](const PerStatistic& values, DType dtype) {
-            return !values || (values.dtype == dtype && values.stride == size_of(dtype) &&
-                               reinterpret_cast<std::uintptr_t>(values.data) % 16 == 0);
-        };
-        weights_ = problem.weight;
-        if (forward || recomputes_z(args)) biases_ = problem.bias;
-        args.weights = weights_.data;
-        args.biases = biases_.data;
-        args.weight_offset = problem.weight_offset;
-        args.wide_parameters = !forward || !are(weights_, dtype_) || !are(biases_, dtype_);
-        // Backward's are scaled.
-        widens_weights_ = weights_ && (!forward || (args.wide_parameters && !are(weights_, wide)));
-        widens_biases_ = biases_ && args.wide_parameters && !are(biases_, wide);
-    }
-    std::int64_t bytes_of_parameters() const {
-        const std::int64_t element = dtype_ == DType::float64 ? 8 : 4;
-        return divide_up(args.rows.inner * element, 16) * 16;
-    }
-    void widen_parameters() {
-        const std::int64_t count = args.rows.inner;
-        if (widens_weights_) {
-            char* const to = std::exchange(parameters_, parameters_ + bytes_of_parameters());
-            const double offset = std::exchange(args.weight_offset, 0.0);
-            args.weights = to;
-            if (direction_ == static_cast<int>(Direction::backward)) {
-                auto* const scale = reinterpret_cast<double*>(parameters_);
-                parameters_ += 16;
-                args.weights_scale = scale;
-                step("widen_and_scale: a block", [&] {
-                    widen_and_scale(execution_, dtype_, weights_, count, offset, to, scale);
-                });
-            } else {
-                step("widen: a thread for each weight",
-                     [&] { widen(execution_, dtype_, weights_, count, offset, to); });
-            }
-        }
-        if (widens_biases_) {
-            args.biases = parameters_;
-            step("widen: a thread for each bias",
-                 [&] { widen(execution_, dtype_, biases_, count, 0.0, parameters_); });
-        }
-    }
-
     // A place for what blocks leave for others: partial results of parts, in two passes those of
     // statistics, too, and the groups' counters, which have to be 0; and what is added up over
     // samples. In the caller's scratch, or in memory that lives as long as what is returned.
-    std::unique_ptr<Memory> meeting_place(const Plan& plan, std::int64_t of_stats) {
+    std::unique_ptr<Memory> meeting_place(const Plan& plan, std::int64_t addends) {
         const bool two_passes = plan.tier == Tier::two_passes;
         const bool in_global = two_passes || plan.tier == Tier::grid;
         const std::int64_t counter_bytes = two_passes ? divide_up(args.rows.groups, 4) * 16 : 0;
@@ -289,10 +247,9 @@ class Call {
         const std::int64_t totals = two_passes ? args.rows.stats : 0;
         const Rows& rows = args.rows;
         const std::int64_t means = rows.stats_of_mean > 1 ? rows.stats / rows.stats_of_mean : 0;
-        const std::int64_t bytes = counter_bytes + partial * (partials + totals + of_stats) +
+        const std::int64_t bytes = counter_bytes + partial * (partials + totals + addends) +
                                    means * static_cast<std::int64_t>(sizeof(OfMean)) +
-                                   (widens_weights_ + widens_biases_) * bytes_of_parameters() +
-                                   16 * widens_weights_;
+                                   parameters_.bytes();
         if (bytes == 0) return nullptr;
         if (explanation_ != nullptr) {
             explanation_->scratch_bytes = bytes;
@@ -304,14 +261,23 @@ class Call {
         }
         char* const place = scratch_ ? scratch_(bytes) : own->data();
         args.partials = reinterpret_cast<Partial*>(place + counter_bytes);
-        if (of_stats > 0) args.of_stats = args.partials + partials + totals;
-        parameters_ = reinterpret_cast<char*>(args.partials + partials + totals + of_stats);
-        if (means > 0) args.of_means = reinterpret_cast<OfMean*>(parameters_);  // not of features
+        if (addends > 0) args.addends = args.partials + partials + totals;
+        // Of features, and of statistics that share means: none has both.
+        place_of_parameters_ = reinterpret_cast<char*>(args.partials + partials + totals + addends);
+        if (means > 0) args.of_means = reinterpret_cast<OfMean*>(place_of_parameters_);
         if (!two_passes) return own;
         clear(place, static_cast<std::size_t>(counter_bytes), execution_.stream);
         args.counters = reinterpret_cast<std::uint32_t*>(place);
         args.totals = args.partials + partials;
         return own;
+    }
+
+    // Of samples, or of the parts of rows: not their place yet.
+    Addends addends_of(const Plan& of_parameters) const {
+        const Rows& rows = args.rows;
+        if (!features_) return {nullptr, rows.stats / rows.stat, rows.stat};
+        const Share& share = of_parameters.share;
+        return {nullptr, divide_up(share.tasks, share.tasks_of_block), rows.inner};
     }
 
     const KernelTable::OfTraversal& kernels() const {
@@ -371,10 +337,9 @@ class Call {
     Explanation* explanation_;  // or null: then something is to be done
     bool columns_ = false, whole_ = false, smooth_ = false;
     std::int64_t granule_ = 0, bytes_of_run_ = 0;
-    // Of features: those given, which of them are to be converted, and a place for that.
-    PerStatistic weights_, biases_;
-    bool widens_weights_ = false, widens_biases_ = false;
-    char* parameters_ = nullptr;
+    FeatureParameters parameters_;
+    char* place_of_parameters_ = nullptr;
+    Operand addends_[2];  // whose sum is to be normalized, if given
 };
 
 }  // namespace
@@ -400,9 +365,9 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
     args.running_var = running.var;
     args.momentum = running.momentum;
     args.unbiased = running.unbiased;
-    if (problem.tensors.sum) call.add_residual(problem.tensors.sum);
-    const bool over_samples = args.rows.stats > args.rows.stat && (running.mean || running.var);
-    call.reduce_and_map(arrays_of_forward(args), over_samples, [&](const OfStats& of) {
+    if (problem.tensors.sum) call.normalize_sum(problem.tensors.sum);
+    const bool adds_up = args.rows.stats > args.rows.stat && (running.mean || running.var);
+    call.reduce_and_map(arrays_of_forward(args), adds_up, [&](const Addends& of) {
         update_running(execution, of, args.rows.elements, running);
     });
 }
@@ -420,12 +385,12 @@ void normalize_backward(const Execution& execution, const Problem& problem,
         return;
     }
     const bool features = problem.tensors.view.traversal == Traversal::features;
-    const bool over_samples = (features || args.rows.stats > args.rows.stat) && (dweight || dbias);
-    if (!over_samples) {
+    const bool adds_up = (features || args.rows.stats > args.rows.stat) && (dweight || dbias);
+    if (!adds_up) {
         args.dweight = dweight;
         args.dbias = dbias;
     }
-    call.reduce_and_map(arrays_of_backward(args), over_samples, [&](const OfStats& of) {
+    call.reduce_and_map(arrays_of_backward(args), adds_up, [&](const Addends& of) {
         add_up_gradients(execution, of, dweight, dbias);
     });
 }

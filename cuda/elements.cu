@@ -1,20 +1,10 @@
 #include "cuda/elements.h"
 
-#include <algorithm>
-
 #include "cuda/driver.h"
 
 namespace fastnorm::cuda {
 
 namespace {
-
-Shape shape_for(std::int64_t count) {
-    constexpr std::int64_t most_blocks = 4096;
-    Shape shape;
-    shape.threads = 256;
-    shape.blocks = std::min((count + shape.threads - 1) / shape.threads, most_blocks);
-    return shape;
-}
 
 template <class Unsigned>
 void copy_as(const Execution& execution, const TensorView& to, const TensorView& from) {
@@ -55,17 +45,17 @@ void rstd_of(const Execution& execution, const PerStatistic& to, const PerStatis
     launch(execution.op, Rstd{to, var, count, eps}, shape_for(count), execution.stream);
 }
 
-void add_up_gradients(const Execution& execution, const OfStats& of, const PerStatistic& dweight,
+void add_up_gradients(const Execution& execution, const Addends& of, const PerStatistic& dweight,
                       const PerStatistic& dbias) {
-    launch(execution.op, Gradients{of, dweight, dbias}, shape_for(of.channels), execution.stream);
+    launch(execution.op, Gradients{of, dweight, dbias}, shape_for(of.parameters), execution.stream);
 }
 
-void update_running(const Execution& execution, const OfStats& of, std::int64_t values,
+void update_running(const Execution& execution, const Addends& of, std::int64_t values,
                     const RunningStatistics& running) {
     launch(execution.op,
            Running{of, static_cast<double>(values), running.mean, running.var, running.momentum,
                    running.unbiased},
-           shape_for(of.channels), execution.stream);
+           shape_for(of.parameters), execution.stream);
 }
 
 }  // namespace fastnorm::cuda

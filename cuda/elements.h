@@ -1,12 +1,14 @@
 // Kernels for what is off the hot path: a copy between tensors of any strides, a value for all of a
-// vector, rstd from variances, sums over samples.
+// vector, rstd from variances, sums of addends.
 #pragma once
+
+#include <algorithm>
 
 #include "core/per_statistic.h"
 #include "core/stats.h"
 #include "core/view.h"
+#include "cuda/addends.h"
 #include "cuda/block.h"
-#include "cuda/samples.h"
 
 namespace fastnorm::cuda {
 
@@ -48,6 +50,14 @@ struct Copy {
     }
 };
 
+inline Shape shape_for(std::int64_t count, int threads = 256) {
+    constexpr std::int64_t most_blocks = 4096;
+    Shape shape;
+    shape.threads = threads;
+    shape.blocks = std::min(divide_up(count, threads), most_blocks);
+    return shape;
+}
+
 struct Fill {
     static constexpr const char* name = "fill";
     static constexpr int most_threads = 256;
@@ -77,11 +87,10 @@ struct Rstd {
     }
 };
 
-FASTNORM_DEVICE Partial sum_of_samples(const Block& block, const OfStats& of,
-                                       std::int64_t channel) {
+FASTNORM_DEVICE Partial sum_of_sets(const Block& block, const Addends& of, std::int64_t parameter) {
     Partial sum{0, 0};
-    for (std::int64_t n = 0; n < of.samples; ++n) {
-        const Partial* const from = of.values + n * of.channels + channel;
+    for (std::int64_t n = 0; n < of.sets; ++n) {
+        const Partial* const from = of.values + n * of.parameters + parameter;
         sum.first += block.load_element(&from->first);
         sum.second += block.load_element(&from->second);
     }
@@ -93,12 +102,12 @@ struct Gradients {
     static constexpr int most_threads = 256;
     static constexpr int least_blocks = 1;
 
-    OfStats of;
+    Addends of;
     PerStatistic dweight, dbias;
 
     FASTNORM_DEVICE void operator()(const Block& block) const {
-        for_elements(block, of.channels, [&](std::int64_t c) {
-            const Partial sum = sum_of_samples(block, of, c);
+        for_elements(block, of.parameters, [&](std::int64_t c) {
+            const Partial sum = sum_of_sets(block, of, c);
             dbias.set(c, sum.first);
             dweight.set(c, sum.second);
         });
@@ -110,18 +119,18 @@ struct Running {
     static constexpr int most_threads = 256;
     static constexpr int least_blocks = 1;
 
-    OfStats of;
+    Addends of;
     double values;
     PerStatistic mean, var;
     double momentum;
     bool unbiased;
 
     FASTNORM_DEVICE void operator()(const Block& block) const {
-        const auto samples = static_cast<double>(of.samples);
-        for_elements(block, of.channels, [&](std::int64_t c) {
-            const Partial sum = sum_of_samples(block, of, c);
-            const double batch_var = batch_variance(sum.second / samples, values, unbiased);
-            mean.set(c, running_update(mean.get(c), sum.first / samples, momentum));
+        const auto sets = static_cast<double>(of.sets);
+        for_elements(block, of.parameters, [&](std::int64_t c) {
+            const Partial sum = sum_of_sets(block, of, c);
+            const double batch_var = batch_variance(sum.second / sets, values, unbiased);
+            mean.set(c, running_update(mean.get(c), sum.first / sets, momentum));
             var.set(c, running_update(var.get(c), batch_var, momentum));
         });
     }

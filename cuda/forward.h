@@ -112,8 +112,8 @@ struct Forward {
         if (store && stat == index * args.rows.stats_of_mean) {
             args.mean.set(index, mean);
             args.rstd_or_var.set(index, rstd);
-            if (args.of_stats != nullptr) {
-                args.of_stats[stat] = moments;
+            if (args.addends != nullptr) {
+                args.addends[stat] = moments;
                 return {mean, rstd};
             }
             const double batch_var = batch_variance(moments.second, count, args.unbiased);
@@ -301,7 +301,8 @@ struct Forward {
                                           const Source& source, double count, double share,
                                           EachPack&& each_pack) const {
         double first[width] = {};
-        if (block.lane() < (width > 1 ? args.rows.across : 1)) {
+        const bool leads = block.lane() < (width > 1 ? args.rows.across : 1);
+        if (leads && (!features || args.centred)) {
             lane.first([&](const Position& at, int elements) {
                 const Pack<T> x = source.pack(args.x, x_array, 0, at, elements);
 #pragma unroll

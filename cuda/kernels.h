@@ -2,8 +2,9 @@
 // on chip (on_chip.h), and for what is not reduced:
 //   Reduce   the parts' partial results into global memory; the last block that works on a group
 //            of statistics merges them.
-//   Map      what follows a Reduce, whose statistics it finishes, or given statistics. So all
-//            results are a Map's: where it cannot be launched nothing has been written.
+//   Map      what follows a Reduce, whose statistics it finishes, or given statistics. So the
+//            results are a Map's: where it cannot be launched they have not been written (but for
+//            prenorm's sum; and what is added up over samples or parts comes in a last launch).
 // All kernels give the same bits: those follow from the chunks, not from who works on them.
 #pragma once
 

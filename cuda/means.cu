@@ -1,8 +1,7 @@
 #include "cuda/means.h"
 
-#include <algorithm>
-
 #include "cuda/block.h"
+#include "cuda/elements.h"
 #include "cuda/statistics.h"
 
 namespace fastnorm::cuda {
@@ -34,45 +33,16 @@ struct MergeMoments {
         const auto sets = static_cast<double>(rows.stats_of_mean);
         const auto each = static_cast<double>(rows.elements);
         for_means(block, rows, [&](std::int64_t mean, std::int64_t first) {
-            const Moments m = merged_equal(
-                block, sets, each,
+            const Moments m = merge_equal(
+                args.totals[first].first, sets, each,
                 [&](auto&& use) {
                     for (std::int64_t i = block.lane(); i < rows.stats_of_mean; i += warp_size) {
-                        use(args.totals[first + i]);
+                        use(args.totals[first + i].first, args.totals[first + i].second);
                     }
                 },
-                args.totals[first].first);
+                [&](double of_lane) { return sum_of_warp(block, of_lane); });
             if (block.lane() == 0) args.of_means[mean] = {{m.mean, m.m2}, 1.0};
         });
-    }
-
-  private:
-    // Of sets of the same count, as merge_equal() of core/stats.h. for_own(f): f of the lane's.
-    template <class ForOwn>
-    FASTNORM_DEVICE static Moments merged_equal(const Block& block, double sets, double each,
-                                                ForOwn&& for_own, double origin) {
-        const double share = 1.0 / sets;
-        double sum = 0, plain = 0;
-        for_own([&](const Partial& of) {
-            sum += of.first - origin;
-            plain += of.first * share;
-        });
-        double mean = origin + sum_of_warp(block, sum) * share;
-        const double other = sum_of_warp(block, plain);
-        if (!is_finite(mean)) mean = other;  // an infinity, or a difference of the largest numbers
-        double deviations = 0, squares = 0, m2 = 0;
-        for_own([&](const Partial& of) {
-            const double d = of.first - mean;
-            deviations += d;
-            squares += d * d;
-            m2 += of.second;
-        });
-        deviations = sum_of_warp(block, deviations);
-        squares = sum_of_warp(block, squares);
-        m2 = sum_of_warp(block, m2);
-        const double shift = deviations * share;  // what rounding has cost
-        return {sets * each, is_finite(shift) ? mean + shift : mean,
-                m2 + each * (squares - deviations * shift)};
     }
 };
 
@@ -114,11 +84,8 @@ struct MergeSums {
 }  // namespace
 
 void merge_totals(const Execution& execution, const Arguments& args, Direction direction) {
-    constexpr std::int64_t most_blocks = 4096;
     const std::int64_t means = args.rows.stats / args.rows.stats_of_mean;
-    Shape shape;
-    shape.threads = warps * warp_size;
-    shape.blocks = std::min(divide_up(means, warps), most_blocks);
+    const Shape shape = shape_for(means * warp_size, warps * warp_size);
     if (direction == Direction::forward) {
         launch(execution.op, MergeMoments{args}, shape, execution.stream);
     } else {

@@ -1,7 +1,7 @@
 // The kernel of dweight and dbias under features: for each element of inner the sums over rows of g
 // and of g * (x - mean) * rstd. A block has a stripe of 32 packs of some rows, its warps the rows
 // in turn; what it leaves for each element is added up over all of the rows' parts in order
-// (samples.h). Parts follow from the shape alone, and so do the bits.
+// (addends.h). Parts follow from the shape alone, and so do the bits.
 #pragma once
 
 #include "cuda/backward.h"
@@ -92,7 +92,8 @@ struct ParameterSums {
             const auto load = [&](const Operand& operand) {
                 const char* const p =
                     operand.data + offset_of<false>(args.rows, operand, row, 0) + place.pack * 16;
-                return load_pack<T, Pass::whole>(block, p, place.elements, Reuse::soon);
+                return load_pack<T, Pass::whole>(block, p, place.elements,
+                                                 row < share.soon_from ? Reuse::none : Reuse::soon);
             };
             const typename Pass::Packs packs{load(args.x), load(args.dy),
                                              pass.needs_residual ? load(args.residual) : Pack<T>{}};
@@ -141,7 +142,7 @@ struct ParameterSums {
             block.sync();
         }
         if (block.warp() != 0) return;
-        Partial* const to = args.of_stats + part * args.rows.inner + place.pack * values;
+        Partial* const to = args.addends + part * args.rows.inner + place.pack * values;
         for (int e = 0; e < place.elements; ++e) to[e] = {together->g[e], together->gx[e]};
     }
 };

@@ -185,8 +185,8 @@ Plan on_chip(const Costs& costs, const Limits& limits) {
 Plan plan_reduction(const Rows& rows, const KernelTable& table, const Work& work,
                     const Limits& limits) {
     // Statistics that share means meet between two passes.
-    const bool alone = rows.stats_of_mean == 1;
-    if (alone && (work.whole || (work.granule > 0 && rows.chunks_of_run > 0))) {
+    const bool own_means = rows.stats_of_mean == 1;
+    if (own_means && (work.whole || (work.granule > 0 && rows.chunks_of_run > 0))) {
         const Plan plan = on_chip({rows, table, work}, limits);
         if (plan.tier != Tier::two_passes) return plan;
     }
@@ -210,7 +210,8 @@ Plan plan_pass(const Rows& rows, std::int64_t tasks_of_group, const KernelTable&
     return plan;
 }
 
-Plan plan_parameter_sums(const Rows& rows, const KernelTable& table) {
+Plan plan_parameter_sums(const Rows& rows, const KernelTable& table, std::int64_t bytes_of_rows,
+                         const Limits& limits) {
     constexpr std::int64_t enough_blocks = 2048, most_parts = 256, least_rows = 16;
     constexpr std::int64_t bytes_of_sums = warp_size * 8 * 16;  // of 16-bit packs, the largest
     const std::int64_t stripes = divide_up(rows.packs, warp_size);
@@ -219,6 +220,7 @@ Plan plan_parameter_sums(const Rows& rows, const KernelTable& table) {
     Share& share = plan.share;
     share.tasks = rows.stats;
     share.tasks_of_block = std::max(divide_up(rows.stats, parts), least_rows);
+    share.soon_from = bytes_of_rows > limits.cache / 2 ? rows.stats : 0;  // all or none
     plan.shape.threads = warps_of_parameter_sums * warp_size;
     plan.shape.blocks = stripes * divide_up(share.tasks, share.tasks_of_block);
     const std::int64_t at_a_time =

@@ -40,7 +40,9 @@ Plan plan_reduction(const Rows& rows, const KernelTable& table, const Work& work
 Plan plan_pass(const Rows& rows, std::int64_t tasks_of_group, const KernelTable& table,
                const Limits& limits);
 
-// Of a ParameterSums, whose tasks are rows: blocks for every stripe and part. Not by the machine.
-Plan plan_parameter_sums(const Rows& rows, const KernelTable& table);
+// Of a ParameterSums, whose tasks are rows: blocks for every stripe and part. What the machine has
+// is asked only for whether the next kernel will find so many bytes in the cache.
+Plan plan_parameter_sums(const Rows& rows, const KernelTable& table, std::int64_t bytes_of_rows,
+                         const Limits& limits);
 
 }  // namespace fastnorm::cuda

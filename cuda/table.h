@@ -18,7 +18,7 @@ struct KernelTable {
         Launcher reduce[2][2];
         Launcher map[2][2];
     };
-    // By direction and traversal.
+    // By direction, of rows, of columns and of features.
     OfTraversal of[2][3];
     // By direction and whether the activation is smooth: rows that are no whole packs, in images.
     Launcher staged[2][2];

@@ -162,11 +162,14 @@ class _Ops:
         op = getattr(fn, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            result = self._call(op, args, kwargs, "out", "running_mean", "running_var")
-            out = kwargs.get("out")
+            written = ("out", "sum_out", "running_mean", "running_var")
+            result = self._call(op, args, kwargs, *written)
+            out, total = kwargs.get("out"), kwargs.get("sum_out")
             if not isinstance(result, tuple):
                 return to_host(result) if out is None else out
             first, *rest = map(to_host, result)
+            if total is not None:  # which comes last
+                rest[-1] = total
             fields = (first if out is None else out, *rest)
             return type(result)(*fields) if hasattr(result, "_fields") else fields
 

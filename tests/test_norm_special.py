@@ -283,18 +283,21 @@ def test_very_large_eps() -> None:
 @pytest.mark.parametrize("parameter", DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
-def test_weight_offset_is_added_to_the_weight(norm: str, dtype: str, parameter: str) -> None:
+@pytest.mark.parametrize("offset", [1.0, 0.1])
+def test_weight_offset_is_added_to_the_weight(
+    norm: str, dtype: str, parameter: str, offset: float
+) -> None:
     """The sum is rounded once, to what elements are computed in: the same bits."""
     case = Case("offset", norm, (9, 77))
     rng = np.random.default_rng(22)
     x, dy = (rng.standard_normal(case.shape).astype(to_dtype(dtype)) for _ in range(2))
     weight = (0.1 * rng.standard_normal(77)).astype(to_dtype(parameter))
     wide_dtype = np.float64 if dtype == "float64" else np.float32
-    summed = (weight.astype(np.float64) + 1.0).astype(wide_dtype)
-    fwd = train(case, x, weight, weight_offset=1.0, activation="silu")
+    summed = (weight.astype(np.float64) + offset).astype(wide_dtype)
+    fwd = train(case, x, weight, weight_offset=offset, activation="silu")
     plain = train(case, x, summed, activation="silu")
     assert fwd.y.tobytes() == plain.y.tobytes()
-    grads = backward(case, dy, x, fwd, weight, weight_offset=1.0, activation="silu")
+    grads = backward(case, dy, x, fwd, weight, weight_offset=offset, activation="silu")
     expected = backward(case, dy, x, fwd, summed, activation="silu")
     assert grads.dx.tobytes() == expected.dx.tobytes()
     assert grads.dweight.dtype == weight.dtype
@@ -302,7 +305,7 @@ def test_weight_offset_is_added_to_the_weight(norm: str, dtype: str, parameter: 
     limit = tol.rounding(stored, weight.dtype) + tol.rounding(stored, summed.dtype)
     tol.assert_close(grads.dweight, stored, limit, "dweight")
     # Where there is no weight there is nothing to add to.
-    assert train(case, x, weight_offset=1.0).y.tobytes() == train(case, x).y.tobytes()
+    assert train(case, x, weight_offset=offset).y.tobytes() == train(case, x).y.tobytes()
 
 
 @pytest.mark.parametrize("isa", fn._core.isas())

@@ -37,23 +37,32 @@ FASTNORM_FN Moments merge(const Moments& a, const Moments& b) {
 }
 
 // The same of sets that have a count each, and it is the same one: the mean of the means, and their
-// deviations from it.
-inline Moments merge_equal(const double* means, const double* m2s, std::int64_t sets, double each) {
-    const double n = static_cast<double>(sets), share = 1.0 / n;
-    double mean = means[0], deviations = 0, squares = 0, m2 = 0;
-    for (std::int64_t i = 1; i < sets; ++i) mean += (means[i] - means[0]) * share;
+// deviations from it. for_own(f) calls f(mean, m2) for some of the sets, of which first is a mean,
+// and total() makes the sum over all of them from that over those.
+template <class ForOwn, class Total>
+FASTNORM_FN Moments merge_equal(double first, double sets, double each, ForOwn&& for_own,
+                                Total&& total) {
+    const double share = 1.0 / sets;
+    double sum = 0;
+    for_own([&](double mean, double) { sum += (mean - first) * share; });
+    double mean = first + total(sum);
     if (!is_finite(mean)) {  // an infinity, or a difference of the largest numbers
-        mean = 0;
-        for (std::int64_t i = 0; i < sets; ++i) mean += means[i] * share;
+        sum = 0;
+        for_own([&](double of, double) { sum += of * share; });
+        mean = total(sum);
     }
-    for (std::int64_t i = 0; i < sets; ++i) {
-        const double d = means[i] - mean;
+    double deviations = 0, squares = 0, m2 = 0;
+    for_own([&](double of, double m2_of) {
+        const double d = of - mean;
         deviations += d;
         squares += d * d;
-        m2 += m2s[i];
-    }
+        m2 += m2_of;
+    });
+    deviations = total(deviations);
+    squares = total(squares);
+    m2 = total(m2);
     const double shift = deviations * share;  // what rounding has cost
-    return {n * each, is_finite(shift) ? mean + shift : mean,
+    return {sets * each, is_finite(shift) ? mean + shift : mean,
             m2 + each * (squares - deviations * shift)};
 }
 
@@ -122,6 +131,13 @@ FASTNORM_FN double power_of_two(int exponent) {
 template <class A>
 FASTNORM_FN int exponent_that_spares(double mean) {
     return largest_exponent<A> - 2 - exponent_of(mean);
+}
+
+// A power of two above weights of which this is the largest: relative to it they leave g * weight
+// in range.
+template <class A>
+FASTNORM_FN double scale_above(double largest) {
+    return largest > 0 ? power_of_two<A>(exponent_of(largest) + 1) : 1.0;
 }
 
 // About sqrt(rstd * |weight|). Half of the way from x to y: what overflows or vanishes there does

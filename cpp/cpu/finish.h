@@ -113,8 +113,14 @@ inline void merge_moments(const Plan& plan, const Scratch& scratch, const Piece&
     });
     const double each = static_cast<double>(plan.view.outer * plan.view.inner);
     for (std::int64_t g = 0; g < piece.means; ++g) {
-        const Moments m =
-            merge_equal(mean_of + g * piece.group, m2_of + g * piece.group, piece.group, each);
+        const std::int64_t first = g * piece.group;
+        const Moments m = merge_equal(
+            mean_of[first], static_cast<double>(piece.group), each,
+            [&](auto&& use) {
+                for (std::int64_t i = first; i < first + piece.group; ++i)
+                    use(mean_of[i], m2_of[i]);
+            },
+            [](double all) { return all; });
         means[g] = m.mean;
         m2s[g] = m.m2;
     }
@@ -233,7 +239,7 @@ double scale_weights(const A* weights, std::int64_t count, A* to) {
     for (std::int64_t i = 0; i < whole; i += lanes) keep_larger(i, lanes);
     keep_larger(whole, static_cast<int>(count - whole));
     const A largest = *std::max_element(most, most + lanes);
-    const double scale = largest > 0 ? power_of_two<A>(exponent_of(largest) + 1) : 1.0;
+    const double scale = scale_above<A>(largest);
     const A share = static_cast<A>(1.0 / scale);
     for (std::int64_t i = 0; i < count; ++i) to[i] = weights[i] * share;
     return scale;

@@ -9,6 +9,7 @@ from typing import Any
 from fastnorm import _core, functional
 
 _OPS = tuple(getattr(functional, name) for name in functional.__all__ if name.islower())
+_TIMES = {1: "once", 2: "twice", 3: "three times"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Explanation:
         a pool in the stream's order.
     launches : tuple of str
         On a device, the kernels with their blocks, threads and shared memory. There a unit is what
-        statistics a warp has at a time, a chunk is what it reduces at a time, reads is 2 where two
+        statistics a warp has at a time, a chunk is what it reduces at a time, reads says how many
         kernels read the inputs, and nothing is said of tile, threads, shared, interleaved and
         stream.
     copied : tuple of str
@@ -102,7 +103,7 @@ class Explanation:
             + (f", groups of {self.group}" if self.group > 1 else ""),
             *how,
             f"memory:  {self.least_bytes:,} bytes at least, inputs read "
-            f"{'once' if self.reads == 1 else 'twice'}; {self.scratch_bytes:,} bytes of scratch",
+            f"{_TIMES[self.reads]}; {self.scratch_bytes:,} bytes of scratch",
         ]
         if self.copied:
             lines.append(f"copied:  {', '.join(self.copied)} (not dense, or in another order)")

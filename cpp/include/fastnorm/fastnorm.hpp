@@ -159,8 +159,8 @@ struct Explanation {
     // options.
     std::int64_t scratch_bytes = 0;
     // On a device, what is launched: kernels, blocks, threads, shared memory. There a unit is the
-    // statistics that a warp has at a time, a chunk what it reduces at a time, reads is 2 where two
-    // kernels read the inputs, and of tile, threads, shared, interleaved and stream nothing is
+    // statistics that a warp has at a time, a chunk what it reduces at a time, reads says how
+    // many kernels read the inputs, and of tile, threads, shared, interleaved and stream nothing is
     // said.
     std::vector<std::string> launches;
     std::vector<std::string> copied;  // arguments that are copied to dense memory, or from it
