@@ -63,7 +63,7 @@ struct Forward {
             const Sums found = about(block, pivots, count, share, reread);
             const bool counts = lane.has_stat(own_element<width>(block));
             if (!block.any(counts && !found.good)) return found.partial;
-            const Sums again = about_exact_mean(block, lane, source, count, share, reread);
+            const Sums again = about_exact_mean(block, count, share, reread);
             return found.good ? found.partial : again.partial;
         } else {
             const auto moments = [&](auto&& each_pack) {
@@ -71,7 +71,7 @@ struct Forward {
                 const Sums found = about_own_mean(block, nothing, count, share, each_pack);
                 // Sums or squares that leave the range, or lie among the subnormals; equal numbers.
                 if (found.good) return found.partial;
-                return about_exact_mean(block, lane, source, count, share, each_pack).partial;
+                return about_exact_mean(block, count, share, each_pack).partial;
             };
             if constexpr (whole && !Source::cheap) {
                 Pack<T> x[packs];
@@ -296,22 +296,20 @@ struct Forward {
 
     // Off the hot path: in double, relative to each statistic's first number, so that the mean of
     // equal numbers is that number, even if their sum would overflow.
-    template <class Source, class EachPack>
-    FASTNORM_DEVICE Sums about_exact_mean(const Block& block, const Chunk& lane,
-                                          const Source& source, double count, double share,
+    template <class EachPack>
+    FASTNORM_DEVICE Sums about_exact_mean(const Block& block, double count, double share,
                                           EachPack&& each_pack) const {
         double first[width] = {};
-        const bool leads = block.lane() < (width > 1 ? args.rows.across : 1);
-        if (leads && (!features || args.centred)) {
-            lane.first([&](const Position& at, int elements) {
-                const Pack<T> x = source.pack(args.x, x_array, 0, at, elements);
+        bool found = block.lane() >= (width > 1 ? args.rows.across : 1);
+        each_pack([&](const Pack<T>& x, int elements) {
+            if (found || elements == 0) return;
+            found = true;
 #pragma unroll
-                for (int e = 0; e < width; ++e) {
-                    first[e] = static_cast<double>(widen(x.element[e]));
-                    if (!is_finite(first[e])) first[e] = 0;
-                }
-            });
-        }
+            for (int e = 0; e < width; ++e) {
+                first[e] = static_cast<double>(widen(x.element[e]));
+                if (!is_finite(first[e])) first[e] = 0;
+            }
+        });
         sum_of_lanes(block, args.rows, first);
         return about_own_mean(block, first, count, share, each_pack);
     }

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "../cpp/expect.h"
-#include "cuda/machine.h"
+#include "device_copy.h"
 #include "fastnorm/fastnorm.h"
 #include "fastnorm/fastnorm.hpp"
 
@@ -14,31 +14,6 @@ using fastnorm::Device;
 using fastnorm::TensorView;
 
 constexpr std::int64_t images = 3, channels = 6, plane = 41;  // two passes: scratch is needed
-
-// A copy on device 0, for as long as it lives.
-class Copy {
-  public:
-    template <class T>
-    Copy(const std::vector<T>& values)
-        : bytes_(values.size() * sizeof(T)), on_("test", 0), memory_(bytes_, nullptr) {
-        fastnorm::cuda::upload(memory_.data(), values.data(), bytes_, nullptr);
-    }
-    template <class T>
-    void get(std::vector<T>& values) const {
-        fastnorm::cuda::download(values.data(), memory_.data(), bytes_, nullptr);
-    }
-    void* data() const { return memory_.data(); }
-    TensorView bytes() const {
-        return TensorView(reinterpret_cast<std::uint8_t*>(memory_.data()),
-                          {static_cast<std::int64_t>(bytes_)})
-            .on(Device::cuda());
-    }
-
-  private:
-    std::size_t bytes_;
-    fastnorm::cuda::OnDevice on_;
-    fastnorm::cuda::Memory memory_;
-};
 
 double largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
     double largest = 0;
