@@ -208,3 +208,94 @@ def test_the_current_stream_is_taken() -> None:
             found = fn.batch_norm_train(x).y + 1
         stream.synchronize()
         assert torch.equal(found, expected)
+
+
+# Tokens, rows in a block, in a cluster and in two passes, rows that are no whole packs; groups.
+NORMS = (
+    ("layer_norm", (1, 4096)),
+    ("layer_norm", (4096, 64)),
+    ("layer_norm", (2048, 1600)),
+    ("rms_norm", (512, 4096)),
+    ("rms_norm", (64, 131072)),
+    ("layer_norm", (1001, 777)),
+    ("rms_norm", (1 << 20, 8)),
+    ("group_norm", (2, 320, 64, 64)),
+    ("group_norm", (2, 1280, 12, 12)),
+    ("instance_norm", (4, 64, 128, 128)),
+)
+
+
+def _train_and_backward_of(norm: str, d: dict[str, Any], stream: Any = None) -> list[Any]:
+    groups = (32,) if norm == "group_norm" else ()
+    parameters = (d["weight"], None if norm == "rms_norm" else d["bias"])
+    options: dict[str, Any] = {"activation": "relu", "stream": stream}
+    fwd = getattr(fn, norm + "_train")(d["x"], *groups, *parameters, out=d["y"], **options)
+    statistics = (fwd.rstd,) if norm == "rms_norm" else (fwd.mean, fwd.rstd)
+    grads = getattr(fn, norm + "_backward")(
+        *(d["dy"], d["x"], *groups, *statistics, *parameters),
+        **options | {"mask": fwd.mask, "out": d["dx"]},
+    )
+    return [fwd.y, grads.dx, grads.dweight, *([] if norm == "rms_norm" else [grads.dbias])]
+
+
+def _norm_data(norm: str, shape: tuple[int, ...], dtype: str) -> dict[str, Any]:
+    kind = getattr(torch, dtype)
+    d = {name: torch.randn(shape, device="cuda").to(kind) for name in ("x", "dy")}
+    d |= {name: torch.full_like(d["x"], float("nan")) for name in ("y", "dx")}
+    vectors = torch.rand(2, shape[1], device="cuda").to(kind) + 0.5
+    return d | {"weight": vectors[0].clone(), "bias": vectors[1].clone()}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("norm", "shape"), NORMS)
+def test_other_norms_against_float64(norm: str, shape: tuple[int, ...], dtype: str) -> None:
+    d = _norm_data(norm, shape, dtype)
+    found = [a.clone() for a in _train_and_backward_of(norm, d)]
+    again = _train_and_backward_of(norm, d)
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+    x, weight, bias = (d[name].double().requires_grad_() for name in ("x", "weight", "bias"))
+    functional = torch.nn.functional
+    z = {
+        "layer_norm": lambda: functional.layer_norm(x, shape[1:], weight, bias),
+        "rms_norm": lambda: functional.rms_norm(x, shape[1:], weight, eps=1e-5),
+        "group_norm": lambda: functional.group_norm(x, 32, weight, bias),
+        "instance_norm": lambda: functional.instance_norm(x, weight=weight, bias=bias),
+    }[norm]()
+    # Where z is within rounding of the kink either side is right.
+    unit = {"float32": 2e-7, "float64": 1e-15, "float16": 1e-3, "bfloat16": 8e-3}[dtype]
+    clear = z.detach().abs() > 16 * unit
+    d["dy"] *= clear
+    found = _train_and_backward_of(norm, d)
+    y = torch.relu(z)
+    parameters = (weight,) if norm == "rms_norm" else (weight, bias)
+    wanted = [y, *torch.autograd.grad(y, (x, *parameters), d["dy"].double())]
+    for one, other in zip(found, wanted, strict=True):
+        scale = float(other.abs().max())
+        assert float((one.double() - other).abs().max()) < 32 * unit * scale
+
+
+@pytest.mark.parametrize(("norm", "shape"), NORMS)
+def test_other_norms_in_a_graph(norm: str, shape: tuple[int, ...]) -> None:
+    d = _norm_data(norm, shape, "float32")
+    kept: list[Any] = []
+
+    def calls() -> None:
+        number = torch.cuda.current_stream().cuda_stream
+        kept[:] = _train_and_backward_of(norm, d, number)
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        calls()
+    torch.cuda.synchronize()
+    expected = d["y"].clone(), d["dx"].clone()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        calls()
+    for _ in range(3):
+        d["y"].fill_(float("nan"))
+        d["dx"].fill_(float("nan"))
+        graph.replay()
+        torch.cuda.synchronize()
+        assert torch.equal(d["y"], expected[0])
+        assert torch.equal(d["dx"], expected[1])

@@ -280,3 +280,27 @@ def test_a_launch_that_fails_leaves_nothing_behind() -> None:
         assert host.memory_in_use() == in_use
     host.refuse(-1)
     host.reset()
+
+
+@on_host
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((1, 4096), "clusters of"),  # a token: no block alone
+        ((65536, 64), "on_chip: 4096 blocks"),  # sixteen rows a block
+        ((32768, 256), "on_chip: 2048 blocks"),
+        ((8192, 4096), "on_chip: 2048 blocks"),
+        ((512, 65536), "clusters of 2"),  # long rows: clusters
+        ((128, 131072), "clusters of 4"),
+        ((64, 262144), "clusters of 8"),
+    ],
+)
+def test_rows_on_a_large_machine(shape: tuple[int, ...], expected: str) -> None:
+    """One launch forward, by the policy for an H200's multiprocessors."""
+    host.reset(Limits(multiprocessors=132))
+    x, weight = (fn.cuda.asarray(np.ones(s, np.float16)) for s in (shape, shape[1:]))
+    explanation = fn.explain(fn.rms_norm, x, weight)
+    host.reset()
+    (launch,) = explanation.launches
+    assert expected in launch
+    assert explanation.reads == 1
