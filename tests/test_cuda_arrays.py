@@ -341,6 +341,7 @@ def test_example_of_the_readme() -> None:
     assert isinstance(names["fwd"].y, fn.cuda.Array)
     assert isinstance(names["bn"].weight, fn.cuda.Array)
     assert isinstance(names["y"], np.ndarray)
+    assert isinstance(names["z"], fn.cuda.Array)
 
 
 def _layers() -> tuple[fn.BatchNorm, fn.BatchNorm]:
