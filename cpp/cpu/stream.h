@@ -27,37 +27,45 @@ FASTNORM_FN std::int64_t head_of_line(const T* p) {
     return (line - static_cast<std::int64_t>(index) % line) % line;
 }
 
-// How many elements of [from, to) can be direct pieces, as for_segments() has them.
-template <class T>
-FASTNORM_FN std::int64_t direct_body(const T* result, std::int64_t from, std::int64_t to) {
-    constexpr std::int64_t pack = lanes<accumulator_t<T>>;
-    const std::int64_t body = (to - from - head_of_line(result + from)) / pack * pack;
-    return body >= shortest_direct ? body : 0;
-}
+// The elements of [from, to), counted from `from` on, that can be direct pieces, as for_segments()
+// has them: whole packs from the start of a line; or all, if the row is whole packs that can be
+// stored so where they are: then the next row fills the line that this one ends with.
+struct Direct {
+    std::int64_t head, count;
+
+    template <class T>
+    static FASTNORM_FN Direct of(const T* result, std::int64_t from, std::int64_t to) {
+        constexpr std::int64_t pack = lanes<accumulator_t<T>>;
+        const auto address = reinterpret_cast<std::uintptr_t>(result + from);
+        if ((to - from) % pack == 0 && address % stream_alignment == 0) return {0, to - from};
+        const std::int64_t head = head_of_line(result + from);
+        const std::int64_t count = (to - from - head) / pack * pack;
+        return {head, count >= shortest_direct ? count : 0};
+    }
+};
 
 // The element, counted from `from` on, with which the longest piece of a row of results begins.
 template <class T>
 FASTNORM_FN std::int64_t head_of_segments(bool stream, const T* result, std::int64_t from,
                                           std::int64_t to) {
-    return stream && direct_body(result, from, to) > 0 ? head_of_line(result + from) : 0;
+    const Direct direct = Direct::of(result, from, to);
+    return stream && direct.count > 0 ? direct.head : 0;
 }
 
 // Cuts [from, to) of a row of results into pieces of at most longest elements, and calls
-// f(i, count, direct) for each. Those to be streamed: direct ones are whole packs that start with a
-// cache line, to be written past the cache from registers; the others have at most segment
-// elements and go through a sink's buffer. second: another row of results that is written at the
-// same time, or null.
+// f(i, count, direct) for each. Those to be streamed: direct ones are whole packs to be written
+// past the cache from registers; the others have at most segment elements and go through a sink's
+// buffer. second: another row of results that is written at the same time, or null.
 template <class T, std::int64_t longest = INT64_MAX, class F>
 FASTNORM_FN void for_segments(bool stream, const T* result, const T* second, std::int64_t from,
                               std::int64_t to, F&& f) {
     using A = accumulator_t<T>;
     static_assert(longest == INT64_MAX || longest % lanes<A> == 0, "direct pieces are whole packs");
-    const std::int64_t head = head_of_line(result + from);
-    const std::int64_t body = direct_body(result, from, to);
-    const bool alike = second == nullptr || head_of_line(second + from) == head;
-    const bool any = stream && alike && body > 0;
-    const std::int64_t begin = any ? from + head : to;  // of the direct pieces
-    const std::int64_t end = begin + (any ? body : 0);
+    const Direct body = Direct::of(result, from, to);
+    const bool alike = second == nullptr || Direct::of(second, from, to).head == body.head;
+    const bool any = stream && alike && body.count > 0;
+    const std::int64_t begin = any ? from + body.head : to;  // of the direct pieces
+    const std::int64_t end = begin + (any ? body.count : 0);
     for (std::int64_t i = from; i < to;) {
         const bool direct = begin <= i && i < end;
         const std::int64_t most = stream && !direct ? segment : longest;

@@ -52,13 +52,31 @@ struct Vec<float> {
     static FASTNORM_FN Vec load(const BFloat16* p, int n) { return widen(p, load_words(p, n)); }
 
     FASTNORM_FN void store(float* p) const { _mm256_storeu_ps(p, v); }
-    FASTNORM_FN void store(float* p, int n) const { _mm256_maskstore_ps(p, first(n), v); }
+    // In pieces: a masked store takes many processors dozens of cycles.
+    FASTNORM_FN void store(float* p, int n) const {
+        if (n >= width) return store(p);
+        __m128 rest = _mm256_castps256_ps128(v);
+        if (n & 4) {
+            _mm_storeu_ps(p, rest);
+            rest = _mm256_extractf128_ps(v, 1);
+            p += 4;
+        }
+        if (n & 2) {
+            _mm_storel_pi(reinterpret_cast<__m64*>(p), rest);
+            rest = _mm_movehl_ps(rest, rest);
+            p += 2;
+        }
+        if (n & 1) _mm_store_ss(p, rest);
+    }
     FASTNORM_FN void store(Half* p) const { store_words(p, narrow(p)); }
     FASTNORM_FN void store(Half* p, int n) const { store_words(p, narrow(p), n); }
     FASTNORM_FN void store(BFloat16* p) const { store_words(p, narrow(p)); }
     FASTNORM_FN void store(BFloat16* p, int n) const { store_words(p, narrow(p), n); }
 
-    FASTNORM_FN void stream(float* p) const { _mm256_stream_ps(p, v); }
+    FASTNORM_FN void stream(float* p) const {
+        _mm_stream_ps(p, _mm256_castps256_ps128(v));
+        _mm_stream_ps(p + 4, _mm256_extractf128_ps(v, 1));
+    }
     template <class T>
     FASTNORM_FN void stream(T* p) const {
         _mm_stream_si128(reinterpret_cast<__m128i*>(p), narrow(p));
@@ -95,20 +113,46 @@ struct Vec<float> {
     static FASTNORM_FN __m128i load_words(const void* p) {
         return _mm_loadu_si128(static_cast<const __m128i*>(p));
     }
+    // The last word first, so that those before it come below.
     static FASTNORM_FN __m128i load_words(const void* p, int n) {
-        alignas(16) std::uint16_t words[8] = {};
+        if (n >= width) return load_words(p);
         const auto* from = static_cast<const char*>(p);
-        for (int i = 0; i < n; ++i) std::memcpy(words + i, from + 2 * i, 2);
-        return _mm_load_si128(reinterpret_cast<const __m128i*>(words));
+        std::uint64_t low = 0, rest = 0;
+        if (n & 1) {
+            std::uint16_t one;
+            std::memcpy(&one, from + 2 * (n & 6), 2);
+            rest = one;
+        }
+        if (n & 2) {
+            std::uint32_t two;
+            std::memcpy(&two, from + 2 * (n & 4), 4);
+            rest = rest << 32 | two;
+        }
+        if (!(n & 4)) return _mm_set_epi64x(0, static_cast<long long>(rest));
+        std::memcpy(&low, from, 8);
+        return _mm_set_epi64x(static_cast<long long>(rest), static_cast<long long>(low));
     }
     static FASTNORM_FN void store_words(void* p, __m128i words) {
         _mm_storeu_si128(static_cast<__m128i*>(p), words);
     }
     static FASTNORM_FN void store_words(void* p, __m128i words, int n) {
-        alignas(16) std::uint16_t buffer[8];
-        _mm_store_si128(reinterpret_cast<__m128i*>(buffer), words);
+        if (n >= width) return store_words(p, words);
         auto* to = static_cast<char*>(p);
-        for (int i = 0; i < n; ++i) std::memcpy(to + 2 * i, buffer + i, 2);
+        if (n & 4) {
+            _mm_storel_epi64(reinterpret_cast<__m128i*>(to), words);
+            words = _mm_unpackhi_epi64(words, words);
+            to += 8;
+        }
+        auto rest = static_cast<std::uint32_t>(_mm_cvtsi128_si32(words));
+        if (n & 2) {
+            std::memcpy(to, &rest, 4);
+            rest = static_cast<std::uint32_t>(_mm_extract_epi32(words, 1));
+            to += 4;
+        }
+        if (n & 1) {
+            const auto one = static_cast<std::uint16_t>(rest);
+            std::memcpy(to, &one, 2);
+        }
     }
     static FASTNORM_FN Vec widen(const Half*, __m128i words) { return _mm256_cvtph_ps(words); }
     static FASTNORM_FN Vec widen(const BFloat16*, __m128i words) {
@@ -167,9 +211,21 @@ struct Vec<double> {
     static FASTNORM_FN Vec load(const double* p) { return _mm256_loadu_pd(p); }
     static FASTNORM_FN Vec load(const double* p, int n) { return _mm256_maskload_pd(p, first(n)); }
     FASTNORM_FN void store(double* p) const { _mm256_storeu_pd(p, v); }
-    FASTNORM_FN void store(double* p, int n) const { _mm256_maskstore_pd(p, first(n), v); }
+    FASTNORM_FN void store(double* p, int n) const {
+        if (n >= width) return store(p);
+        __m128d rest = _mm256_castpd256_pd128(v);
+        if (n & 2) {
+            _mm_storeu_pd(p, rest);
+            rest = _mm256_extractf128_pd(v, 1);
+            p += 2;
+        }
+        if (n & 1) _mm_store_sd(p, rest);
+    }
 
-    FASTNORM_FN void stream(double* p) const { _mm256_stream_pd(p, v); }
+    FASTNORM_FN void stream(double* p) const {
+        _mm_stream_pd(p, _mm256_castpd256_pd128(v));
+        _mm_stream_pd(p + 2, _mm256_extractf128_pd(v, 1));
+    }
 
     friend FASTNORM_FN Vec operator+(Vec a, Vec b) { return _mm256_add_pd(a.v, b.v); }
     friend FASTNORM_FN Vec operator-(Vec a, Vec b) { return _mm256_sub_pd(a.v, b.v); }
@@ -200,6 +256,8 @@ struct Vec<double> {
     }
 };
 
+// In halves, which any array's alignment suffices for.
+inline constexpr int stream_alignment = 16;
 FASTNORM_FN void stream_line(void* to, const void* from) {
     const auto* source = static_cast<const float*>(from);
     auto* target = static_cast<float*>(to);

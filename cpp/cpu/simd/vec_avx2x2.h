@@ -88,6 +88,7 @@ struct Vec {
     }
 };
 
+using avx2::stream_alignment;
 using avx2::stream_fence;
 using avx2::stream_line;
 

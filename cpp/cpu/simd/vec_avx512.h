@@ -177,6 +177,7 @@ struct Vec<double> {
     friend FASTNORM_FN Vec keep_first(Vec a, int n) { return _mm512_maskz_mov_pd(first(n), a.v); }
 };
 
+inline constexpr int stream_alignment = 64;
 FASTNORM_FN void stream_line(void* to, const void* from) {
     _mm512_stream_ps(static_cast<float*>(to), _mm512_loadu_ps(from));
 }

@@ -164,6 +164,7 @@ struct Vec {
     }
 };
 
+inline constexpr int stream_alignment = 64;
 FASTNORM_FN void stream_line(void* to, const void* from) { std::memcpy(to, from, 64); }
 FASTNORM_FN void stream_fence() {}
 

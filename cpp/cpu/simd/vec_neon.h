@@ -195,6 +195,7 @@ struct Vec<double> {
 
 // No intrinsic gives STNP. It is a hint not to allocate the line; a core that ignores it still
 // sees four stores that fill a line and need not read it first.
+inline constexpr int stream_alignment = 64;
 FASTNORM_FN void stream_line(void* to, const void* from) {
     const auto* source = static_cast<const std::uint8_t*>(from);
     asm volatile(
