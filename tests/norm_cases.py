@@ -142,6 +142,14 @@ def _rows() -> Iterator[Case]:
             residual=i % 3 == 0,
             bias=i % 4 != 1,
         )
+    for i, length in enumerate((1, 2, 5, 16, 24, 31)):  # nothing but the row to be read
+        yield Case(
+            f"plain_row_{length}",
+            ROW_NORMS[i % 2],
+            (7, 11, length),
+            activation="silu" if i % 3 == 0 else None,
+            bias=i % 4 < 2,
+        )
     for norm in ROW_NORMS:
         yield Case(f"{norm}_token", norm, (1, 4096), residual=True, prenorm=True)
         yield Case(f"{norm}_vector", norm, (1000,), 0, activation="relu")
@@ -228,6 +236,10 @@ def _channels() -> Iterator[Case]:
             bias=False,
         )
     yield Case("group_of_values", "group_norm", (5, 24), 1, 4, activation="relu")
+    yield Case("group_of_many_values", "group_norm", (70, 48), 1, 8, activation="silu")
+    yield Case("group_tiny_planes", "group_norm", (9, 12, 3, 5), 1, 3)
+    yield Case("group_tiny_planes_residual", "group_norm", (9, 12, 3, 5), 1, 3, residual=True)
+    yield Case("instance_tiny_planes", "instance_norm", (9, 12, 2, 2), 1)
     yield Case("group_middle", "group_norm", (2, 3, 8, 5), 2, 4)
     yield Case("instance_one_channel", "instance_norm", (4, 1, 33), 1, activation="relu")
 

@@ -111,8 +111,8 @@ View view_of(const TensorView& x, const Norm& norm, const DimOrder& order) {
         view.traversal = Traversal::features;
         return view;
     }
-    // Lanes of their own are of no use to statistics of few values each.
-    const bool apart = order.outer == 1 && view.outer == 1;
+    // Lanes of their own are of no use to statistics of a few values each.
+    const bool apart = order.outer == 1 && view.outer == 1 && view.inner > 1;
     view.traversal =
         view.inner < shortest_row && view.stat > 1 && !apart ? Traversal::columns : Traversal::rows;
     return view;

@@ -95,6 +95,14 @@ struct Features {
     }
 
     static void normalize(const KernelArgs& args, const Tile& tile) {
+        if (TinyRows<T>::are_plain(args)) {
+            const LaneMaps<A> maps(args, 0);
+            return TinyRows<T>::template normalize<kind>(
+                args, tile, [&](const NormalizeMap<V>& z, std::int64_t i, V centred) {
+                    const V bias(maps.biases == nullptr ? A(0) : maps.biases[i]);
+                    return fma(centred * z.scale, V(maps.weights[i]), bias);
+                });
+        }
         if constexpr (sizeof(T) == 2) {
             if (args.cast_before_weight) return normalize_and_cast(args, tile);
         }
@@ -141,14 +149,15 @@ struct Features {
         return {operand.stat_stride * (tile.stat1 - tile.stat0)};
     }
 
-    // Rows of whole packs, which begin with a cache line where they are streamed, and nothing but x
+    // Rows of whole packs, which are stored where they are if they are streamed, and nothing but x
     // to read.
     static FASTNORM_FN bool are_plain(const KernelArgs& args, const Tile& tile) {
         if (args.residual || args.mask != nullptr) return false;
         if ((tile.inner1 - tile.inner0) % lanes<A> != 0) return false;
         if (!args.stream) return true;
         const T* const y = run_of<T>(args.view, args.y, tile.batch, 0, tile.stat0) + tile.inner0;
-        return head_of_line(y) == 0 && args.y.stat_stride % 64 == 0;
+        return reinterpret_cast<std::uintptr_t>(y) % stream_alignment == 0 &&
+               args.y.stat_stride % stream_alignment == 0;
     }
 
     // Without what takes short rows longer than their elements.

@@ -69,6 +69,12 @@ struct Rows {
     }
 
     static void normalize(const KernelArgs& args, const Tile& tile) {
+        if (TinyRows<T>::are_plain(args)) {
+            return TinyRows<T>::template normalize<kind>(
+                args, tile, [](const NormalizeMap<V>& z, std::int64_t, V centred) {
+                    return z.affine(centred);
+                });
+        }
         if (are_short_rows<T>(args.view, tile, {&args.x, &args.residual, &args.y})) {
             return ShortRows<T, kind>::normalize(args, tile);
         }

@@ -69,6 +69,27 @@ struct Deviations {
     static __attribute__((noinline)) Moments recompute(const KernelArgs& args, const Tile& tile,
                                                        std::int64_t s, double mean);
 
+    // Whether nothing in the statistic's rows is more or less than a value. (NaN is neither.)
+    static FASTNORM_FN bool is_constant(const KernelArgs& args, const Tile& tile, std::int64_t s,
+                                        A of) {
+        const V value(of);
+        unsigned differing = 0;
+        for (std::int64_t o = tile.outer0; o < tile.outer1; ++o) {
+            const T* const x = run_of<T>(args.view, args.x, tile.batch, o, s) + tile.inner0;
+            for_packs<A>(tile.inner1 - tile.inner0, [&](std::int64_t i, auto valid) {
+                for_vectors<A>([&](auto v) {
+                    const V at = load<A>(x + i, v, valid);
+                    unsigned found = bits((at < value) | (value < at));
+                    if constexpr (!is_full<decltype(valid)>) {
+                        found &= (1u << in_vector<A>(valid, v)) - 1u;
+                    }
+                    differing |= found;
+                });
+            });
+        }
+        return differing == 0;
+    }
+
   private:
     FASTNORM_FN double count() const {
         return static_cast<double>((tile.outer1 - tile.outer0) * (tile.inner1 - tile.inner0));
@@ -121,25 +142,6 @@ struct Deviations {
             });
             pivots[s] = pivot_near(first + sum * share, spread * share);
         }
-    }
-
-    FASTNORM_FN bool is_constant(std::int64_t s) const {
-        const V value(pivots[0]);
-        unsigned differing = 0;
-        for (std::int64_t o = tile.outer0; o < tile.outer1; ++o) {
-            const T* const x = row(o, s);
-            for_packs<A>(tile.inner1 - tile.inner0, [&](std::int64_t i, auto valid) {
-                for_vectors<A>([&](auto v) {
-                    const V at = load<A>(x + i, v, valid);
-                    unsigned found = bits((at < value) | (value < at));
-                    if constexpr (!is_full<decltype(valid)>) {
-                        found &= (1u << in_vector<A>(valid, v)) - 1u;
-                    }
-                    differing |= found;
-                });
-            });
-        }
-        return differing == 0;
     }
 };
 
@@ -236,12 +238,13 @@ Moments Deviations<T>::recompute(const KernelArgs& args, const Tile& tile, std::
     };
     if (!args.centred) {
         const double count = about.count();
-        return about.is_constant(s) ? Moments{count, 0.0, 0.0} : exact_squares<A>(count, each);
+        return is_constant(args, tile, s, A(0)) ? Moments{count, 0.0, 0.0}
+                                                : exact_squares<A>(count, each);
     }
     reduce<T>(args.view, rows, about);
     bool good;
     const Moments m = about.moments(0, good);
-    if (good || about.is_constant(s)) return m;
+    if (good || is_constant(args, tile, s, about.pivots[0])) return m;
     return exact_moments(m.count, to_float(about.row(tile.outer0, s)[0]), each);
 }
 

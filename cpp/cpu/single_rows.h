@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cpu/rows_sums.h"
+#include "cpu/tiny_rows.h"
 
 namespace fastnorm::FASTNORM_ISA {
 
@@ -28,6 +29,10 @@ struct SingleRows {
         const std::int64_t rows = tile.stat1 - tile.stat0;
         A pivots[rows_tile_stats] = {};
         double first[rows_tile_stats], second[rows_tile_stats];
+        if (are_tiny_rows<A>(args.view)) {
+            TinyRows<T>::moments(args, tile, pivots, first, second);
+            return finish(args, tile, pivots, first, second, mean, m2);
+        }
         if (args.centred) find_means(args, tile, pivots);
         for (std::int64_t s = 0; s < rows; ++s) {
             const T* const x = run_of<T>(args.view, args.x, tile.batch, 0, tile.stat0 + s);
@@ -94,6 +99,11 @@ struct SingleRows {
         }
         for (std::int64_t s = 0; s < rows; ++s) {
             if (doubtful[s] == 0.0) continue;
+            // Zeros above all, which padding is made of.
+            if (first[s] == 0.0 && second[s] == 0.0 &&
+                Deviations<T>::is_constant(args, tile, tile.stat0 + s, pivots[s])) {
+                continue;
+            }
             const Moments m = Deviations<T>::recompute(args, tile, tile.stat0 + s, mean[s]);
             mean[s] = m.mean;
             m2[s] = m.m2;
