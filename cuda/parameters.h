@@ -50,7 +50,8 @@ class Parameters<T, whole, true> {
                 return fma(widen(rounded), weight_[e], bias_[e]);
             }
         }
-        return fma(centred, map.scale * weight_[e], bias_[e]);
+        // In this order: scale * weight may be too large where the result is not.
+        return fma(centred * map.scale, weight_[e], bias_[e]);
     }
     FASTNORM_DEVICE A weighted(A g, int e) const { return g * weight_[e]; }
 

@@ -166,6 +166,35 @@ def test_same_bits_of_small_inputs(change: dict[str, int]) -> None:
 
 
 @ALTERS_THE_ENVIRONMENT
+@ENVIRONMENTS
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm", "group_norm", "instance_norm"])
+def test_same_bits_of_the_other_norms(norm: str, change: dict[str, int]) -> None:
+    """Of subnormal weights, too."""
+    rng = np.random.default_rng(13)
+    shape = (40, 300) if norm in ("layer_norm", "rms_norm") else (5, 12, 5, 60)
+    parameters = shape[-1:] if norm in ("layer_norm", "rms_norm") else shape[1:2]
+    x, dy = (rng.standard_normal(shape).astype(np.float32) * np.float32(1e-30) for _ in range(2))
+    weight = np.where(rng.random(parameters) < 0.5, 1e-39, 1.5).astype(np.float32)
+    groups = (4,) if norm == "group_norm" else ()
+
+    def results() -> list[Array]:
+        found = []
+        for w in (weight, np.full_like(weight, 1e-39)):
+            fwd = getattr(fn, f"{norm}_train")(x, *groups, w, eps=0.0)
+            statistics = (fwd.rstd,) if norm == "rms_norm" else (fwd.mean, fwd.rstd)
+            grads = getattr(fn, f"{norm}_backward")(dy, x, *groups, *statistics, w)
+            found += [a for a in (*fwd, *grads) if a is not None]
+        return found
+
+    expected = results()
+    assert all(a.any() for a in expected)
+    with altered(**change):
+        found = results()
+    for one, other in zip(found, expected, strict=True):
+        assert_same_bits(one, other)
+
+
+@ALTERS_THE_ENVIRONMENT
 def test_the_environment_can_be_altered() -> None:
     """Else the tests above would prove nothing."""
     default = environment()

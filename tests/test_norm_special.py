@@ -368,3 +368,23 @@ def test_a_sum_that_overflows_spoils_its_row_alone(norm: str, dtype: str) -> Non
     kept = np.arange(7) != 3
     assert fwd.y[kept].tobytes() == clean.y[kept].tobytes()
     assert fwd.sum[kept].tobytes() == clean.sum[kept].tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("case", PLACES, ids=by_name)
+def test_the_largest_weights(case: Case, dtype: str) -> None:
+    """What they make of small numbers is in range, and of equal ones it is the bias."""
+    element = to_dtype(dtype)
+    largest = float(ml_dtypes.finfo(element).max)
+    rng = np.random.default_rng(26)
+    storage = np.float64 if dtype == "float64" else np.float32
+    weight = np.full(case.parameters_shape, 0.9 * largest, storage)
+    bias = np.full(case.parameters_shape, 0.5, storage)
+    x = (0.05 * rng.standard_normal(case.shape)).astype(element)
+    options = {"eps": 1.0}  # so that xhat is about x
+    y = train(case, x, weight, bias, **options).y
+    expected = wide(train(case, x, weight / 2**10, bias, **options).y) * 2**10
+    assert np.isfinite(wide(y)).all()
+    np.testing.assert_allclose(wide(y), expected, rtol=2e-2, atol=largest * 1e-6)
+    equal = np.full(case.shape, 0.0 if case.norm == "rms_norm" else 7.0, element)
+    assert (train(case, equal, weight, bias).y == element.type(0.5)).all()

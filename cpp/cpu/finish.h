@@ -258,7 +258,8 @@ inline void set_parameters_of_features(const ParallelFor& parallel_for, const Ke
             args.biases = values_of_features(parallel_for, table, problem.bias, count, 0.0, biases);
         }
         if (!scaled || !problem.weight) return;
-        args.weights_scale = scale_weights(own, count, weights);
+        const ParallelFor serial;  // as a task: in the default floating-point environment
+        serial(1, [&](std::int64_t) { args.weights_scale = scale_weights(own, count, weights); });
         args.weights = weights;
     };
     if (problem.dtype == DType::float64) {

@@ -82,9 +82,10 @@ struct LaneMaps {
         Valid valid;
 
         FASTNORM_FN V centred(V x) const { return of.z.centred(x); }
+        // In this order: scale * weight may be too large where the result is not.
         FASTNORM_FN V affine(V centred) const {
-            const V scale = of.z.scale * load<A>(of.weights + i, v, valid);
-            return fma(centred, scale, of.bias(i, v, valid));
+            const V weight = load<A>(of.weights + i, v, valid);
+            return fma(centred * of.z.scale, weight, of.bias(i, v, valid));
         }
     };
     template <class Valid>
