@@ -166,15 +166,19 @@ void normalize_backward(const Execution& execution, const Problem& problem,
     const int inputs = count_given({&args.dy, &args.x, &args.residual});
     const int threads = execution.parallel_for.threads;
     const Kernels kernels(execution.kernels, problem);
-    const Schedule schedule =
-        reduces ? schedule_reduction(view, size, inputs, tensors_of(args), threads,
-                                     kernels.gradient_and_sums != nullptr)
-                : schedule_map(view, size, tensors_of(args), threads);
+    const bool features = view.traversal == Traversal::features;
+    Schedule schedule = reduces ? schedule_reduction(view, size, inputs, tensors_of(args), threads,
+                                                     kernels.gradient_and_sums != nullptr)
+                                : schedule_map(view, size, tensors_of(args), threads);
+    // The sums leave g in dx's place, where the map finds it: two exponentials would take longer.
+    // It is in the cache then, past which dx does not go. Features have use for dy itself.
+    const bool keeps_g = reduces && is_smooth(problem.activation) && size >= 4 && !features &&
+                         args.dx.data != args.dy.data;
+    if (keeps_g) schedule.stream = false;
     if (explains(execution, problem, schedule, backward_coefficients)) return;
     const ParallelFor parallel_for = threads_of(execution, schedule);
     const Scratch scratch(execution, problem, schedule, backward_coefficients);
     scratch.attach(args);
-    const bool features = view.traversal == Traversal::features;
     if (features) {
         set_parameters_of_features(parallel_for, execution.kernels, problem, scratch, true, args);
         if (dweight || dbias) attach_sums(parallel_for, schedule.plan, scratch, args);
@@ -232,16 +236,11 @@ void normalize_backward(const Execution& execution, const Problem& problem,
             }
         });
     };
-    // The sums leave g in dx's place, where the map finds it: two exponentials would take longer.
-    // It is in the cache then, past which dx does not go. Features have use for dy itself.
-    const bool keeps_g =
-        is_smooth(problem.activation) && size >= 4 && !features && args.dx.data != args.dy.data;
     KernelArgs map_args = args;
     if (keeps_g) {
         args.g = args.dx;
         map_args.dy = args.dx;
         map_args.residual = {};
-        map_args.stream = false;
     }
     const Passes passes{.reduce = kernels.gradient_sums,
                         .map = keeps_g ? kernels.gradient_of_identity : kernels.gradient,
