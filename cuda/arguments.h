@@ -42,6 +42,18 @@ struct Rows {
     std::int64_t outer_extent[max_outer_dims] = {};
 };
 
+// How rows are shared out for what is added up over them, under features: parts, which leave a sum
+// for each element of inner, and of a part sets of rows that take turns.
+struct RowParts {
+    std::int64_t rows = 1;  // of the last one perhaps fewer
+    std::int64_t count = 0;
+    int sets = 1;
+
+    // Rows after which the sets' sums meet.
+    FASTNORM_FN std::int64_t rows_of_lap() const { return std::int64_t{rows_of_set} * sets; }
+    static constexpr int rows_of_set = 32;
+};
+
 // What some elements add to their statistic: mean and M2, or the sums of g and of g * centred(x).
 struct alignas(16) Partial {
     double first, second;
@@ -78,7 +90,8 @@ struct Arguments {
     // accumulator type or in x's, 16-byte aligned where packs are whole. Null: all 1, all 0.
     const char* weights = nullptr;
     const char* biases = nullptr;
-    bool wide_parameters = true;            // of the accumulator type
+    bool wide_parameters = true;  // of the accumulator type
+    RowParts row_parts;
     double weight_offset = 0;               // still to be added to the weights
     const double* weights_scale = nullptr;  // by which they are divided, or null
     bool cast_before_weight = false;
@@ -138,6 +151,11 @@ struct Share {
     int team = 1;
     int rounds = 1;          // units that each team has, one after the other
     bool in_global = false;  // where a team meets; else it is a cluster
+    // If given, a team has so many groups, one unit after the other; else teams take units in turn.
+    std::int64_t groups_of_team = 0;
+    // If given, groups are dealt to so many sets of warps in turn, of a warp for each chunk; else
+    // warps take chunks as they come.
+    int sets = 0;
 
     std::int64_t tasks = 0, tasks_of_block = 0;
     std::int64_t soon_from = 0;  // the tasks from here on the next kernel will find in the cache

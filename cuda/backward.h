@@ -118,25 +118,30 @@ struct Backward {
                 const Own own(block, args, at.pack, elements);
                 A centred[values], g[values];
                 gradients(gate, of, own, packs[b], i, centred, g);
-                Pack<T> dx, dresidual, dsum{};
-                if constexpr (features) {
-                    if (args.dsum) dsum = source.more(args.dsum, dy_array, at, elements);
-                }
-#pragma unroll
-                for (int e = 0; e < values; ++e) {
-                    const Coefficients<A>& c = of[width > 1 ? e : 0];
-                    const GradientMap<A> map{c.grad_a, c.grad_b, c.grad_c, c.grad_scale};
-                    const A weighted = own.weighted(g[e], e);
-                    A value = args.frozen ? map.of_frozen(weighted) : map(weighted, centred[e]);
-                    if constexpr (features) value = value + widen(dsum.element[e]);
-                    narrow(value, dx.element[e]);
-                    narrow(g[e], dresidual.element[e]);
-                }
-                source.put(args.dx, x_array, at, elements, dx);
-                if (args.dresidual) {
-                    source.put(args.dresidual, dy_array, at, elements, dresidual);
-                }
+                put_results(of, own, source, at, elements, centred, g);
             });
+    }
+
+    // The same where g is dy, under features: sums.add(pack of the lane, element, g, (x - mean) *
+    // rstd) for each element.
+    template <class Source, class Sums>
+    FASTNORM_DEVICE void map_identity(const Block& block, const Chunk& lane,
+                                      const Coefficients<A>* of, const Source& source, A unit,
+                                      Sums& sums) const {
+        lane.each([&](int i, const Position& at, int elements) {
+            if (elements == 0) return;
+            const Pack<T> x = source.pack(args.x, x_array, i, at, elements);
+            const Pack<T> dy = source.pack(args.dy, dy_array, i, at, elements);
+            const Own own(block, args, at.pack, elements);
+            A centred[values], g[values];
+#pragma unroll
+            for (int e = 0; e < values; ++e) {
+                centred[e] = normalize_map(*of).centred(widen(x.element[e]));
+                g[e] = widen(dy.element[e]);
+                sums.add(i, e, g[e], centred[e] * unit);
+            }
+            put_results(of, own, source, at, elements, centred, g);
+        });
     }
 
     // For each statistic the bits of the lane's elements, and the slope where they are 0.
@@ -202,6 +207,29 @@ struct Backward {
     }
 
   private:
+    // dx and dresidual of one pack.
+    template <class Source>
+    FASTNORM_DEVICE void put_results(const Coefficients<A>* of, const Own& own,
+                                     const Source& source, const Position& at, int elements,
+                                     const A (&centred)[values], const A (&g)[values]) const {
+        Pack<T> dx, dresidual, dsum{};
+        if constexpr (features) {
+            if (args.dsum) dsum = source.more(args.dsum, dy_array, at, elements);
+        }
+#pragma unroll
+        for (int e = 0; e < values; ++e) {
+            const Coefficients<A>& c = of[width > 1 ? e : 0];
+            const GradientMap<A> map{c.grad_a, c.grad_b, c.grad_c, c.grad_scale};
+            const A weighted = own.weighted(g[e], e);
+            A value = args.frozen ? map.of_frozen(weighted) : map(weighted, centred[e]);
+            if constexpr (features) value = value + widen(dsum.element[e]);
+            narrow(value, dx.element[e]);
+            narrow(g[e], dresidual.element[e]);
+        }
+        source.put(args.dx, x_array, at, elements, dx);
+        if (args.dresidual) source.put(args.dresidual, dy_array, at, elements, dresidual);
+    }
+
     // g of one element. A slope of zero gives zero, also for an infinite dy.
     template <class Activation, class Z>
     FASTNORM_DEVICE A gradient(const Gate& gate, A dy, Z&& z, int s, int bit) const {

@@ -16,7 +16,7 @@ set(FASTNORM_CUDA_KERNELS
     cuda/table_float16.cu
     cuda/table_float32.cu
     cuda/table_float64.cu)
-set(FASTNORM_CUDA_SOURCES cuda/driver.cpp cuda/plan.cpp)
+set(FASTNORM_CUDA_SOURCES cuda/driver.cpp cuda/layout.cpp cuda/plan.cpp)
 
 if(FASTNORM_CUDA STREQUAL "HOST")
   include(tests/cuda/host.cmake)

@@ -2,9 +2,7 @@
 
 #include <algorithm>
 #include <functional>
-#include <initializer_list>
 #include <memory>
-#include <numeric>
 #include <string>
 #include <utility>
 
@@ -12,6 +10,7 @@
 #include "core/dtypes.h"
 #include "cuda/addends.h"
 #include "cuda/features.h"
+#include "cuda/layout.h"
 #include "cuda/means.h"
 #include "cuda/plan.h"
 #include "cuda/table.h"
@@ -29,101 +28,6 @@ const KernelTable& table_of(DType dtype) {
     }
 }
 
-// How many packs of a run, of all that it has, a warp takes side by side: 64 bytes make good use of
-// the memory, unless too many lanes were left without one.
-int packs_across(std::int64_t packs) {
-    for (int across = 4; across > 1; across /= 2) {
-        const std::int64_t idle = divide_up(packs, across) * across - packs;
-        if (4 * idle <= packs) return across;
-    }
-    return 1;
-}
-
-// Few, as each statistic waits for their merge at the end; of few statistics more, since a warp
-// that reads them for a part is what work there is. (Of a norm of each sample, or row, by itself:
-// whatever the number of those.)
-std::int64_t most_parts(std::int64_t groups) {
-    return std::max<std::int64_t>(256, 2048 / std::max<std::int64_t>(groups, 1));
-}
-
-// From the view and the dtype alone: by them the chunks, and so the bits of a result, are known.
-Rows rows_of(const View& view, DType dtype) {
-    const std::int64_t pack = 16 / size_of(dtype);
-    const bool features = view.traversal == Traversal::features;
-    const bool columns = view.inner == 1 && !features;
-    Rows rows;
-    rows.inner = view.inner;
-    rows.runs = view.outer;
-    rows.elements = view.outer * view.inner;
-    rows.packs = divide_up(view.inner, pack);
-    rows.stat = view.stat;
-    rows.stats = view.stats();
-    rows.stats_of_mean = view.group;
-    if (columns) {
-        rows.width = static_cast<int>(pack);
-        rows.across = packs_across(divide_up(rows.stat, pack));
-        rows.lanes = warp_size / rows.across;
-    }
-    rows.groups_of_batch = divide_up(rows.stat, rows.across * rows.width);
-    rows.groups = view.batch * rows.groups_of_batch;
-    const std::int64_t packs_of_chunk =
-        rows.lanes * (columns ? lane_elements : lane_elements / pack);
-    if (columns || view.inner % pack == 0) {
-        rows.chunks = divide_up(rows.runs * rows.packs, packs_of_chunk);
-    } else {
-        rows.runs_of_chunk = std::max<std::int64_t>(packs_of_chunk / rows.packs, 1);
-        rows.chunks_of_run = divide_up(rows.packs, packs_of_chunk);
-        rows.packs_of_piece = divide_up(rows.packs, rows.chunks_of_run);
-        rows.chunks = divide_up(rows.runs * rows.chunks_of_run, rows.runs_of_chunk);
-    }
-    // Parts are of whole runs, too.
-    rows.chunks_of_part = divide_up(rows.chunks, most_parts(features ? 1 : rows.groups_of_batch));
-    if (rows.chunks_of_part > 1 && rows.chunks_of_run > 1) {
-        rows.chunks_of_part =
-            divide_up(rows.chunks_of_part, rows.chunks_of_run) * rows.chunks_of_run;
-    }
-    rows.parts = divide_up(rows.chunks, rows.chunks_of_part);
-    rows.run_step = rows.lanes / rows.packs;
-    rows.pack_step = rows.lanes % rows.packs;
-    rows.outer_dims = view.outer_dims;
-    for (int d = 0; d < view.outer_dims; ++d) rows.outer_extent[d] = view.outer_extent[d];
-    return rows;
-}
-
-// Whether every pack of every run is 16 aligned bytes.
-bool packs_are_whole(const View& view, DType dtype, int width,
-                     std::initializer_list<const Operand*> operands) {
-    constexpr std::int64_t bytes = 16;
-    const std::int64_t element = size_of(dtype);
-    const std::int64_t run = (width > 1 ? view.stat : view.inner) * element;
-    if (view.outer_dims != 1 || run % bytes != 0) return false;
-    for (const Operand* operand : operands) {
-        if (!*operand) continue;
-        if (reinterpret_cast<std::uintptr_t>(operand->data) % bytes != 0) return false;
-        if (width > 1 && operand->stat_stride != element) return false;
-        if (width == 1 && operand->stat_stride % bytes != 0 && view.stat > 1) return false;
-        if (operand->batch_stride % bytes != 0 && view.batch > 1) return false;
-        if (operand->outer_stride[0] % bytes != 0 && view.outer > 1) return false;
-    }
-    return true;
-}
-
-// How many neighbouring statistics make a row of whole packs; 0 where they do not lie so.
-std::int64_t granule_of(const View& view, DType dtype,
-                        std::initializer_list<const Operand*> operands) {
-    constexpr std::int64_t bytes = 16;
-    const std::int64_t run = view.inner * size_of(dtype);
-    const std::int64_t granule = bytes / std::gcd(run, bytes);
-    if (view.outer_dims != 1 || view.batch != 1 || view.stat % granule != 0) return 0;
-    for (const Operand* operand : operands) {
-        if (!*operand) continue;
-        if (reinterpret_cast<std::uintptr_t>(operand->data) % bytes != 0) return 0;
-        if (operand->stat_stride != run) return 0;
-        if (operand->outer_stride[0] % bytes != 0 && view.outer > 1) return 0;
-    }
-    return granule;
-}
-
 // One call under way.
 class Call {
   public:
@@ -138,6 +42,7 @@ class Call {
           explanation_(problem.explanation) {
         const Tensors& t = problem.tensors;
         args.rows = rows_of(t.view, problem.dtype);
+        if (features_) args.row_parts = row_parts_of(args.rows);
         args.x = t.x;
         args.residual = t.residual;
         args.y = t.y;
@@ -186,11 +91,17 @@ class Call {
     void reduce_and_map(const Arrays& arrays, bool adds_up, After&& after) {
         const Work work{arrays, whole_, granule_, bytes_of_run_};
         if (explanation_ != nullptr) explanation_->reduces = true;
-        Plan plan = plan_reduction(args.rows, table_, work, on_device_.limits());
-        const Plan of_parameters = plan_parameter_sums(
-            args.rows, table_, arrays.of_reduction * args.rows.stats * bytes_of_run_,
-            on_device_.limits());
-        Addends addends = addends_of(of_parameters);
+        // dweight and dbias of features: beside the map, or in a kernel that reads all once more.
+        const bool sums_rows = features_ && adds_up;
+        Plan plan;
+        plan.tier = Tier::two_passes;
+        if (sums_rows && may_add_beside_map()) {
+            plan =
+                plan_with_parameters(args.rows, args.row_parts, table_, work, on_device_.limits());
+        }
+        const bool beside_map = plan.tier != Tier::two_passes;
+        if (!beside_map) plan = plan_reduction(args.rows, table_, work, on_device_.limits());
+        Addends addends = addends_of_call();
         const auto memory = meeting_place(plan, adds_up ? addends.count() : 0);
         addends.values = args.addends;
         if (addends_[0]) {
@@ -202,12 +113,16 @@ class Call {
             parameters_.convert(
                 execution_, place_of_parameters_, args,
                 [this](const char* what, const auto& launch) { step(what, launch); });
-            // Before the map, which may write dx over dy.
-            if (adds_up) {
-                launch("parameter_sums", table_.parameter_sums[whole_][smooth_], of_parameters);
-            }
         }
-        if (plan.tier == Tier::two_passes) {
+        if (sums_rows && !beside_map) {  // before the map, which may write dx over dy
+            const Plan of_sums = plan_parameter_sums(
+                args.rows, args.row_parts, table_,
+                arrays.of_reduction * args.rows.stats * bytes_of_run_, on_device_.limits());
+            launch("parameter_sums", table_.parameter_sums[whole_][smooth_], of_sums);
+        }
+        if (beside_map) {
+            launch("on_chip_with_parameters", table_.on_chip_with_parameters, plan);
+        } else if (plan.tier == Tier::two_passes) {
             reduce(arrays, plan);
             map();
         } else if (whole_) {
@@ -216,7 +131,8 @@ class Call {
             launch("staged", table_.staged[direction_][smooth_], plan);
         }
         if (explanation_ != nullptr) {
-            explanation_->reads = (plan.tier == Tier::two_passes ? 2 : 1) + (features_ && adds_up);
+            explanation_->reads =
+                (plan.tier == Tier::two_passes ? 2 : 1) + (sums_rows && !beside_map);
         }
         if (!adds_up) return;
         step(features_ ? "parts: a thread for each feature" : "samples: a thread for each channel",
@@ -224,6 +140,13 @@ class Call {
     }
 
   private:
+    // Whether there is a kernel, and dx leaves alone what may have to be read again.
+    bool may_add_beside_map() const {
+        return table_.on_chip_with_parameters != nullptr && whole_ &&
+               args.kind == ActivationKind::identity && args.dx.data != args.x.data &&
+               args.dx.data != args.dy.data;
+    }
+
     // The map goes backwards and finds what was read last in the cache, if that was to stay.
     void reduce(const Arrays& arrays, Plan& plan) {
         const std::int64_t bytes_of_task =
@@ -273,11 +196,10 @@ class Call {
     }
 
     // Of samples, or of the parts of rows: not their place yet.
-    Addends addends_of(const Plan& of_parameters) const {
+    Addends addends_of_call() const {
         const Rows& rows = args.rows;
-        if (!features_) return {nullptr, rows.stats / rows.stat, rows.stat};
-        const Share& share = of_parameters.share;
-        return {nullptr, divide_up(share.tasks, share.tasks_of_block), rows.inner};
+        if (features_) return {nullptr, args.row_parts.count, rows.inner};
+        return {nullptr, rows.stats / rows.stat, rows.stat};
     }
 
     const KernelTable::OfTraversal& kernels() const {

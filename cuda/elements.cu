@@ -47,7 +47,7 @@ void rstd_of(const Execution& execution, const PerStatistic& to, const PerStatis
 
 void add_up_gradients(const Execution& execution, const Addends& of, const PerStatistic& dweight,
                       const PerStatistic& dbias) {
-    launch(execution.op, Gradients{of, dweight, dbias}, shape_for(of.parameters), execution.stream);
+    launch(execution.op, Gradients{of, dweight, dbias}, shape_for(of), execution.stream);
 }
 
 void update_running(const Execution& execution, const Addends& of, std::int64_t values,
@@ -55,7 +55,7 @@ void update_running(const Execution& execution, const Addends& of, std::int64_t 
     launch(execution.op,
            Running{of, static_cast<double>(values), running.mean, running.var, running.momentum,
                    running.unbiased},
-           shape_for(of.parameters), execution.stream);
+           shape_for(of), execution.stream);
 }
 
 }  // namespace fastnorm::cuda

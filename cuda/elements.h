@@ -87,27 +87,58 @@ struct Rstd {
     }
 };
 
-FASTNORM_DEVICE Partial sum_of_sets(const Block& block, const Addends& of, std::int64_t parameter) {
-    Partial sum{0, 0};
-    for (std::int64_t n = 0; n < of.sets; ++n) {
-        const Partial* const from = of.values + n * of.parameters + parameter;
-        sum.first += block.load_element(&from->first);
-        sum.second += block.load_element(&from->second);
+// Sums over sets: a block has 32 neighbouring parameters at a time, and its warps some consecutive
+// sets each, whose sums are added in the warps' order.
+inline constexpr int warps_of_sums = 8;
+
+inline Shape shape_for(const Addends& of) {
+    Shape shape = shape_for(of.parameters * warps_of_sums, warps_of_sums * warp_size);
+    shape.shared_bytes = warps_of_sums * warp_size * std::int64_t{sizeof(Partial)};
+    return shape;
+}
+
+// Calls f(parameter, the sum over all sets).
+template <class F>
+FASTNORM_DEVICE void for_sums_of_sets(const Block& block, const Addends& of, F&& f) {
+    auto* const of_warps = reinterpret_cast<Partial*>(block.shared());
+    const std::int64_t stripes = divide_up(of.parameters, warp_size);
+    const std::int64_t sets_of_warp = divide_up(of.sets, warps_of_sums);
+    const std::int64_t first = block.warp() * sets_of_warp;
+    const std::int64_t end = first + sets_of_warp < of.sets ? first + sets_of_warp : of.sets;
+    for (std::int64_t stripe = block.index(); stripe < stripes; stripe += block.blocks()) {
+        const std::int64_t parameter = stripe * warp_size + block.lane();
+        Partial sum{0, 0};
+        if (parameter < of.parameters) {
+#pragma unroll 8
+            for (std::int64_t n = first; n < end; ++n) {
+                const Partial* const from = of.values + n * of.parameters + parameter;
+                sum.first += block.load_element(&from->first);
+                sum.second += block.load_element(&from->second);
+            }
+        }
+        of_warps[block.thread()] = sum;
+        block.sync();
+        if (block.warp() == 0 && parameter < of.parameters) {
+            for (int warp = 1; warp < warps_of_sums; ++warp) {
+                sum.first += of_warps[warp * warp_size + block.lane()].first;
+                sum.second += of_warps[warp * warp_size + block.lane()].second;
+            }
+            f(parameter, sum);
+        }
+        block.sync();
     }
-    return sum;
 }
 
 struct Gradients {
     static constexpr const char* name = "gradients";
-    static constexpr int most_threads = 256;
+    static constexpr int most_threads = warps_of_sums * warp_size;
     static constexpr int least_blocks = 1;
 
     Addends of;
     PerStatistic dweight, dbias;
 
     FASTNORM_DEVICE void operator()(const Block& block) const {
-        for_elements(block, of.parameters, [&](std::int64_t c) {
-            const Partial sum = sum_of_sets(block, of, c);
+        for_sums_of_sets(block, of, [&](std::int64_t c, const Partial& sum) {
             dbias.set(c, sum.first);
             dweight.set(c, sum.second);
         });
@@ -116,7 +147,7 @@ struct Gradients {
 
 struct Running {
     static constexpr const char* name = "running";
-    static constexpr int most_threads = 256;
+    static constexpr int most_threads = warps_of_sums * warp_size;
     static constexpr int least_blocks = 1;
 
     Addends of;
@@ -127,8 +158,7 @@ struct Running {
 
     FASTNORM_DEVICE void operator()(const Block& block) const {
         const auto sets = static_cast<double>(of.sets);
-        for_elements(block, of.parameters, [&](std::int64_t c) {
-            const Partial sum = sum_of_sets(block, of, c);
+        for_sums_of_sets(block, of, [&](std::int64_t c, const Partial& sum) {
             const double batch_var = batch_variance(sum.second / sets, values, unbiased);
             mean.set(c, running_update(mean.get(c), sum.first / sets, momentum));
             var.set(c, running_update(var.get(c), batch_var, momentum));

@@ -89,6 +89,7 @@ struct Images {
     using Chunk = typename Pass::Chunk;
     static_assert(Pass::width == 1 && !Pass::whole);
     static constexpr const char* name = "staged";
+    static constexpr bool of_lanes = false;
 
     const Block& block;
     const Pass& pass;

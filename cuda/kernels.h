@@ -55,7 +55,7 @@ struct Reduce {
         const Rows& rows = args.rows;
         const Pass pass(block, args);
         const Tasks tasks(rows.parts, share, block.index());
-        const OfBlock<Pass> own(block, rows, tasks);
+        const OfBlock<Pass> own(block, rows, tasks, tasks.groups);
         auto* const last_of_group = reinterpret_cast<bool*>(own.rest(block));
         own.each(block, rows,
                  [&](auto& of, std::int64_t stat, std::int64_t) { pass.prepare(of, stat); });
@@ -128,7 +128,7 @@ struct Map {
         const Pass pass(block, args);
         // Backwards: what a reduction has read last is in the cache still.
         const Tasks tasks(rows.chunks, share, block.blocks() - 1 - block.index());
-        const OfBlock<Pass> own(block, rows, tasks);
+        const OfBlock<Pass> own(block, rows, tasks, tasks.groups);
         own.each(block, rows, [&](auto& of, std::int64_t stat, std::int64_t s) {
             if (args.totals == nullptr) {
                 pass.set_given(of, stat);

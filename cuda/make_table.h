@@ -34,6 +34,15 @@ constexpr KernelTable::OfTraversal kernels_of() {
 }
 
 template <class T>
+constexpr KernelTable::Launcher on_chip_with_parameters() {
+    if constexpr (sizeof(T) == sizeof(double)) {
+        return nullptr;
+    } else {
+        return launch_kernel_of<OnChip<Backward<T, true, false, 1, true>, Slots, true>>;
+    }
+}
+
+template <class T>
 constexpr KernelTable make_table() {
     constexpr int width = pack_elements<T>;
     return {
@@ -49,6 +58,7 @@ constexpr KernelTable make_table() {
           launch_kernel_of<ParameterSums<Backward<T, false, true, 1, true>>>},
          {launch_kernel_of<ParameterSums<Backward<T, true, false, 1, true>>>,
           launch_kernel_of<ParameterSums<Backward<T, true, true, 1, true>>>}},
+        on_chip_with_parameters<T>(),
         sizeof(Coefficients<accumulator_t<T>>),
         {FromShared<T, 1>::array_stride, FromShared<T, width>::array_stride},
     };

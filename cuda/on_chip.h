@@ -4,19 +4,24 @@
 #pragma once
 
 #include "cuda/images.h"
+#include "cuda/parameter_sums.h"
 #include "cuda/slots.h"
 
 namespace fastnorm::cuda {
 
-template <class Pass, template <class> class StoreOf>
+// adds_up: backward under features, without an activation, adds up what belongs to the parameters,
+// too: a team's groups are the rows of a part, and a warp has one chunk of a set's rows. As a
+// multiprocessor has registers for one such block alone, it loads a unit while it works on another.
+template <class Pass, template <class> class StoreOf, bool adds_up = false>
 struct OnChip {
     using T = typename Pass::T;
     using A = typename Pass::A;
     using Chunk = typename Pass::Chunk;
     using Store = StoreOf<Pass>;
     static constexpr int width = Pass::width;
-    static constexpr const char* name = Store::name;
-    static constexpr int most_threads = warps_on_chip(width) * warp_size;
+    static constexpr const char* name = adds_up ? "on_chip_with_parameters" : Store::name;
+    static constexpr int most_threads =
+        (adds_up ? warps_of_features : warps_on_chip(width)) * warp_size;
     static constexpr int least_blocks = 1;  // of a multiprocessor
 
     Arguments args;
@@ -25,34 +30,66 @@ struct OnChip {
     FASTNORM_DEVICE void operator()(const Block& block) const {
         const Pass pass(block, args);
         const int rank = static_cast<int>(block.index() % share.team);
+        const std::int64_t team = block.index() / share.team, teams = block.blocks() / share.team;
+        const auto tile_of = [&](int round) {
+            return Tile(args.rows, share, team, teams, round, rank);
+        };
+        OwnSums sums;
         // All teams of a grid meet at once: in the last round some have a unit of nothing.
+        Tile tile = tile_of(0);
         for (int round = 0; round < share.rounds; ++round) {
-            const std::int64_t unit = (round * block.blocks() + block.index()) / share.team;
-            one_unit(block, pass, Tile(args.rows, share, unit, rank), rank);
+            const Tile next = tile_of(round + 1);
+            one_unit(block, pass, tile, next, round, rank, sums);
+            if constexpr (adds_up) leave_at_end_of_lap(block, pass, tile, team, sums);
+            tile = next;
         }
     }
 
   private:
+    static constexpr int buffers = adds_up ? 2 : 1;
+    struct NoSums {};
+    template <bool adds, class P>
+    struct SumsOf {
+        using Type = NoSums;
+    };
+    template <class P>
+    struct SumsOf<true, P> {
+        using Type = LapSums<P, P::packs>;
+    };
+    using OwnSums = typename SumsOf<adds_up, Pass>::Type;
+
     FASTNORM_DEVICE void one_unit(const Block& block, const Pass& pass, const Tile& tile,
-                                  int rank) const {
+                                  const Tile& next, int round, int rank, OwnSums& sums) const {
         const Rows& rows = args.rows;
         const bool cluster = share.team > 1 && !share.in_global;
-        const OfBlock<Pass> own(block, rows, tile);
+        // Units of fewer groups have the same room, so that everything has its place: in a team's
+        // blocks, which find the others' partial results there, and for the next unit.
+        const OfBlock<Pass> own(block, rows, tile, share.groups_of_unit);
         auto* const partials = reinterpret_cast<Partial*>(own.rest(block));
-        // A team's blocks reserve the same room: each finds the others' at the place of its own.
-        char* const memory = reinterpret_cast<char*>(partials + share.chunks_of_block * own.stats);
-        const Store store(block, rows, pass, tile, own, memory);
+        char* const memory = reinterpret_cast<char*>(partials + share.chunks_of_block * own.room);
+        const auto buffer = [&](int of_round) {
+            if constexpr (buffers == 1) {
+                return memory;
+            } else {
+                return memory + of_round % buffers * share.groups_of_unit * share.chunks_of_block *
+                                    pass.arrays().of_reduction * Store::slot_bytes;
+            }
+        };
+        const Store store(block, rows, pass, tile, own, buffer(round));
         // The place of a partial result, by the chunk's number in its block.
         const auto place = [&](std::int64_t group, std::int64_t chunk, std::int64_t s) {
             return partials +
                    ((group - tile.group0) * share.chunks_of_block + chunk) * own.stats_of_group + s;
         };
 
-        store.load(rows, tile);
+        if (round == 0 || !Store::of_lanes) store.load(rows, tile);
         own.each(block, rows,
                  [&](auto& of, std::int64_t stat, std::int64_t) { pass.prepare(of, stat); });
         block.wait_for_copies();
         block.sync();
+        if constexpr (buffers > 1) {
+            Store(block, rows, pass, next, own, buffer(round + 1)).load(rows, next);
+        }
 
         tile.each(block, [&](std::int64_t group, std::int64_t chunk, std::int64_t task) {
             const Chunk lane(block, rows, group, chunk);
@@ -96,11 +133,30 @@ struct OnChip {
 
         tile.each(block, [&](std::int64_t group, std::int64_t chunk, std::int64_t task) {
             const Chunk lane(block, rows, group, chunk);
-            pass.map(block, lane, own.of(lane), store.source_of_map(lane, task));
+            if constexpr (adds_up) {
+                const auto* const of = own.of(lane);
+                pass.map_identity(block, lane, of, store.source_of_map(lane, task),
+                                  unit_of<A>(args, *of), sums);
+            } else {
+                pass.map(block, lane, own.of(lane), store.source_of_map(lane, task));
+            }
         });
         store.store(rows, tile);
+        // Into what only the lane itself has read.
+        if (buffers == 1 && Store::of_lanes) store.load(rows, next);
         if (cluster) block.wait_for_cluster();
         block.sync();
+    }
+
+    FASTNORM_DEVICE void leave_at_end_of_lap(const Block& block, const Pass& pass, const Tile& tile,
+                                             std::int64_t part, OwnSums& sums) const {
+        const RowParts& parts = args.row_parts;
+        const std::int64_t done = tile.group0 + tile.groups - part * parts.rows;
+        const Lap lap(args.rows, parts, part, (done - 1) / parts.rows_of_lap());
+        if (tile.groups == 0 || tile.group0 + tile.groups < lap.last) return;
+        const std::int64_t chunk = tile.chunk0 + block.warp() % share.chunks_of_block;
+        sums.leave(block, pass, lap, static_cast<int>(block.warp() / share.chunks_of_block),
+                   chunk * (warp_size * Pass::packs) + block.lane());
     }
 
     // From the partial results of the block's chunks to those of parts, in the place of their first

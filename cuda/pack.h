@@ -19,10 +19,8 @@ inline constexpr int warp_size = 32;
 inline constexpr int warps_on_chip(int width) { return width > 1 ? 8 : 12; }
 inline constexpr int most_warps_of_pass = 8;
 
-// Of a block that adds up what features have for their parameters, and of how many rows it has the
-// coefficients at a time.
-inline constexpr int warps_of_parameter_sums = 8;
-inline constexpr int rows_of_parameter_sums = 256;
+// Of a block that adds up what features have for their parameters.
+inline constexpr int warps_of_features = 8;
 
 // A lane's elements in a chunk: one bit each makes a word of the mask.
 inline constexpr int lane_elements = 32;

@@ -210,22 +210,48 @@ Plan plan_pass(const Rows& rows, std::int64_t tasks_of_group, const KernelTable&
     return plan;
 }
 
-Plan plan_parameter_sums(const Rows& rows, const KernelTable& table, std::int64_t bytes_of_rows,
-                         const Limits& limits) {
-    constexpr std::int64_t enough_blocks = 2048, most_parts = 256, least_rows = 16;
-    constexpr std::int64_t bytes_of_sums = warp_size * 8 * 16;  // of 16-bit packs, the largest
-    const std::int64_t stripes = divide_up(rows.packs, warp_size);
-    const std::int64_t parts = std::clamp<std::int64_t>(enough_blocks / stripes, 1, most_parts);
+Plan plan_with_parameters(const Rows& rows, const RowParts& parts, const KernelTable& table,
+                          const Work& work, const Limits& limits) {
     Plan plan;
+    plan.tier = Tier::two_passes;
+    // A team of as many blocks as the chunks of a row need, each of which has all of a lane's sums.
+    int size = 0;
+    while (divide_up(rows.chunks, std::int64_t{1} << size) > warps_of_features) ++size;
+    if (size >= Limits::cluster_sizes || limits.in_clusters[size] == 0) return plan;
     Share& share = plan.share;
-    share.tasks = rows.stats;
-    share.tasks_of_block = std::max(divide_up(rows.stats, parts), least_rows);
-    share.soon_from = bytes_of_rows > limits.cache / 2 ? rows.stats : 0;  // all or none
-    plan.shape.threads = warps_of_parameter_sums * warp_size;
-    plan.shape.blocks = stripes * divide_up(share.tasks, share.tasks_of_block);
-    const std::int64_t at_a_time =
-        std::min<std::int64_t>(share.tasks_of_block, rows_of_parameter_sums);
-    plan.shape.shared_bytes = std::max(at_a_time * table.bytes_of_stat, bytes_of_sums);
+    share.team = plan.shape.cluster = 1 << size;
+    plan.shape.blocks = parts.count * share.team;
+    if (2 * plan.shape.blocks < limits.multiprocessors) return plan;
+    const Costs costs{rows, table, work};
+    share.sets = parts.sets;
+    share.chunks_of_block = costs.chunks_in_team(share.team);
+    share.groups_of_team = parts.rows;
+    // As many rows as there is room for, twice, and no more than a lap; all sets have as many.
+    const auto bytes = [&](std::int64_t groups) {
+        return costs.bytes(groups, share.chunks_of_block) +
+               groups * share.chunks_of_block * costs.bytes_of_slots();
+    };
+    share.groups_of_unit = parts.sets;
+    if (bytes(share.groups_of_unit) > limits.shared_of_block) return plan;
+    while (2 * share.groups_of_unit <= std::min(parts.rows, parts.rows_of_lap()) &&
+           bytes(2 * share.groups_of_unit) <= limits.shared_of_block) {
+        share.groups_of_unit *= 2;
+    }
+    plan.tier = size == 0 ? Tier::block : Tier::cluster;
+    share.rounds = static_cast<int>(divide_up(parts.rows, share.groups_of_unit));
+    plan.shape.shared_bytes = bytes(share.groups_of_unit);
+    plan.shape.threads = static_cast<int>(share.chunks_of_block * parts.sets) * warp_size;
+    return plan;
+}
+
+Plan plan_parameter_sums(const Rows& rows, const RowParts& parts, const KernelTable& table,
+                         std::int64_t bytes_of_rows, const Limits& limits) {
+    const std::int64_t stripes = divide_up(rows.packs, warp_size);
+    Plan plan;
+    plan.share.soon_from = bytes_of_rows > limits.cache / 2 ? rows.stats : 0;  // all or none
+    plan.shape.threads = warps_of_features * warp_size;
+    plan.shape.blocks = parts.count * divide_up(stripes, warps_of_features / parts.sets);
+    plan.shape.shared_bytes = std::min(parts.rows, parts.rows_of_lap()) * table.bytes_of_stat;
     return plan;
 }
 

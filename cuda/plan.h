@@ -40,9 +40,14 @@ Plan plan_reduction(const Rows& rows, const KernelTable& table, const Work& work
 Plan plan_pass(const Rows& rows, std::int64_t tasks_of_group, const KernelTable& table,
                const Limits& limits);
 
+// Of an OnChip that adds up what features have for their parameters; two passes where it had no
+// room or too few blocks.
+Plan plan_with_parameters(const Rows& rows, const RowParts& parts, const KernelTable& table,
+                          const Work& work, const Limits& limits);
+
 // Of a ParameterSums, whose tasks are rows: blocks for every stripe and part. What the machine has
 // is asked only for whether the next kernel will find so many bytes in the cache.
-Plan plan_parameter_sums(const Rows& rows, const KernelTable& table, std::int64_t bytes_of_rows,
-                         const Limits& limits);
+Plan plan_parameter_sums(const Rows& rows, const RowParts& parts, const KernelTable& table,
+                         std::int64_t bytes_of_rows, const Limits& limits);
 
 }  // namespace fastnorm::cuda

@@ -13,24 +13,44 @@ namespace fastnorm::cuda {
 struct Tile {
     std::int64_t group0, groups, chunk0, chunks;
 
-    FASTNORM_DEVICE Tile(const Rows& rows, const Share& share, std::int64_t unit, int rank)
-        : group0(unit * share.groups_of_unit), chunk0(rank * share.chunks_of_block) {
-        const std::int64_t groups_left = rows.groups - group0;
-        groups = groups_left < share.groups_of_unit ? groups_left : share.groups_of_unit;
-        if (groups < 0) groups = 0;
-        const std::int64_t chunks_left = rows.chunks - chunk0;
-        chunks = chunks_left < share.chunks_of_block ? chunks_left : share.chunks_of_block;
+    // Of what a team has in a round.
+    FASTNORM_DEVICE Tile(const Rows& rows, const Share& share, std::int64_t team,
+                         std::int64_t teams, int round, int rank)
+        : chunk0(rank * share.chunks_of_block),
+          chunks_of_block_(share.chunks_of_block),
+          sets_(share.sets) {
+        std::int64_t end = rows.groups;
+        if (share.groups_of_team > 0) {
+            group0 = team * share.groups_of_team + round * share.groups_of_unit;
+            if ((team + 1) * share.groups_of_team < end) end = (team + 1) * share.groups_of_team;
+        } else {
+            group0 = (round * teams + team) * share.groups_of_unit;
+        }
+        groups = end - group0 < share.groups_of_unit ? end - group0 : share.groups_of_unit;
+        if (groups < 0 || round >= share.rounds) groups = 0;
+        chunks = rows.chunks - chunk0 < chunks_of_block_ ? rows.chunks - chunk0 : chunks_of_block_;
         if (chunks < 0) chunks = 0;
     }
 
     // Calls f(group, chunk, their number in the tile) for the warp's.
     template <class F>
     FASTNORM_DEVICE void each(const Block& block, F&& f) const {
-        for (std::int64_t task = block.warp(); task < groups * chunks; task += block.warps()) {
+        std::int64_t first = block.warp(), step = block.warps();
+        if (sets_ > 0) {
+            const std::int64_t set = first / chunks_of_block_, chunk = first % chunks_of_block_;
+            if (chunk >= chunks) return;
+            first = set * chunks + chunk;
+            step = sets_ * chunks;
+        }
+        for (std::int64_t task = first; task < groups * chunks; task += step) {
             const std::int64_t group = task / chunks;
             f(group0 + group, chunk0 + task - group * chunks, task);
         }
     }
+
+  private:
+    std::int64_t chunks_of_block_;
+    int sets_;
 };
 
 // Where the coefficients of a block's statistics lie, at the start of its shared memory.
@@ -39,20 +59,23 @@ struct OfBlock {
     using Own = Coefficients<typename Pass::A>;
     Own* coefficients;
     std::int64_t group0, slot0, stats;  // those of a batch index's last group may be too many
+    std::int64_t room;                  // for so many of them
     int stats_of_group;
 
-    // Tasks: anything that has groups.
+    // Tasks: anything that has groups, so many at most.
     template <class Tasks>
-    FASTNORM_DEVICE OfBlock(const Block& block, const Rows& rows, const Tasks& tasks)
+    FASTNORM_DEVICE OfBlock(const Block& block, const Rows& rows, const Tasks& tasks,
+                            std::int64_t most_groups)
         : coefficients(reinterpret_cast<Own*>(block.shared())),
           stats_of_group(fastnorm::cuda::stats_of_group<Pass::width>(rows)) {
         group0 = tasks.group0;
         slot0 = group0 * stats_of_group;
         stats = tasks.groups * stats_of_group;
+        room = most_groups * stats_of_group;
     }
     // Behind them.
     FASTNORM_DEVICE char* rest(const Block& block) const {
-        return block.shared() + (stats * static_cast<std::int64_t>(sizeof(Own)) + 15) / 16 * 16;
+        return block.shared() + (room * static_cast<std::int64_t>(sizeof(Own)) + 15) / 16 * 16;
     }
     FASTNORM_DEVICE Own* of(const typename Pass::Chunk& lane) const {
         return coefficients + (lane.slot() - slot0);

@@ -30,6 +30,7 @@ struct Slots {
     using Source = FromShared<T, Pass::width>;
     static_assert(Pass::whole);
     static constexpr const char* name = "on_chip";
+    static constexpr bool of_lanes = true;  // what a lane has copied is read by no other
     static constexpr std::int64_t slot_bytes = Source::array_stride;  // an array, a task
 
     const Block& block;

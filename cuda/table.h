@@ -23,8 +23,11 @@ struct KernelTable {
     // By direction and whether the activation is smooth: rows that are no whole packs, in images.
     Launcher staged[2][2];
     // What features add up for their parameters: by whether packs are whole, and the activation is
-    // smooth. Tasks are rows.
+    // smooth.
     Launcher parameter_sums[2][2];
+    // The same beside a map on chip, in slots, without an activation; null of double, whose sums
+    // have no room in registers.
+    Launcher on_chip_with_parameters;
 
     // Shared memory: of a statistic, and OnChip's of an array's task, of rows and of columns.
     std::int64_t bytes_of_stat, slot_bytes[2];

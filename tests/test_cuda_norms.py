@@ -156,6 +156,9 @@ def test_explanations_name_every_step() -> None:
     assert steps(fn.rms_norm, x, residual=x, prenorm=True) == ["add", "on_chip"]
     of_rows = ["widen_and_scale", "parameter_sums", "on_chip", "parts"]
     assert steps(fn.layer_norm_backward, x, x, fwd.mean, fwd.rstd, weight, weight) == of_rows
+    rows = fn.cuda.asarray(np.ones((64, 40), np.float32))
+    fwd = fn.rms_norm_train(rows)
+    assert steps(fn.rms_norm_backward, rows, rows, fwd.rstd) == ["on_chip_with_parameters", "parts"]
     assert steps(fn.group_norm, image, 4) == ["reduce", "means", "map"]
 
 
@@ -198,10 +201,10 @@ def backward(case: Case, data: Data, fwd: Any) -> Any:
 
 
 @on_host
-@pytest.mark.parametrize("activation", ["relu", "silu"])
+@pytest.mark.parametrize("activation", [None, "relu", "silu"])
 @pytest.mark.parametrize("case", LARGE, ids=lambda case: case.name)
 @OF_DTYPES
-def test_same_bits_on_every_machine(case: Case, dtype: str, activation: str) -> None:
+def test_same_bits_on_every_machine(case: Case, dtype: str, activation: str | None) -> None:
     """In a block, a cluster, a grid and in two passes, whatever the order of the threads."""
     case = replace(case, activation=activation)
     data = make(case, dtype)
@@ -225,7 +228,54 @@ def test_same_bits_on_every_machine(case: Case, dtype: str, activation: str) -> 
     if on_chip:
         assert teams == {(False, False), (True, False), (False, True)}
     assert ("parameter_sums" in kernels) == case.of_rows
+    beside_map = on_chip and case.of_rows and activation is None and dtype != "float64"
+    assert ("on_chip_with_parameters" in kernels) == beside_map
     assert ("add" in kernels) == case.prenorm
+
+
+# Parts of one lap and of several, of a set alone and of eight; the last ones of fewer rows.
+PARAMETERS = (
+    Case("narrow", "layer_norm", (66_000, 8)),
+    Case("wide", "layer_norm", (130, 3000)),
+    Case("clusters", "rms_norm", (37, 9 * 1024), bias=False),
+    Case("one_set", "layer_norm", (70, 5 * 1024)),
+)
+
+
+@on_host
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [(case, d) for case in PARAMETERS for d in ("bfloat16", "float32")][1:],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_gradients_of_parameters_beside_the_map(case: Case, dtype: str) -> None:
+    """The bits of a kernel of their own, which takes over where dx is written over dy."""
+    data = make(case, dtype)
+    fwd = ops.layer_norm_train(data.x) if case.norm == "layer_norm" else ops.rms_norm_train(data.x)
+    data.dy[::3, ::5] = np.array(3e38, data.dy.dtype)  # sums of a few columns leave float's range
+    data.dy[1::3, ::5] = np.array(-3e38, data.dy.dtype)
+    data.dy[5, 7] = np.inf
+    statistics = (fwd.rstd,) if case.norm == "rms_norm" else (fwd.mean, fwd.rstd)
+    parameters = (data.weight,) if case.norm == "rms_norm" else (data.weight, data.bias)
+    results = []
+    for in_place in (False, True):
+        host.reset(Limits(), ORDERS[0])
+        dy = fn.cuda.asarray(data.dy)
+        op = getattr(fn, f"{case.norm}_backward")
+        arrays = [fn.cuda.asarray(a) for a in (data.x, *statistics, *parameters)]
+        grads = op(dy, *arrays, **({"out": dy} if in_place else {}))
+        kernels = [launch.kernel for launch in host.launches()]
+        assert ("parameter_sums" in kernels) == in_place
+        assert ("on_chip_with_parameters" in kernels) != in_place
+        results.append([a.numpy() for a in grads if a is not None])
+    host.reset()
+    for one, other in zip(*results, strict=True):
+        assert_same_bits(one, other)
+    sums = results[0][1].astype(np.float64)
+    columns = np.ones(case.shape[-1], bool)
+    columns[::5], columns[7] = False, False
+    assert np.isfinite(sums[columns]).all()
+    assert not np.isfinite(sums[7])
 
 
 @on_host
@@ -261,6 +311,23 @@ def test_rows_move_each_tensor_once(norm: str) -> None:
     assert traffic.stored == data.x.nbytes
     assert traffic.loaded == 2 * data.x.nbytes  # the weights, once for each row, from a cache
     assert traffic.loaded_elements < 100
+
+
+@on_host
+@pytest.mark.parametrize("shape", [(2048, 1024), (1100, 4096), (560, 9216)], ids=str)
+def test_rows_move_each_tensor_once_backward(shape: tuple[int, int]) -> None:
+    """With the gradients of weight and bias: x and dy are read, dx is written."""
+    case = Case("traffic", "layer_norm", shape)
+    data = make(case, "bfloat16", "float32")
+    x, dy = fn.cuda.asarray(data.x), fn.cuda.asarray(data.dy)
+    fwd = fn.layer_norm_train(x)
+    host.reset(Limits(multiprocessors=132))
+    grads = fn.layer_norm_backward(dy, x, fwd.mean, fwd.rstd)
+    traffic = host.traffic()
+    host.reset()
+    tensors = 3 * data.x.nbytes
+    assert grads.dweight is not None
+    assert traffic.loaded + traffic.stored == tensors
 
 
 @on_host
