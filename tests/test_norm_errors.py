@@ -30,7 +30,7 @@ BACKWARD = tuple(op for op in OPS if op.endswith("_backward"))
 FORWARD = tuple(op for op in OPS if op not in BACKWARD)
 GROUPS = tuple(op for op in OPS if op.startswith("group"))
 PRENORM = tuple(op for op in ROWS if op in FORWARD)
-DSUM = tuple(op for op in ROWS if op in BACKWARD)
+DSUM = ("rms_norm_backward",)
 RUNNING = ("instance_norm_train",)
 
 
@@ -51,7 +51,8 @@ def arguments(op: str) -> Arguments:
         given |= {"dy": data.dy, "rstd": fwd.rstd, "mask": fwd.mask}
         if case.norm != "rms_norm":
             given["mean"] = fwd.mean
-        return given | ({"dsum": data.dsum} if case.prenorm else {})
+        # Either a residual behind the norm or prenorm, whose residual is part of x.
+        return given | ({"dsum": data.dsum, "residual": None} if op in DSUM else {})
     given["eps"] = 1e-5
     if op in RUNNING:
         given |= {"running_mean": np.zeros(4), "running_var": np.ones(4), "momentum": 0.1}
@@ -290,8 +291,14 @@ MESSAGES: list[tuple[tuple[str, Arguments], type[Exception], str]] = [
      "sum_out has dtype float64, expected float32 as x has it"),
     (_swapped("layer_norm", sum_out=ARRAY_3), ValueError,
      "sum_out has shape (3, 4), expected (3, 4, 5)"),
-    (_swapped("layer_norm_backward", dsum=ARRAY_3), ValueError,
+    (_swapped("rms_norm_backward", dsum=ARRAY_3), ValueError,
      "dsum has shape (3, 4), expected (3, 4, 5)"),
+    (_swapped("layer_norm_backward", dsum=np.ones(SHAPE, "f4")), ValueError,
+     "dsum is given, expected none with residual or dresidual: prenorm's residual is part of x, "
+     "and dx its gradient too"),
+    (_swapped("rms_norm_backward", residual=True), ValueError,
+     "dsum is given, expected none with residual or dresidual: prenorm's residual is part of x, "
+     "and dx its gradient too"),
     (_swapped("rms_norm_backward", mask=np.zeros(17, "u1")), ValueError,
      "mask was made for another shape, memory layout, axis or activation, expected the one that "
      "the forward pass returned for this x"),

@@ -198,7 +198,9 @@ void differentiate(Validation& check, const Norm& norm, const TensorView& dy, co
     check.parameter_if_given("dweight", gradients.dweight);
     check.parameter_if_given("dbias", gradients.dbias);
     if (gradients.dresidual.given()) check.like_data("dresidual", gradients.dresidual);
-    if (features.dsum.given()) check.like_data("dsum", features.dsum);
+    if (features.dsum.given()) {
+        check.sum_gradient(features.dsum, options.residual.given() || gradients.dresidual.given());
+    }
     check.activation(options.activation);
     if (options.scratch.given()) check.scratch(options.scratch);
     const auto backend = backend_of(check.op(), x.device, options.stream);

@@ -234,6 +234,15 @@ void Validation::sum_of(const TensorView& sum, const TensorView& residual) const
     like_data("sum_out", sum);
 }
 
+void Validation::sum_gradient(const TensorView& dsum, bool has_residual) const {
+    if (has_residual) {
+        fail(
+            "dsum is given, expected none with residual or dresidual: prenorm's residual is part "
+            "of x, and dx its gradient too");
+    }
+    like_data("dsum", dsum);
+}
+
 void Validation::weight_offset(double offset) const {
     if (!std::isfinite(offset)) {
         fail("weight_offset is " + text(offset) + ", expected a finite number");

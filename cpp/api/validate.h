@@ -23,8 +23,10 @@ class Validation {
 
     Norm features(const TensorView& x, int axis);
 
-    // The sum of x and the residual.
+    // Of prenorm: the sum of x and the residual, and its gradient, for a backward pass that has
+    // also been told of a residual behind the norm, or not.
     void sum_of(const TensorView& sum, const TensorView& residual) const;
+    void sum_gradient(const TensorView& dsum, bool has_residual) const;
     void weight_offset(double offset) const;
 
     // Of x's shape and dtype.

@@ -199,6 +199,17 @@ static void test_rows(void) {
         expect(sum[i] == x[i] + 1.0f, "prenorm's sum");
         expect(close_to(y[i], sum[i] * rstd[i / S] * (1.0 + weight[i % S])), "y of its RMS norm");
     }
+    options.sum_out = NULL;
+    options.dsum = &ones_t;
+    expect_error(fastnorm_rms_norm_backward(&ones_t, &sum_t, &rstd_t, &weight_t, NULL, &dx_t, NULL,
+                                            NULL, NULL, &options),
+                 FASTNORM_INVALID_ARGUMENT,
+                 "rms_norm_backward: dsum is given, expected none with residual or dresidual: "
+                 "prenorm's residual is part of x, and dx its gradient too");
+    options.residual = NULL;
+    expect(fastnorm_rms_norm_backward(&ones_t, &sum_t, &rstd_t, &weight_t, NULL, &dx_t, NULL, NULL,
+                                      NULL, &options) == FASTNORM_OK,
+           "rms_norm_backward");
 }
 
 /* One group of all channels is the layer norm of a sample; each channel by itself an instance norm.

@@ -271,6 +271,19 @@ void test_other_functions() {
             fastnorm::batch_norm_backward(dy, x, statistic, statistic, {}, {}, {x, {}, {}, {}});
         });
     expect_error<std::invalid_argument>(
+        "rms_norm_backward: dsum is given, expected none with residual or dresidual: prenorm's "
+        "residual is part of x, and dx its gradient too",
+        [] {
+            std::vector<float> values(6), dx(6), dresidual(6);
+            const TensorView x(values.data(), {2, 3});
+            const TensorView rstd(values.data(), {2});
+            fastnorm::LayerNormBackwardOptions options;
+            options.dsum = x;
+            fastnorm::rms_norm_backward(x, x, rstd, {}, {},
+                                        {{dx.data(), {2, 3}}, {}, {}, {dresidual.data(), {2, 3}}},
+                                        options);
+        });
+    expect_error<std::invalid_argument>(
         "activation is 'swish', expected one of identity, relu, leaky_relu, clip, sigmoid, tanh, "
         "silu, gelu, gelu_tanh, hardswish",
         [] { fastnorm::Activation::named("swish"); });

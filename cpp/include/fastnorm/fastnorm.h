@@ -94,7 +94,7 @@ typedef struct fastnorm_options {
     double weight_offset;           /* layer and RMS norm */
     int cast_before_weight;         /* RMS norm */
     const fastnorm_tensor* sum_out; /* layer and RMS norm: prenorm's x + residual, written */
-    const fastnorm_tensor* dsum;    /* the same, backward: its gradient */
+    const fastnorm_tensor* dsum;    /* the same, backward: its gradient; no residual beside it */
     void* stream;                   /* a cudaStream_t: where a call on a device does its work */
     const fastnorm_tensor* scratch; /* memory for its partial results, else from a pool */
     int64_t* scratch_bytes; /* if given: receives how much of it is needed, and nothing is done */

@@ -363,7 +363,9 @@ struct RMSNormOptions : LayerNormOptions {
 struct LayerNormBackwardOptions : NormBackwardOptions {
     int axis = -1;
     double weight_offset = 0.0;
-    TensorView dsum{};  // prenorm: the gradient of the sum, which is added to dx; x is the sum
+    // Prenorm: the gradient of the sum, which is added to dx. x is the sum, and dx the gradient of
+    // the residual too: there is neither a residual here nor a dresidual.
+    TensorView dsum{};
 };
 
 void layer_norm(const TensorView& x, const TensorView& weight, const TensorView& bias,

@@ -192,7 +192,7 @@ def rms_norm_backward(
         The forward pass's residual, if that was added behind the norm: as in `batch_norm_backward`.
     dsum : ndarray, optional
         With prenorm, the gradient of the sum from where else it went, which is added to dx: dx is
-        then the gradient of both x and the residual.
+        then the gradient of both x and the residual, so that a residual is refused beside it.
     mask, out, stream, device
         As in `batch_norm_backward`.
 
