@@ -180,3 +180,77 @@ def test_out_that_is_x_through_another_view() -> None:
     given["out"] = given["x"][:]
     assert fn.batch_norm(**given) is given["out"]
     assert np.array_equal(given["x"], expected)
+
+
+def _sharing() -> dict[str, tuple[str, dict[str, Any], str]]:
+    """Calls whose arrays share memory: the op, its arguments, and what it says of them."""
+    memory = np.ones(61, np.float32)
+    x, shifted, other = (
+        memory[:60].reshape(3, 4, 5),
+        memory[1:].reshape(3, 4, 5),
+        np.ones((3, 4, 5)),
+    )
+    residual, buffer, running = np.ones_like(x), np.ones_like(x), np.ones(4)
+    frozen = np.ones_like(x)
+    frozen.flags.writeable = False
+    broadcast = np.lib.stride_tricks.as_strided(buffer, x.shape, (0, 20, 4))
+    own = "expected memory of its own"
+    same = "expected either the very same array or memory of its own"
+    prenorm = {"x": x, "residual": residual, "prenorm": True}
+    statistics = {"mean": running, "rstd": running}
+    return {
+        "two outputs": (
+            "rms_norm",
+            prenorm | {"out": buffer, "sum_out": buffer[:]},
+            f"(out overlaps sum_out|sum_out overlaps out), {own}",
+        ),
+        "a part of x": ("layer_norm", {"x": x, "out": shifted}, f"out overlaps x, {same}"),
+        "a part of dy": (
+            "batch_norm_backward",
+            {"dy": x, "x": residual, "out": shifted} | statistics,
+            f"out overlaps dy, {same}",
+        ),
+        "x in backward": (
+            "batch_norm_backward",
+            {"dy": residual, "x": x, "out": x} | statistics,
+            f"out overlaps x, {own}",
+        ),
+        "a part of the residual": (
+            "layer_norm_train",
+            {"x": residual, "residual": x, "prenorm": True, "sum_out": shifted},
+            f"sum_out overlaps residual, {same}",
+        ),
+        "running statistics": (
+            "batch_norm_train",
+            {"x": x, "running_mean": running, "running_var": running[:]},
+            f"(running_mean overlaps running_var|running_var overlaps running_mean), {own}",
+        ),
+        "itself": (
+            "instance_norm",
+            {"x": x, "out": broadcast},
+            "out is broadcast along axis 0, expected an array whose elements have memory of their "
+            "own",
+        ),
+        "read-only": (
+            "group_norm",
+            {"x": x, "groups": 2, "out": frozen},
+            "out is read-only, expected a writable array",
+        ),
+        "dtype": (
+            "batch_norm_train",
+            {"x": other.astype(np.int32)},
+            "x has dtype int32, expected float32, float64, float16 or bfloat16",
+        ),
+    }
+
+
+@pytest.mark.parametrize("device", [None, "cuda"])
+@pytest.mark.parametrize("what", _sharing())
+def test_the_same_is_said_for_every_device(what: str, device: str | None) -> None:
+    """Copies on a device would not overlap: the check comes before them, so it needs none."""
+    op, given, words = _sharing()[what]
+    before = {name: a.copy() for name, a in given.items() if isinstance(a, np.ndarray)}
+    with pytest.raises((ValueError, TypeError), match=f"^{op}: {words}$"):
+        getattr(fn, op)(**given, device=device)
+    for name, a in before.items():
+        assert np.array_equal(given[name], a)

@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <cstdlib>
 #include <iterator>
+#include <map>
 #include <numeric>
 #include <string>
 
+#include "api/validate.h"
 #include "arrays.h"
 #include "core/dtypes.h"
 #include "cuda/driver.h"
@@ -262,6 +264,30 @@ py::dict to_interface(const DeviceArray& array) {
     return result;
 }
 
+// What an op would say of its arguments' own memory, where it is to work on copies of them. arrays:
+// NumPy's, by the arguments' names; written: those that it writes, each with the name of the input
+// that it may be the very same array as, or None.
+void check_memory(const std::string& op, const py::dict& arrays, const py::dict& written) {
+    std::map<std::string, TensorView> views;
+    for (const auto& [name, array] : arrays) {
+        const auto argument = py::cast<std::string>(name);
+        const TensorView view = view_of(op.c_str(), argument.c_str(), array);
+        if (view.ndim <= max_dims) views[argument] = view;  // else the op says so
+    }
+    Validation check(op.c_str());
+    for (const auto& [argument, view] : views) {
+        if (!written.contains(argument)) {
+            check.reads(argument.c_str(), view);
+            continue;
+        }
+        const py::object source = written[argument.c_str()];
+        const auto found =
+            source.is_none() ? views.end() : views.find(py::cast<std::string>(source));
+        check.writes(argument.c_str(), view, found == views.end() ? nullptr : &found->second);
+    }
+    check.overlap();
+}
+
 // A NumPy array's elements in new memory on a device, in the same order of dimensions.
 DeviceArray from_numpy(const py::object& array, const py::object& device,
                        const py::object& stream) {
@@ -513,6 +539,7 @@ void register_device_arrays(py::module_& module) {
             return place != nullptr && place == begin(b);
         },
         arg("a"), arg("b"));
+    module.def("check_memory", &check_memory, arg("op"), arg("arrays"), arg("written"));
     module.def("cuda_device_count", &cuda::device_count);
     module.def("cuda_why_unavailable", &cuda::why_unavailable);
 }

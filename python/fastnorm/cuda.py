@@ -72,35 +72,33 @@ def device_index(op: str, device: object) -> int:
     return int(number or 0)
 
 
-def through_device(
-    op: str,
-    function: Callable[..., _Result],
-    device: object,
-    arguments: dict[str, Any],
-    written: tuple[str, ...],
-) -> _Result:
-    """Call an op on copies of NumPy arrays on a device; what it returns and writes, as NumPy's.
+# The arguments that an op writes in place, and the input that each may be: in backward out is dy.
+_WRITTEN = {"out": "x", "sum_out": "residual", "running_mean": None, "running_var": None}
 
-    written names the arguments that the op writes in place.
-    """
+
+def through_device(
+    op: str, function: Callable[..., _Result], device: object, arguments: dict[str, Any]
+) -> _Result:
+    """Call an op on copies of NumPy arrays on a device; what it returns and writes, as NumPy's."""
     index = device_index(op, device)
     if arguments.get("stream") is not None:
         raise ValueError(f"{op}: stream is given, expected None with device: NumPy's arrays wait")
     given = {name: a for name, a in arguments.items() if isinstance(a, np.ndarray)}
-    for name in written:
-        if name in given and not given[name].flags.writeable:
-            raise ValueError(f"{op}: {name} is read-only, expected a writable array")
+    written = {name: source for name, source in _WRITTEN.items() if name in given}
+    if "dy" in given and "out" in given:
+        written["out"] = "dy"
+    # The op sees copies, which never overlap: what the arrays themselves do is looked at here.
+    _core.check_memory(op, given, written)
     # One that is given twice, as x and out, is one on the device too.
     copies = {id(a): asarray(a, device=index) for a in given.values()}
     moved = arguments | {name: copies[id(a)] for name, a in given.items()}
     result = function(**moved)
     for name in written:
-        if name in given:
-            given[name][...] = moved[name].numpy()
+        given[name][...] = moved[name].numpy()
 
     def back(value: Any) -> Any:
         for name in written:
-            if name in given and value is moved[name]:
+            if value is moved[name]:
                 return given[name]
         return value.numpy() if isinstance(value, Array) else value
 

@@ -88,7 +88,7 @@ def batch_norm(
     if device is not None:
         given = dict(locals())
         del given["device"]
-        return cuda.through_device("batch_norm", batch_norm, device, given, ("out",))
+        return cuda.through_device("batch_norm", batch_norm, device, given)
     return _core.batch_norm(
         x,
         mean,
@@ -156,8 +156,7 @@ def batch_norm_train(
     if device is not None:
         given = dict(locals())
         del given["device"]
-        written = ("out", "running_mean", "running_var")
-        return cuda.through_device("batch_norm_train", batch_norm_train, device, given, written)
+        return cuda.through_device("batch_norm_train", batch_norm_train, device, given)
     return NormForward(
         *_core.batch_norm_train(
             x,
@@ -242,10 +241,7 @@ def batch_norm_backward(
     if device is not None:
         given = dict(locals())
         del given["device"]
-        written = ("out",)
-        return cuda.through_device(
-            "batch_norm_backward", batch_norm_backward, device, given, written
-        )
+        return cuda.through_device("batch_norm_backward", batch_norm_backward, device, given)
     return NormGradients(
         *_core.batch_norm_backward(
             dy,

@@ -64,7 +64,7 @@ def group_norm(
     if device is not None:
         given = dict(locals())
         del given["device"]
-        return cuda.through_device("group_norm", group_norm, device, given, ("out",))
+        return cuda.through_device("group_norm", group_norm, device, given)
     return _core.group_norm(
         x,
         groups,
@@ -113,7 +113,7 @@ def group_norm_train(
     if device is not None:
         given = dict(locals())
         del given["device"]
-        return cuda.through_device("group_norm_train", group_norm_train, device, given, ("out",))
+        return cuda.through_device("group_norm_train", group_norm_train, device, given)
     return NormForward(
         *_core.group_norm_train(
             x,
@@ -177,9 +177,7 @@ def group_norm_backward(
     if device is not None:
         given = dict(locals())
         del given["device"]
-        return cuda.through_device(
-            "group_norm_backward", group_norm_backward, device, given, ("out",)
-        )
+        return cuda.through_device("group_norm_backward", group_norm_backward, device, given)
     return NormGradients(
         *_core.group_norm_backward(
             dy,

@@ -56,7 +56,7 @@ def instance_norm(
     if device is not None:
         given = dict(locals())
         del given["device"]
-        return cuda.through_device("instance_norm", instance_norm, device, given, ("out",))
+        return cuda.through_device("instance_norm", instance_norm, device, given)
     return _core.instance_norm(
         x,
         weight,
@@ -115,10 +115,7 @@ def instance_norm_train(
     if device is not None:
         given = dict(locals())
         del given["device"]
-        written = ("out", "running_mean", "running_var")
-        return cuda.through_device(
-            "instance_norm_train", instance_norm_train, device, given, written
-        )
+        return cuda.through_device("instance_norm_train", instance_norm_train, device, given)
     return NormForward(
         *_core.instance_norm_train(
             x,
@@ -182,9 +179,7 @@ def instance_norm_backward(
     if device is not None:
         given = dict(locals())
         del given["device"]
-        return cuda.through_device(
-            "instance_norm_backward", instance_norm_backward, device, given, ("out",)
-        )
+        return cuda.through_device("instance_norm_backward", instance_norm_backward, device, given)
     return NormGradients(
         *_core.instance_norm_backward(
             dy,

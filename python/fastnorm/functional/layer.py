@@ -72,7 +72,7 @@ def layer_norm(
     if device is not None:
         given = dict(locals())
         del given["device"]
-        return cuda.through_device("layer_norm", layer_norm, device, given, ("out", "sum_out"))
+        return cuda.through_device("layer_norm", layer_norm, device, given)
     return _core.layer_norm(
         x,
         weight,
@@ -127,8 +127,7 @@ sum_out, stream, device
     if device is not None:
         given = dict(locals())
         del given["device"]
-        written = ("out", "sum_out")
-        return cuda.through_device("layer_norm_train", layer_norm_train, device, given, written)
+        return cuda.through_device("layer_norm_train", layer_norm_train, device, given)
     return FeatureNormForward(
         *_core.layer_norm_train(
             x,
@@ -202,9 +201,7 @@ def layer_norm_backward(
     if device is not None:
         given = dict(locals())
         del given["device"]
-        return cuda.through_device(
-            "layer_norm_backward", layer_norm_backward, device, given, ("out",)
-        )
+        return cuda.through_device("layer_norm_backward", layer_norm_backward, device, given)
     return NormGradients(
         *_core.layer_norm_backward(
             dy,

@@ -76,7 +76,7 @@ def rms_norm(
     if device is not None:
         given = dict(locals())
         del given["device"]
-        return cuda.through_device("rms_norm", rms_norm, device, given, ("out", "sum_out"))
+        return cuda.through_device("rms_norm", rms_norm, device, given)
     return _core.rms_norm(
         x,
         weight,
@@ -133,8 +133,7 @@ out, sum_out, stream, device
     if device is not None:
         given = dict(locals())
         del given["device"]
-        written = ("out", "sum_out")
-        return cuda.through_device("rms_norm_train", rms_norm_train, device, given, written)
+        return cuda.through_device("rms_norm_train", rms_norm_train, device, given)
     return RMSNormForward(
         *_core.rms_norm_train(
             x,
@@ -209,7 +208,7 @@ def rms_norm_backward(
     if device is not None:
         given = dict(locals())
         del given["device"]
-        return cuda.through_device("rms_norm_backward", rms_norm_backward, device, given, ("out",))
+        return cuda.through_device("rms_norm_backward", rms_norm_backward, device, given)
     return NormGradients(
         *_core.rms_norm_backward(
             dy,
