@@ -182,6 +182,21 @@ def test_parameters_may_be_replaced(name: str) -> None:
         layer(x)
 
 
+@pytest.mark.parametrize("affine", [True, False])
+@EACH
+def test_gradients_are_those_of_the_arrays_that_there_are(name: str, affine: bool) -> None:
+    """Whatever the layer was made with."""
+    layer = make(name, affine=affine)
+    shape = LAYERS[name][1]
+    x, dy = x_of(), x_of(1)
+    for weight, bias in [(True, False), (False, True), (True, True), (False, False)]:
+        layer.weight = np.full(shape, 2.0) if weight else None
+        layer.bias = np.full(shape, 0.5) if bias else None
+        forward = op(layer, "_train")(x)
+        assert_same_bits(layer(x), forward.y)
+        assert_gradients(layer, layer.backward(dy), backward(layer, x, dy, forward))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @EACH
 def test_dtype_is_that_of_the_parameters(name: str, dtype: str) -> None:

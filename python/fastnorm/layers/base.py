@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from fastnorm import arguments, cuda
 from fastnorm.activation import Activation, as_activation
-from fastnorm.functional import Array
+from fastnorm.functional import Array, NormGradients
 
 _Layer = TypeVar("_Layer", bound="Layer")
 
@@ -189,6 +189,13 @@ class Layer(ABC):
         # With the mask, or without an activation, it does not need the values.
         without_values = self.activation is None or mask is not None
         return True if residual is not None and without_values else residual
+
+    def _keep_gradients(self, grads: NormGradients) -> Array:
+        """Set those of the parameters that the layer has, and of the residual; return dx."""
+        self.dweight = None if self.weight is None else grads.dweight
+        self.dbias = None if self.bias is None else grads.dbias
+        self.dresidual = grads.dresidual
+        return grads.dx
 
     def _no_input(self) -> RuntimeError:
         """What backward raises where the last call kept nothing."""

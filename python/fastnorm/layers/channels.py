@@ -145,7 +145,7 @@ class ChannelNorm(Layer):
     def backward(self, dy: Array, *, out: Array | None = None, stream: Any = None) -> Array:
         """The gradients of the last call, given that of its output.
 
-        Sets dweight and dbias (None without parameters) and dresidual (None without a residual);
+        Sets dweight and dbias (None without the parameter) and dresidual (None without a residual);
         earlier gradients are replaced, not added to.
 
         Parameters
@@ -175,9 +175,7 @@ class ChannelNorm(Layer):
             grads = self._gradients_own(dy, saved, out, stream)
         else:
             grads = self._gradients_running(dy, saved, out, stream)
-        dx, dweight, dbias, self.dresidual = grads
-        self.dweight, self.dbias = (dweight, dbias) if self.affine else (None, None)
-        return dx
+        return self._keep_gradients(grads)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Copy parameters and running statistics into the layer's arrays, all or none.

@@ -168,11 +168,8 @@ class FeatureNorm(Layer):
                 f"{self._name}.backward: dsum is given, expected None: the last call was one "
                 "without prenorm"
             )
-        dx, dweight, dbias, dresidual = self._gradients(dy, saved, dsum, out, stream)
-        self.dweight = None if self.weight is None else dweight
-        self.dbias = None if self.bias is None else dbias
-        self.dresidual = dx if saved.prenorm else dresidual
-        return dx
+        grads = self._gradients(dy, saved, dsum, out, stream)
+        return self._keep_gradients(grads._replace(dresidual=grads.dx) if saved.prenorm else grads)
 
     @abstractmethod
     def _forward(
