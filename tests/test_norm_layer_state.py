@@ -237,6 +237,26 @@ class TestRunningStatistics:
         np.testing.assert_allclose(layer.running_mean, mean, rtol=1e-14)
         assert layer.num_batches_tracked == 1
 
+    @pytest.mark.parametrize(
+        ("shape", "channel_axis", "words"),
+        [
+            ((4, 4), 1, "x has 2 dimensions, expected 3 to 5"),
+            (
+                (4, 4, 5),
+                -3,
+                r"channel_axis is -3, expected -2 to -1 or 1 to 2 for an x with shape \(4, 4, 5\)",
+            ),
+        ],
+    )
+    def test_inference_takes_what_training_takes(
+        self, shape: tuple[int, ...], channel_axis: int, words: str
+    ) -> None:
+        """Batch norm takes more."""
+        layer = tracking(channel_axis=channel_axis)
+        for mode in (layer, layer.eval(), layer.eval(backward=False)):
+            with pytest.raises(ValueError, match=f"{words}$"):
+                mode(np.ones(shape, np.float32))
+
     def test_without_them_inference_is_by_each_samples_own(self) -> None:
         layer = make("InstanceNorm")
         y = layer(x_of())

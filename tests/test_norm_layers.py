@@ -275,11 +275,16 @@ COMMON: tuple[tuple[dict[str, Any], type[Exception], str], ...] = (
     ({"activation": "foo"}, ValueError, "activation is 'foo', expected None or one"),
     ({"dtype": "int32"}, TypeError, "dtype is int32, expected one of"),
     ({"device": "gpu"}, ValueError, "device is 'gpu', expected 'cuda' or 'cuda:<number>'"),
+    ({"affine": "no"}, TypeError, "affine is of type str, expected a bool"),
+    ({"affine": 1}, TypeError, "affine is of type int, expected a bool"),
 )
 CHANNELS: tuple[tuple[dict[str, Any], type[Exception], str], ...] = (
     ({"channels": -1}, ValueError, "channels is -1, expected a number from 0 to"),
     ({"channels": 2.5}, TypeError, "channels is of type float, expected an int"),
     ({"channel_axis": "C"}, TypeError, "channel_axis is of type str, expected an int"),
+    ({"channel_axis": 0}, ValueError, "channel_axis is 0, expected -4 to -1 or 1 to 4$"),
+    ({"channel_axis": -5}, ValueError, "channel_axis is -5, expected -4 to -1 or 1 to 4$"),
+    ({"channel_axis": 5}, ValueError, "channel_axis is 5, expected -4 to -1 or 1 to 4$"),
 )
 GROUPS: tuple[tuple[dict[str, Any], type[Exception], str], ...] = (
     ({"groups": 3}, ValueError, "groups is 3, expected a divisor of the 4 channels"),
@@ -299,10 +304,12 @@ FEATURES: tuple[tuple[dict[str, Any], type[Exception], str], ...] = (
     ({"weight_offset": float("nan")}, ValueError, "weight_offset is nan, expected a finite"),
     ({"weight_offset": None}, TypeError, "weight_offset is of type NoneType, expected a finite"),
 )
-MOMENTUM: tuple[tuple[dict[str, Any], type[Exception], str], ...] = (
+RUNNING: tuple[tuple[dict[str, Any], type[Exception], str], ...] = (
     ({"momentum": 3}, ValueError, "momentum is 3, expected a number from 0 to 1, or None"),
     ({"momentum": "a"}, TypeError, "momentum is of type str, expected a number"),
+    ({"track_running_stats": None}, TypeError, "track_running_stats is of type NoneType, expected"),
 )
+CASTS = ({"cast_before_weight": 1}, TypeError, "cast_before_weight is of type int, expected a bool")
 SIZES: dict[str, dict[str, Any]] = {
     "GroupNorm": {"groups": 2, "channels": 4},
     "InstanceNorm": {"channels": 4},
@@ -317,9 +324,9 @@ SIZES: dict[str, dict[str, Any]] = {
         (name, *wrong)
         for name, table in {
             "GroupNorm": (*COMMON, *CHANNELS, *GROUPS),
-            "InstanceNorm": (*COMMON, *CHANNELS, *MOMENTUM),
-            "LayerNorm": (*COMMON, *FEATURES),
-            "RMSNorm": (*COMMON, *FEATURES),
+            "InstanceNorm": (*COMMON, *CHANNELS, *RUNNING),
+            "LayerNorm": (*COMMON, *FEATURES, ({"bias": 0}, TypeError, "bias is of type int")),
+            "RMSNorm": (*COMMON, *FEATURES, CASTS),
         }.items()
         for wrong in table
     ],
@@ -329,6 +336,12 @@ def test_wrong_options(
 ) -> None:
     with pytest.raises(error, match=f"^{name}: {words}"):
         getattr(fn, name)(**(SIZES[name] | options))
+
+
+def test_flags_of_numpy() -> None:
+    layer = fn.RMSNorm(5, affine=np.bool_(False), cast_before_weight=np.bool_(True))
+    assert layer.weight is None
+    assert layer.cast_before_weight is True
 
 
 def test_sizes() -> None:

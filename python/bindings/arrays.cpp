@@ -244,6 +244,13 @@ TensorView view_of(const char* op, const char* argument, py::handle object) {
     return view;
 }
 
+TensorView layout_of(const char* op, const char* argument, py::handle array) {
+    if (py::isinstance<py::array>(array) || !is_on_device(array)) {
+        return view_of(op, argument, array);
+    }
+    return import_array(op, argument, array, nullptr, false).view;
+}
+
 py::array empty_like(const TensorView& view) {
     const TensorView dense = dense_in_order(view);
     const int ndim = dense.ndim;

@@ -18,6 +18,9 @@ namespace py = pybind11;
 // type list, expected a NumPy array") for anything else, and for elements that no DType stands for.
 TensorView view_of(const char* op, const char* argument, py::handle array);
 
+// The view of a NumPy array or of one on a device, whose memory is neither read nor written.
+TensorView layout_of(const char* op, const char* argument, py::handle array);
+
 // The arrays of one call: views of those that the caller gave, and new ones for results, which are
 // where x is.
 class Arrays {

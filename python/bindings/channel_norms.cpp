@@ -1,4 +1,5 @@
 // The norms of channels, in batches, groups and samples: arguments to views and options.
+#include "api/validate.h"
 #include "module.h"
 #include "norm_results.h"
 
@@ -234,6 +235,13 @@ py::tuple instance_norm_gradients(const py::object& dy, const py::object& x, con
         });
 }
 
+// What instance norm would say of an x that another op is to normalize.
+void check_instance_norm(const std::string& op, const py::object& x,
+                         const py::object& channel_axis) {
+    const int axis = integer_of(op.c_str(), "channel_axis", channel_axis);
+    Validation(op.c_str()).instance_norm(layout_of(op.c_str(), "x", x), axis);
+}
+
 }  // namespace
 
 void register_channel_norms(py::module_& module) {
@@ -267,6 +275,8 @@ void register_channel_norms(py::module_& module) {
     module.def("instance_norm_backward", &instance_norm_gradients, arg("dy"), arg("x"), arg("mean"),
                arg("rstd"), arg("weight"), arg("bias"), arg("channel_axis"), arg("residual"),
                arg("activation"), arg("mask"), arg("out"), arg("stream"));
+    module.def("check_instance_norm", &check_instance_norm, arg("op"), arg("x"),
+               arg("channel_axis"));
 }
 
 }  // namespace fastnorm::python

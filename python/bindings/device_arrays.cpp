@@ -528,10 +528,7 @@ void register_device_arrays(py::module_& module) {
         "same_memory",
         [](const py::object& a, const py::object& b) {
             const auto begin = [](const py::object& array) -> const void* {
-                const bool on_device = !py::isinstance<py::array>(array) && is_on_device(array);
-                const TensorView view =
-                    on_device ? import_array("same_memory", "array", array, nullptr, false).view
-                              : view_of("same_memory", "array", array);
+                const TensorView view = layout_of("same_memory", "array", array);
                 const bool empty = std::count(view.shape, view.shape + view.ndim, 0) > 0;
                 return empty ? nullptr : view.data;
             };

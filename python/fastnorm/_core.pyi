@@ -162,6 +162,7 @@ def instance_norm_backward(
     out: _Array | None,
     stream: Any,
 ) -> tuple[_Array, _Array, _Array, _Array | None]: ...
+def check_instance_norm(op: str, x: _Array, channel_axis: int) -> None: ...
 def layer_norm(
     x: _Array,
     weight: _Array | None,

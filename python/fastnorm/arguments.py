@@ -50,6 +50,23 @@ def integer(op: str, argument: str, value: object) -> int:
         raise TypeError(f"{op}: {argument} is {_kind(value)}, expected an int") from None
 
 
+def flag(op: str, argument: str, value: object) -> bool:
+    """A bool, Python's or NumPy's."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{op}: {argument} is {_kind(value)}, expected a bool")
+    return bool(value)
+
+
+def axis(op: str, argument: str, value: object, first: int) -> int:
+    """An axis that some array has, from its first allowed one on."""
+    found = integer(op, argument, value)
+    least, last = first - MOST_DIMENSIONS, MOST_DIMENSIONS - 1
+    if not (least <= found < 0 or first <= found <= last):
+        expected = f"{least} to {last}" if first == 0 else f"{least} to -1 or {first} to {last}"
+        raise ValueError(f"{op}: {argument} is {found}, expected {expected}")
+    return found
+
+
 def number(op: str, argument: str, value: object, words: str = "a number") -> float:
     """Any number; words say what is expected."""
     try:

@@ -64,11 +64,11 @@ class BatchNorm(ChannelNorm):
     Raises
     ------
     ValueError
-        If channels is negative or beyond what an array can hold, eps or momentum out of range, or
-        the activation unknown.
+        If channels is negative or beyond what an array can hold, channel_axis, eps or momentum out
+        of range, or the activation unknown.
     TypeError
-        If channels or channel_axis is no integer, eps or momentum no number, or dtype none of the
-        four.
+        If channels or channel_axis is no integer, eps or momentum no number, affine or
+        track_running_stats no bool, or dtype none of the four.
 
     References
     ----------
@@ -77,6 +77,7 @@ class BatchNorm(ChannelNorm):
     """
 
     _name = "BatchNorm"
+    _of_samples = False
     _named = ("eps", "momentum", "affine", "track_running_stats", "channel_axis", "activation")
 
     def __init__(

@@ -43,6 +43,8 @@ class ChannelNorm(Layer):
     """
 
     _positional: ClassVar[tuple[str, ...]] = ("channels",)
+    # Whether samples, which lie on the first axis, are normalized by themselves.
+    _of_samples: ClassVar[bool] = True
 
     # None where there are none.
     running_mean: Array | None = None
@@ -72,15 +74,18 @@ class ChannelNorm(Layer):
         if momentum is not None:
             words = "a number from 0 to 1, or None"
             momentum = arguments.number_within(self._name, "momentum", momentum, 0.0, 1.0, words)
-        self.channel_axis = arguments.integer(self._name, "channel_axis", channel_axis)
+        first = 1 if self._of_samples else 0
+        self.channel_axis = arguments.axis(self._name, "channel_axis", channel_axis, first)
         self.momentum = momentum
-        self.affine = affine
-        self.track_running_stats = track_running_stats
+        self.affine = arguments.flag(self._name, "affine", affine)
+        self.track_running_stats = arguments.flag(
+            self._name, "track_running_stats", track_running_stats
+        )
         placed = placing(self._name, device)
-        if affine:
+        if self.affine:
             self.weight = placed(np.ones(self.channels, parameter_dtype))
             self.bias = placed(np.zeros(self.channels, parameter_dtype))
-        if track_running_stats:
+        if self.track_running_stats:
             self.running_mean = placed(np.zeros(self.channels, parameter_dtype))
             self.running_var = placed(np.ones(self.channels, parameter_dtype))
             self.num_batches_tracked = 0
@@ -133,6 +138,8 @@ class ChannelNorm(Layer):
                     self._check_channels(x)
                 y, saved = self._forward_own(x, residual, out, stream)
             else:
+                if self._of_samples:  # batch norm takes more
+                    _core.check_instance_norm(self._name, x, self.channel_axis)
                 y, saved = self._forward_running(x, residual, out, stream, mean, var)
         except ValueError:
             self._check_channels(x)

@@ -53,12 +53,13 @@ class FeatureNorm(Layer):
         self.weight_offset = arguments.number_within(
             self._name, "weight_offset", weight_offset, -most, most, "a finite number"
         )
-        self.affine = affine
+        self.affine = arguments.flag(self._name, "affine", affine)
+        has_bias = arguments.flag(self._name, "bias", bias) and self.affine
         placed = placing(self._name, device)
-        if affine:
+        if self.affine:
             # So that the first calls only normalize, whatever is added to the weight.
             self.weight = placed(np.full(self.shape, 1.0 - self.weight_offset, parameter_dtype))
-        if affine and bias:
+        if has_bias:
             self.bias = placed(np.zeros(self.shape, parameter_dtype))
 
     def __call__(

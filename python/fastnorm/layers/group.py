@@ -63,9 +63,10 @@ class GroupNorm(ChannelNorm):
     ------
     ValueError
         If groups does not divide channels, channels is negative or beyond what an array can hold,
-        eps out of range, or the activation unknown.
+        channel_axis or eps out of range, or the activation unknown.
     TypeError
-        If groups, channels or channel_axis is no integer, eps no number, or dtype none of the four.
+        If groups, channels or channel_axis is no integer, eps no number, affine no bool, or dtype
+        none of the four.
 
     References
     ----------

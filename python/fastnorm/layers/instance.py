@@ -72,11 +72,11 @@ class InstanceNorm(ChannelNorm):
     Raises
     ------
     ValueError
-        If channels is negative or beyond what an array can hold, eps or momentum out of range, or
-        the activation unknown.
+        If channels is negative or beyond what an array can hold, channel_axis, eps or momentum out
+        of range, or the activation unknown.
     TypeError
-        If channels or channel_axis is no integer, eps or momentum no number, or dtype none of the
-        four.
+        If channels or channel_axis is no integer, eps or momentum no number, affine or
+        track_running_stats no bool, or dtype none of the four.
 
     References
     ----------

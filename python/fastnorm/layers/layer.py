@@ -67,8 +67,8 @@ class LayerNorm(FeatureNorm):
         If shape has no or more than 5 axes, a negative length, or more elements than an array can
         hold, eps or weight_offset is out of range, or the activation unknown.
     TypeError
-        If shape is neither an integer nor a tuple of them, eps or weight_offset no number, or dtype
-        none of the four.
+        If shape is neither an integer nor a tuple of them, eps or weight_offset no number, affine
+        or bias no bool, or dtype none of the four.
 
     References
     ----------

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from fastnorm import arguments
 from fastnorm.activation import Activation
 from fastnorm.functional import Array, NormGradients, rms_norm, rms_norm_backward, rms_norm_train
 from fastnorm.layers.features import FeatureNorm, Saved
@@ -62,8 +63,8 @@ class RMSNorm(FeatureNorm):
         If shape has no or more than 5 axes, a negative length, or more elements than an array can
         hold, eps or weight_offset is out of range, or the activation unknown.
     TypeError
-        If shape is neither an integer nor a tuple of them, eps or weight_offset no number, or dtype
-        none of the four.
+        If shape is neither an integer nor a tuple of them, eps or weight_offset no number, affine
+        or cast_before_weight no bool, or dtype none of the four.
 
     References
     ----------
@@ -96,7 +97,9 @@ class RMSNorm(FeatureNorm):
             dtype=dtype,
             device=device,
         )
-        self.cast_before_weight = cast_before_weight
+        self.cast_before_weight = arguments.flag(
+            self._name, "cast_before_weight", cast_before_weight
+        )
 
     def _forward(
         self,
