@@ -6,6 +6,8 @@
 #include <cstring>
 #include <new>
 #include <string>
+#include <type_traits>
+#include <utility>
 
 #include "fastnorm/fastnorm.hpp"
 
@@ -104,10 +106,43 @@ void expect_pointer(const char* function, const char* argument, const void* poin
                                 " is null, expected a pointer");
 }
 
-// Runs f(options) with what the options of the op are told; or asks for its scratch.
+// Fails for an option that the op does not have: whoever sets it expects something that would not
+// happen. eps and how running statistics are updated say nothing where there is none of that, and a
+// backward pass may be given its forward pass's options.
+template <class Options, bool writes_mask>
+void expect_own_options(const char* op, const fastnorm_options& from) {
+    const fastnorm_options defaults = fastnorm_defaults();
+    constexpr bool backward = requires(Options o) { o.mask; };
+    constexpr bool running = backward || requires(Options o) { o.running_mean; };
+    constexpr bool casts = backward || requires(Options o) { o.cast_before_weight; };
+    const auto given = [](const fastnorm_tensor* tensor) { return view(tensor).given(); };
+    const std::pair<const char*, bool> options[] = {
+        {"channel_axis",
+         !requires(Options o) { o.channel_axis; } && from.channel_axis != defaults.channel_axis},
+        {"axis", !requires(Options o) { o.axis; } && from.axis != defaults.axis},
+        {"running_mean", !running && given(from.running_mean)},
+        {"running_var", !running && given(from.running_var)},
+        {"training", !requires(Options o) { o.training; } && from.training == 0},
+        {"mask", !backward && !writes_mask && given(from.mask)},
+        {"weight_offset", !requires(Options o) { o.weight_offset; } && from.weight_offset != 0},
+        {"cast_before_weight", !casts && from.cast_before_weight != 0},
+        {"sum_out", !requires(Options o) { o.sum_out; } && given(from.sum_out)},
+        {"dsum", !requires(Options o) { o.dsum; } && given(from.dsum)},
+    };
+    for (const auto& [option, is_wrong] : options) {
+        if (!is_wrong) continue;
+        throw std::invalid_argument(std::string(op) + ": " + option +
+                                    " is set, expected its default: the op does not have it");
+    }
+}
+
+// Runs f(options), or f(options, mask) of an op that writes one, with what the options of the op
+// are told; or asks for its scratch.
 template <class Options, class F>
-void with_options(const fastnorm_options* given, F&& f) {
+void with_options(const char* op, const fastnorm_options* given, F&& f) {
     const fastnorm_options from = given != nullptr ? *given : fastnorm_defaults();
+    constexpr bool writes_mask = std::is_invocable_v<F, const Options&, const TensorView&>;
+    expect_own_options<Options, writes_mask>(op, from);
     fastnorm::Explanation explanation;
     Options to;
     to.activation = activation(from.activation);
@@ -132,7 +167,11 @@ void with_options(const fastnorm_options* given, F&& f) {
     if constexpr (requires { to.sum_out; }) to.sum_out = view(from.sum_out);
     if constexpr (requires { to.dsum; }) to.dsum = view(from.dsum);
     if (from.scratch_bytes != nullptr) to.explanation = &explanation;
-    f(to, view(from.mask));
+    if constexpr (writes_mask) {
+        f(to, view(from.mask));
+    } else {
+        f(to);
+    }
     if (from.scratch_bytes == nullptr) return;
     // On the CPU each thread keeps its own.
     *from.scratch_bytes = explanation.launches.empty() ? 0 : explanation.scratch_bytes;
@@ -159,7 +198,7 @@ fastnorm_tensor fastnorm_dense(const void* data, fastnorm_dtype dtype, int ndim,
     tensor.data = const_cast<void*>(data);
     tensor.dtype = dtype;
     tensor.ndim = ndim;
-    if (ndim < 1 || ndim > FASTNORM_MAX_DIMS) return tensor;  // the op says that it is wrong
+    if (ndim < 0 || ndim > FASTNORM_MAX_DIMS) return tensor;  // the op says that it is wrong
     int64_t stride = dtype == FASTNORM_FLOAT64   ? 8
                      : dtype == FASTNORM_FLOAT32 ? 4
                      : dtype == FASTNORM_UINT8   ? 1
@@ -205,7 +244,7 @@ fastnorm_status fastnorm_batch_norm(const fastnorm_tensor* x, const fastnorm_ten
                                     const fastnorm_tensor* bias, const fastnorm_tensor* out,
                                     const fastnorm_options* options) {
     return guarded([&] {
-        with_options<fastnorm::BatchNormOptions>(options, [&](const auto& o, const TensorView&) {
+        with_options<fastnorm::BatchNormOptions>("batch_norm", options, [&](const auto& o) {
             fastnorm::batch_norm(view(x), view(mean), view(var), view(weight), view(bias),
                                  view(out), o);
         });
@@ -218,7 +257,7 @@ fastnorm_status fastnorm_batch_norm_train(const fastnorm_tensor* x, const fastno
                                           const fastnorm_options* options) {
     return guarded([&] {
         with_options<fastnorm::BatchNormTrainOptions>(
-            options, [&](const auto& o, const TensorView& mask) {
+            "batch_norm_train", options, [&](const auto& o, const TensorView& mask) {
                 fastnorm::batch_norm_train(view(x), view(weight), view(bias), view(out), view(mean),
                                            view(rstd), mask, o);
             });
@@ -232,7 +271,7 @@ fastnorm_status fastnorm_batch_norm_backward(
     const fastnorm_tensor* dresidual, const fastnorm_options* options) {
     return guarded([&] {
         with_options<fastnorm::BatchNormBackwardOptions>(
-            options, [&](const auto& o, const TensorView&) {
+            "batch_norm_backward", options, [&](const auto& o) {
                 fastnorm::batch_norm_backward(
                     view(dy), view(x), view(mean), view(rstd), view(weight), view(bias),
                     {view(dx), view(dweight), view(dbias), view(dresidual)}, o);
@@ -252,7 +291,7 @@ fastnorm_status fastnorm_group_norm(const fastnorm_tensor* x, int64_t groups,
                                     const fastnorm_tensor* weight, const fastnorm_tensor* bias,
                                     const fastnorm_tensor* out, const fastnorm_options* options) {
     return guarded([&] {
-        with_options<fastnorm::GroupNormOptions>(options, [&](const auto& o, const TensorView&) {
+        with_options<fastnorm::GroupNormOptions>("group_norm", options, [&](const auto& o) {
             fastnorm::group_norm(view(x), groups, view(weight), view(bias), view(out), o);
         });
     });
@@ -265,7 +304,7 @@ fastnorm_status fastnorm_group_norm_train(const fastnorm_tensor* x, int64_t grou
                                           const fastnorm_options* options) {
     return guarded([&] {
         with_options<fastnorm::GroupNormOptions>(
-            options, [&](const auto& o, const TensorView& mask) {
+            "group_norm_train", options, [&](const auto& o, const TensorView& mask) {
                 fastnorm::group_norm_train(view(x), groups, view(weight), view(bias), view(out),
                                            view(mean), view(rstd), mask, o);
             });
@@ -280,7 +319,7 @@ fastnorm_status fastnorm_group_norm_backward(
     const fastnorm_options* options) {
     return guarded([&] {
         with_options<fastnorm::GroupNormBackwardOptions>(
-            options, [&](const auto& o, const TensorView&) {
+            "group_norm_backward", options, [&](const auto& o) {
                 fastnorm::group_norm_backward(
                     view(dy), view(x), groups, view(mean), view(rstd), view(weight), view(bias),
                     {view(dx), view(dweight), view(dbias), view(dresidual)}, o);
@@ -300,7 +339,7 @@ fastnorm_status fastnorm_instance_norm(const fastnorm_tensor* x, const fastnorm_
                                        const fastnorm_tensor* bias, const fastnorm_tensor* out,
                                        const fastnorm_options* options) {
     return guarded([&] {
-        with_options<fastnorm::GroupNormOptions>(options, [&](const auto& o, const TensorView&) {
+        with_options<fastnorm::GroupNormOptions>("instance_norm", options, [&](const auto& o) {
             fastnorm::instance_norm(view(x), view(weight), view(bias), view(out), o);
         });
     });
@@ -312,7 +351,7 @@ fastnorm_status fastnorm_instance_norm_train(
     const fastnorm_options* options) {
     return guarded([&] {
         with_options<fastnorm::InstanceNormOptions>(
-            options, [&](const auto& o, const TensorView& mask) {
+            "instance_norm_train", options, [&](const auto& o, const TensorView& mask) {
                 fastnorm::instance_norm_train(view(x), view(weight), view(bias), view(out),
                                               view(mean), view(rstd), mask, o);
             });
@@ -326,7 +365,7 @@ fastnorm_status fastnorm_instance_norm_backward(
     const fastnorm_tensor* dresidual, const fastnorm_options* options) {
     return guarded([&] {
         with_options<fastnorm::GroupNormBackwardOptions>(
-            options, [&](const auto& o, const TensorView&) {
+            "instance_norm_backward", options, [&](const auto& o) {
                 fastnorm::instance_norm_backward(
                     view(dy), view(x), view(mean), view(rstd), view(weight), view(bias),
                     {view(dx), view(dweight), view(dbias), view(dresidual)}, o);
@@ -346,7 +385,7 @@ fastnorm_status fastnorm_layer_norm(const fastnorm_tensor* x, const fastnorm_ten
                                     const fastnorm_tensor* bias, const fastnorm_tensor* out,
                                     const fastnorm_options* options) {
     return guarded([&] {
-        with_options<fastnorm::LayerNormOptions>(options, [&](const auto& o, const TensorView&) {
+        with_options<fastnorm::LayerNormOptions>("layer_norm", options, [&](const auto& o) {
             fastnorm::layer_norm(view(x), view(weight), view(bias), view(out), o);
         });
     });
@@ -358,7 +397,7 @@ fastnorm_status fastnorm_layer_norm_train(const fastnorm_tensor* x, const fastno
                                           const fastnorm_options* options) {
     return guarded([&] {
         with_options<fastnorm::LayerNormOptions>(
-            options, [&](const auto& o, const TensorView& mask) {
+            "layer_norm_train", options, [&](const auto& o, const TensorView& mask) {
                 fastnorm::layer_norm_train(view(x), view(weight), view(bias), view(out), view(mean),
                                            view(rstd), mask, o);
             });
@@ -372,7 +411,7 @@ fastnorm_status fastnorm_layer_norm_backward(
     const fastnorm_tensor* dresidual, const fastnorm_options* options) {
     return guarded([&] {
         with_options<fastnorm::LayerNormBackwardOptions>(
-            options, [&](const auto& o, const TensorView&) {
+            "layer_norm_backward", options, [&](const auto& o) {
                 fastnorm::layer_norm_backward(
                     view(dy), view(x), view(mean), view(rstd), view(weight), view(bias),
                     {view(dx), view(dweight), view(dbias), view(dresidual)}, o);
@@ -392,7 +431,7 @@ fastnorm_status fastnorm_rms_norm(const fastnorm_tensor* x, const fastnorm_tenso
                                   const fastnorm_tensor* bias, const fastnorm_tensor* out,
                                   const fastnorm_options* options) {
     return guarded([&] {
-        with_options<fastnorm::RMSNormOptions>(options, [&](const auto& o, const TensorView&) {
+        with_options<fastnorm::RMSNormOptions>("rms_norm", options, [&](const auto& o) {
             fastnorm::rms_norm(view(x), view(weight), view(bias), view(out), o);
         });
     });
@@ -403,10 +442,11 @@ fastnorm_status fastnorm_rms_norm_train(const fastnorm_tensor* x, const fastnorm
                                         const fastnorm_tensor* rstd,
                                         const fastnorm_options* options) {
     return guarded([&] {
-        with_options<fastnorm::RMSNormOptions>(options, [&](const auto& o, const TensorView& mask) {
-            fastnorm::rms_norm_train(view(x), view(weight), view(bias), view(out), view(rstd), mask,
-                                     o);
-        });
+        with_options<fastnorm::RMSNormOptions>(
+            "rms_norm_train", options, [&](const auto& o, const TensorView& mask) {
+                fastnorm::rms_norm_train(view(x), view(weight), view(bias), view(out), view(rstd),
+                                         mask, o);
+            });
     });
 }
 
@@ -416,11 +456,12 @@ fastnorm_status fastnorm_rms_norm_backward(
     const fastnorm_tensor* dweight, const fastnorm_tensor* dbias, const fastnorm_tensor* dresidual,
     const fastnorm_options* options) {
     return guarded([&] {
-        with_options<fastnorm::LayerNormBackwardOptions>(options, [&](const auto& o,
-                                                                      const TensorView&) {
-            fastnorm::rms_norm_backward(view(dy), view(x), view(rstd), view(weight), view(bias),
-                                        {view(dx), view(dweight), view(dbias), view(dresidual)}, o);
-        });
+        with_options<fastnorm::LayerNormBackwardOptions>(
+            "rms_norm_backward", options, [&](const auto& o) {
+                fastnorm::rms_norm_backward(view(dy), view(x), view(rstd), view(weight), view(bias),
+                                            {view(dx), view(dweight), view(dbias), view(dresidual)},
+                                            o);
+            });
     });
 }
 

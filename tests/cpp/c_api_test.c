@@ -308,6 +308,94 @@ static void test_errors(void) {
     for (i = 0; i < SIZE; ++i) expect(y[i] == -7.0f, "y was written in spite of an error");
 }
 
+/* Whoever sets an option expects it to matter. */
+static void test_options_of_other_ops(void) {
+    const double vector[4] = {0, 0, 0, 0};
+    const fastnorm_tensor vector_t = vector_of(vector);
+    float x[SIZE], y[SIZE];
+    fastnorm_tensor x_t, y_t;
+    fastnorm_options options;
+    int i;
+
+    fill(x, y);
+    for (i = 0; i < SIZE; ++i) y[i] = -7.0f;
+    x_t = data_of(x);
+    y_t = data_of(y);
+    options = fastnorm_defaults();
+    options.sum_out = &y_t;
+    expect_error(fastnorm_group_norm(&x_t, 1, NULL, NULL, &y_t, &options),
+                 FASTNORM_INVALID_ARGUMENT,
+                 "group_norm: sum_out is set, expected its default: the op does not have it");
+    expect_error(
+        fastnorm_rms_norm_backward(&x_t, &x_t, &vector_t, NULL, NULL, &y_t, NULL, NULL, NULL,
+                                   &options),
+        FASTNORM_INVALID_ARGUMENT,
+        "rms_norm_backward: sum_out is set, expected its default: the op does not have it");
+    options = fastnorm_defaults();
+    options.weight_offset = 1.0;
+    expect_error(fastnorm_group_norm_train(&x_t, 1, NULL, NULL, &y_t, NULL, NULL, &options),
+                 FASTNORM_INVALID_ARGUMENT,
+                 "group_norm_train: weight_offset is set, expected its default: the op does not "
+                 "have it");
+    options = fastnorm_defaults();
+    options.running_var = &vector_t;
+    expect_error(fastnorm_instance_norm(&x_t, NULL, NULL, &y_t, &options),
+                 FASTNORM_INVALID_ARGUMENT,
+                 "instance_norm: running_var is set, expected its default: the op does not have "
+                 "it");
+    options = fastnorm_defaults();
+    options.mask = &vector_t;
+    expect_error(fastnorm_batch_norm(&x_t, &vector_t, &vector_t, NULL, NULL, &y_t, &options),
+                 FASTNORM_INVALID_ARGUMENT,
+                 "batch_norm: mask is set, expected its default: the op does not have it");
+    options = fastnorm_defaults();
+    options.cast_before_weight = 1;
+    expect_error(fastnorm_layer_norm(&x_t, NULL, NULL, &y_t, &options), FASTNORM_INVALID_ARGUMENT,
+                 "layer_norm: cast_before_weight is set, expected its default: the op does not "
+                 "have it");
+    options = fastnorm_defaults();
+    options.dsum = &x_t;
+    expect_error(fastnorm_rms_norm(&x_t, NULL, NULL, &y_t, &options), FASTNORM_INVALID_ARGUMENT,
+                 "rms_norm: dsum is set, expected its default: the op does not have it");
+    options = fastnorm_defaults();
+    options.training = 0;
+    expect_error(fastnorm_batch_norm_train(&x_t, NULL, NULL, &y_t, NULL, NULL, &options),
+                 FASTNORM_INVALID_ARGUMENT,
+                 "batch_norm_train: training is set, expected its default: the op does not have "
+                 "it");
+    options = fastnorm_defaults();
+    options.axis = 1;
+    expect_error(fastnorm_instance_norm_train(&x_t, NULL, NULL, &y_t, NULL, NULL, &options),
+                 FASTNORM_INVALID_ARGUMENT,
+                 "instance_norm_train: axis is set, expected its default: the op does not have "
+                 "it");
+    options = fastnorm_defaults();
+    options.channel_axis = -1;
+    expect_error(fastnorm_layer_norm(&x_t, NULL, NULL, &y_t, &options), FASTNORM_INVALID_ARGUMENT,
+                 "layer_norm: channel_axis is set, expected its default: the op does not have it");
+    for (i = 0; i < SIZE; ++i) expect(y[i] == -7.0f, "y was written in spite of an option");
+}
+
+/* A layer norm over all axes: its statistics have no dimensions. */
+static void test_one_row(void) {
+    double mean = 0, rstd = 0, expected = 0;
+    float x[SIZE] = {0}, y[SIZE] = {0};
+    const fastnorm_tensor x_t = data_of(x), y_t = data_of(y);
+    const fastnorm_tensor mean_t = fastnorm_dense(&mean, FASTNORM_FLOAT64, 0, NULL);
+    const fastnorm_tensor rstd_t = fastnorm_dense(&rstd, FASTNORM_FLOAT64, 0, NULL);
+    fastnorm_options options = fastnorm_defaults();
+    int i;
+
+    fill(x, y);
+    for (i = 0; i < SIZE; ++i) expected += x[i] / (double)SIZE;
+    options.axis = 0;
+    expect(fastnorm_layer_norm_train(&x_t, NULL, NULL, &y_t, &mean_t, &rstd_t, &options) ==
+               FASTNORM_OK,
+           "layer_norm_train of one row");
+    expect(close_to(mean, expected), "the mean of one row");
+    for (i = 0; i < SIZE; ++i) expect(close_to(y[i], (x[i] - mean) * rstd), "y of one row");
+}
+
 static void test_activations(void) {
     fastnorm_activation activation = {FASTNORM_IDENTITY, 7.0, 7.0};
 
@@ -361,7 +449,9 @@ int main(void) {
     test_inference();
     test_rows();
     test_samples();
+    test_one_row();
     test_errors();
+    test_options_of_other_ops();
     test_activations();
     if (failures == 0) puts("all passed");
     return failures == 0 ? 0 : 1;

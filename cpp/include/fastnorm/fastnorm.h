@@ -71,14 +71,17 @@ typedef struct fastnorm_tensor {
     int device_index;            /* of a CUDA device */
 } fastnorm_tensor;
 
-/* A dense tensor in C order over data. ndim must be 1 to FASTNORM_MAX_DIMS. */
+/* A dense tensor in C order over data. ndim must be 0 to FASTNORM_MAX_DIMS; with 0, as the mean of
+ * a layer norm over all axes has it, shape may be null. */
 fastnorm_tensor fastnorm_dense(const void* data, fastnorm_dtype dtype, int ndim,
                                const int64_t* shape);
 
 /* The same tensor, said to be on a CUDA device. */
 fastnorm_tensor fastnorm_on_cuda(fastnorm_tensor tensor, int device_index);
 
-/* The options of all norms, as fastnorm.hpp has them; fill it with fastnorm_defaults() first. */
+/* The options of all norms, as fastnorm.hpp has them; fill it with fastnorm_defaults() first. One
+ * that a function does not have is an error if it is set, but that backward passes over what only
+ * the forward pass uses: eps, running statistics, cast_before_weight. */
 typedef struct fastnorm_options {
     double eps;
     int channel_axis; /* batch, group and instance norm */
