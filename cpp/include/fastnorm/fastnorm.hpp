@@ -167,12 +167,19 @@ struct Explanation {
 };
 
 // ---------------------------------------------------------------------------------------------
-// Batch normalization (Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167).
+// What holds for every norm.
 //
-// x, dy, out, residual, dresidual: 2 to max_dims dimensions, one shape, one dtype (float32,
-// float64, float16, bfloat16). Vectors have one element per channel and any of these dtypes.
-// out may be exactly x (backward: exactly dy); any other overlap of an output, with an input, with
-// another output or of its own elements, is an error.
+// x, dy, out and the tensors of x's size in options and gradients have one shape, of as many
+// dimensions as the norm says, and one dtype: float32, float64, float16 or bfloat16. Weight and
+// bias, their gradients and the statistics have the shapes of its NormSizes, each any of these
+// dtypes.
+// Of a forward pass for training, mean, rstd and mask are optional outputs: mean and rstd best of
+// the dtype that the sizes have (NaN without elements), and mask (uint8, one-dimensional,
+// contiguous, of their bytes), which is for activations with saves_mask() only: one bit an element,
+// set where the activation's slope is 1. A backward pass takes the forward's x, mean, rstd, weight
+// and bias; bias and residual matter only where the activation's input is recomputed.
+// out may be exactly x (backward: exactly dy), and sum_out exactly the residual; any other overlap
+// of an output, with an input, with another output or of its own elements, is an error.
 // Sizes are 64-bit; tensors without elements are valid, and need no memory.
 // On a device, all tensors are on the same one, each aligned to its elements; a call puts its work
 // into a stream and returns, so that it can be captured in a CUDA graph (but for a first one, which
@@ -181,8 +188,8 @@ struct Explanation {
 // dense always is). Results have the same bits in every run and on every device; they can differ
 // from the CPU's in the last ones. A mask of another call, for whose signature nobody waits, makes
 // all results NaN.
-// Variances are float64: a batch of float64 x with a standard deviation below 1e-154 or beyond
-// 1e154 has one of 0 or infinity.
+// Variances are float64: float64 values with a standard deviation below 1e-154 or beyond 1e154 have
+// one of 0 or infinity.
 // ---------------------------------------------------------------------------------------------
 
 // What every norm's forward pass takes.
@@ -238,6 +245,11 @@ struct NormSizes {
     std::int64_t mask_bytes = 0;
 };
 
+// ---------------------------------------------------------------------------------------------
+// Batch normalization (Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167). x has 2 to
+// max_dims dimensions; weight, bias and all statistics have one element per channel.
+// ---------------------------------------------------------------------------------------------
+
 struct BatchNormOptions : NormOptions {
     int channel_axis = 1;  // negative ones count from the end
 };
@@ -257,11 +269,7 @@ struct BatchNormTrainOptions : BatchNormOptions {
 };
 
 // The same with the batch's own mean and biased variance (Algorithm 1 of the paper), for more than
-// one value per channel. Optional outputs: mean and rstd, best of the dtype that
-// batch_norm_sizes() has, and mask (uint8, one-dimensional, contiguous, of its bytes), which is for
-// activations with saves_mask() only: one bit an element, set where the activation's slope is 1,
-// for the backward pass. Without elements, mean and rstd are NaN and the running statistics stay as
-// they are.
+// one value per channel. Without elements the running statistics stay as they are.
 void batch_norm_train(const TensorView& x, const TensorView& weight, const TensorView& bias,
                       const TensorView& out, const TensorView& mean, const TensorView& rstd,
                       const TensorView& mask, const BatchNormTrainOptions& options = {});
@@ -274,8 +282,7 @@ struct BatchNormBackwardOptions : NormBackwardOptions {
 // With g = dy * activation'(z):
 //   training:   dx = weight * rstd * (g - avg(g) - (x - mean) * rstd^2 * avg(g * (x - mean)))
 //   otherwise:  dx = weight * rstd * g
-// x, mean, rstd, weight, bias are those of the forward pass. bias and residual matter only where
-// the activation's input is recomputed. (Section 3 of the paper, the chain rule after Alg. 1.)
+// (Section 3 of the paper, the chain rule after Alg. 1.)
 void batch_norm_backward(const TensorView& dy, const TensorView& x, const TensorView& mean,
                          const TensorView& rstd, const TensorView& weight, const TensorView& bias,
                          const NormGradients& gradients,
@@ -286,8 +293,9 @@ NormSizes batch_norm_sizes(const TensorView& x, int channel_axis = 1);
 
 // ---------------------------------------------------------------------------------------------
 // Group normalization (Wu and He 2018, https://arxiv.org/abs/1803.08494): each sample, along the
-// first axis, by itself, in `groups` groups of neighbouring channels. mean and rstd are (N,
-// groups); weight and bias have one element per channel. A group of one value has a variance of 0.
+// first axis, by itself, in `groups` groups of neighbouring channels. x has 2 to max_dims
+// dimensions; mean and rstd are (N, groups); weight and bias have one element per channel. A group
+// of one value has a variance of 0.
 // ---------------------------------------------------------------------------------------------
 
 struct GroupNormOptions : NormOptions {
@@ -297,7 +305,7 @@ struct GroupNormBackwardOptions : NormBackwardOptions {
     int channel_axis = 1;
 };
 
-// groups divides the number of channels. weight, bias, mean, rstd and mask are optional.
+// groups divides the number of channels. weight and bias are optional.
 void group_norm(const TensorView& x, std::int64_t groups, const TensorView& weight,
                 const TensorView& bias, const TensorView& out,
                 const GroupNormOptions& options = {});
@@ -317,7 +325,8 @@ NormSizes group_norm_sizes(const TensorView& x, std::int64_t groups, int channel
 
 // ---------------------------------------------------------------------------------------------
 // Instance normalization (Ulyanov, Vedaldi and Lempitsky 2016, https://arxiv.org/abs/1607.08022):
-// each channel of each sample by itself. x has 3 dimensions at least; mean and rstd are (N, C).
+// each channel of each sample by itself. x has 3 to max_dims dimensions; mean and rstd are (N, C);
+// weight, bias and running statistics have one element per channel.
 // ---------------------------------------------------------------------------------------------
 
 // Running statistics take the average of all samples' means, and of their variances.
