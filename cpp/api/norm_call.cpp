@@ -134,7 +134,7 @@ void normalize_by_own(Validation& check, const Norm& norm, const TensorView& x,
     check.momentum(running.momentum);
     check.activation(options.activation);
     if (options.scratch.given()) check.scratch(options.scratch);
-    if (running.needs_variance) check.more_than_one_value(running.needs_variance);
+    check.more_than_one_value(running.needs_variance);
     const auto backend = backend_of(check.op(), x.device, options.stream);
     Staging staging(*backend, x, norm, options.explanation);
     if (saved.mask.given()) check.mask(saved.mask, staging.mask_bytes(), options.activation);

@@ -16,7 +16,7 @@ struct RunningViews {
     TensorView mean{}, var{};
     double momentum = 0.0;
     bool unbiased = true;
-    const char* needs_variance = nullptr;  // where one value per statistic is an error, in words
+    NeedsVariance needs_variance = NeedsVariance::nothing;
 };
 
 // What norms of features have beside.

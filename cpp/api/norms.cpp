@@ -24,7 +24,7 @@ void batch_norm_train(const TensorView& x, const TensorView& weight, const Tenso
     const Norm norm = check.batch_norm(x, options.channel_axis);
     normalize_by_own(check, norm, x, weight, bias, out, {mean, rstd, mask}, options,
                      {options.running_mean, options.running_var, options.momentum, options.unbiased,
-                      "in training"});
+                      NeedsVariance::training});
 }
 
 void batch_norm_backward(const TensorView& dy, const TensorView& x, const TensorView& mean,
@@ -88,7 +88,7 @@ void instance_norm_train(const TensorView& x, const TensorView& weight, const Te
     const bool unbiased = options.running_var.given() && options.unbiased;
     normalize_by_own(check, norm, x, weight, bias, out, {mean, rstd, mask}, options,
                      {options.running_mean, options.running_var, options.momentum, options.unbiased,
-                      unbiased ? "for an unbiased running_var" : nullptr});
+                      unbiased ? NeedsVariance::running_var : NeedsVariance::nothing});
 }
 
 void instance_norm_backward(const TensorView& dy, const TensorView& x, const TensorView& mean,

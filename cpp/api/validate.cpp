@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <string_view>
 
 #include "core/activations.h"
 #include "core/dtypes.h"
@@ -151,7 +150,7 @@ void Validation::data(const TensorView& x, int least_dims) {
     x_ = x;
 }
 
-int Validation::axis(const char* argument, int given, int first) const {
+int Validation::axis(int given, int first) const {
     const TensorView& x = x_;
     const int axis = given < 0 ? given + x.ndim : given;
     if (axis >= first && axis < x.ndim) return axis;
@@ -161,7 +160,7 @@ int Validation::axis(const char* argument, int given, int first) const {
     const std::string expected =
         first == 0 ? range(-x.ndim, x.ndim - 1)
                    : range(first - x.ndim, -1) + " or " + range(first, x.ndim - 1);
-    fail(std::string(argument) + " is " + std::to_string(given) + ", expected " + expected +
+    fail(std::string(axis_name()) + " is " + std::to_string(given) + ", expected " + expected +
          " for an x with shape " + text(x.shape, x.ndim));
 }
 
@@ -181,8 +180,7 @@ void Validation::extents() const {
 
 Norm Validation::batch_norm(const TensorView& x, int channel_axis) {
     data(x, 2);
-    axis_name_ = "channel_axis";
-    axis_ = axis(axis_name_, channel_axis, 0);
+    axis_ = axis(channel_axis, 0);
     extents();
     parameters_ = statistics_ = {1, {x.shape[axis_]}};
     return {axis_, -1, 1};
@@ -190,8 +188,7 @@ Norm Validation::batch_norm(const TensorView& x, int channel_axis) {
 
 Norm Validation::of_samples(const TensorView& x, int least_dims, int channel_axis) {
     data(x, least_dims);
-    axis_name_ = "channel_axis";
-    axis_ = axis(axis_name_, channel_axis, 1);
+    axis_ = axis(channel_axis, 1);
     extents();
     parameters_ = {1, {x.shape[axis_]}};
     statistics_ = {2, {x.shape[0], x.shape[axis_]}};
@@ -217,8 +214,8 @@ Norm Validation::group_norm(const TensorView& x, std::int64_t groups, int channe
 
 Norm Validation::features(const TensorView& x, int axis) {
     data(x, 1);
-    axis_name_ = "axis";
-    axis_ = this->axis(axis_name_, axis, 0);
+    of_rows_ = true;
+    axis_ = this->axis(axis, 0);
     extents();
     for (int i = 0; i < x.ndim; ++i) {
         Extents& of = i < axis_ ? statistics_ : parameters_;
@@ -249,6 +246,17 @@ void Validation::weight_offset(double offset) const {
     }
 }
 
+void Validation::sum_needs_prenorm(bool has_sum, bool prenorm) const {
+    if (has_sum && !prenorm) fail("sum_out is given, expected None without prenorm");
+}
+
+void Validation::residual_needs_values(bool has_values, bool recomputes) const {
+    if (has_values || !recomputes) return;
+    fail(
+        "residual is True, expected the array: without a mask, the activation's input is "
+        "recomputed from it");
+}
+
 void Validation::like_data(const char* argument, const TensorView& tensor) const {
     given(argument, tensor);
     if (tensor.dtype != x_.dtype) {
@@ -266,10 +274,9 @@ void Validation::small(const char* argument, const TensorView& array,
     const bool same = array.ndim == expected.ndim &&
                       std::equal(array.shape, array.shape + array.ndim, expected.extent);
     const bool sayable = array.ndim >= 0 && array.ndim <= max_dims;
-    const bool of_rows = std::string_view(axis_name_) == "axis";
-    if (!same && sayable && (array.ndim == expected.ndim || of_rows)) {  // maybe the axis is wrong
+    if (!same && sayable && (array.ndim == expected.ndim || of_rows_)) {  // maybe the axis is wrong
         fail(std::string(argument) + " has shape " + text(array.shape, array.ndim) + ", expected " +
-             text(expected.extent, expected.ndim) + ": " + axis_name_ + " is " +
+             text(expected.extent, expected.ndim) + ": " + axis_name() + " is " +
              std::to_string(axis_) + ", x has shape " + text(x_.shape, x_.ndim));
     }
     shape(argument, array, expected.extent, expected.ndim);
@@ -389,12 +396,13 @@ std::int64_t Validation::elements() const {
     return product;
 }
 
-void Validation::more_than_one_value(const char* where) const {
+void Validation::more_than_one_value(NeedsVariance what) const {
+    if (what == NeedsVariance::nothing) return;
     std::int64_t statistics = 1;
     for (int i = 0; i < statistics_.ndim; ++i) statistics *= statistics_.extent[i];
     if (elements() == 0 || elements() != statistics) return;
     fail("x has shape " + text(x_.shape, x_.ndim) + ", 1 value per channel, expected more than 1 " +
-         where);
+         (what == NeedsVariance::training ? "in training" : "for an unbiased running_var"));
 }
 
 void Validation::reads(const char* argument, const TensorView& tensor) {

@@ -10,6 +10,9 @@
 
 namespace fastnorm {
 
+// What one value per channel does not do for.
+enum class NeedsVariance { nothing, training, running_var };
+
 class Validation {
   public:
     explicit Validation(const char* op) : op_(op) {}
@@ -28,6 +31,10 @@ class Validation {
     void sum_of(const TensorView& sum, const TensorView& residual) const;
     void sum_gradient(const TensorView& dsum, bool has_residual) const;
     void weight_offset(double offset) const;
+
+    // What Python can say beside: a sum_out without prenorm, and of a residual that there was one.
+    void sum_needs_prenorm(bool has_sum, bool prenorm) const;
+    void residual_needs_values(bool has_values, bool recomputes) const;
 
     // Of x's shape and dtype.
     void like_data(const char* argument, const TensorView& tensor) const;
@@ -53,7 +60,7 @@ class Validation {
     void momentum(double momentum) const;
     void activation(const Activation& activation) const;
     // One value has no variance.
-    void more_than_one_value(const char* where) const;
+    void more_than_one_value(NeedsVariance what) const;
 
     // An input or output of the right shape: has memory, an output memory of its own for each
     // element. Remembers it for overlap() below.
@@ -84,8 +91,10 @@ class Validation {
     void small(const char* argument, const TensorView& array, const Extents& expected) const;
     void data(const TensorView& x, int least_dims);
     void extents() const;
+    // The argument that axis_ is.
+    const char* axis_name() const { return of_rows_ ? "axis" : "channel_axis"; }
     // Of x, from the first allowed one on; in [0, ndim).
-    int axis(const char* argument, int given, int first) const;
+    int axis(int given, int first) const;
     Norm of_samples(const TensorView& x, int least_dims, int channel_axis);
     void strides(const char* argument, const TensorView& tensor) const;
     void memory(const char* argument, const TensorView& tensor) const;
@@ -94,7 +103,7 @@ class Validation {
 
     const char* op_;
     TensorView x_{};
-    const char* axis_name_ = "";
+    bool of_rows_ = false;  // all axes from axis_ on are normalized over; else channels lie on it
     int axis_ = 0;
     Extents parameters_, statistics_;
     Use uses_[most_uses];

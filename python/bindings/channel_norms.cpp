@@ -1,4 +1,6 @@
 // The norms of channels, in batches, groups and samples: arguments to views and options.
+#include <string>
+
 #include "api/validate.h"
 #include "module.h"
 #include "norm_results.h"

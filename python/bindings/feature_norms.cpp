@@ -1,5 +1,6 @@
 // The norms of rows, by their mean and variance or by their mean square: arguments to views and
 // options.
+#include "api/validate.h"
 #include "module.h"
 #include "norm_results.h"
 
@@ -18,10 +19,7 @@ py::object set_forward(const char* op, Arrays& arrays, Options& options, const p
     options.weight_offset = number_of(op, "weight_offset", weight_offset);
     set_common(arrays, options, residual, activation);
     const bool adds = flag_of(op, "prenorm", prenorm);
-    if (!adds && !sum_out.is_none()) {
-        throw py::value_error(std::string(op) +
-                              ": sum_out is given, expected None without prenorm");
-    }
+    Validation(op).sum_needs_prenorm(!sum_out.is_none(), adds);
     const auto sizes = [&] { return layer_norm_sizes(arrays.x(), options.axis); };
     const bool makes = adds && sum_out.is_none() && sizes_if_valid(sizes);
     const py::object sum = makes ? arrays.empty_like_x() : sum_out;

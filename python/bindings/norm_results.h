@@ -3,9 +3,9 @@
 #pragma once
 
 #include <optional>
-#include <string>
 #include <utility>
 
+#include "api/validate.h"
 #include "arrays.h"
 
 namespace fastnorm::python {
@@ -94,11 +94,7 @@ py::tuple differentiate(const char* op, Arrays& arrays, Options& options, const 
     set_common(arrays, options, without_values ? py::none() : residual, activation);
     const bool recomputes =
         options.activation.kind != ActivationKind::identity && !options.mask.given();
-    if (without_values && had_residual && recomputes) {
-        throw py::value_error(std::string(op) +
-                              ": residual is True, expected the array: without a mask, the "
-                              "activation's input is recomputed from it");
-    }
+    Validation(op).residual_needs_values(!(without_values && had_residual), recomputes);
 
     const TensorView& x = arrays.x();
     py::object dx = out;
