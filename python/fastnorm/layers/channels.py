@@ -124,7 +124,7 @@ class ChannelNorm(Layer):
             For a wrong shape, a partial overlap with out, or, where batch norm normalizes by them
             or running statistics take them in, statistics of one value.
         TypeError
-            For anything but NumPy arrays of the four dtypes.
+            For anything but arrays of the four dtypes: NumPy's, or those on the layer's device.
 
         Warns
         -----

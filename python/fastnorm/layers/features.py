@@ -103,7 +103,8 @@ class FeatureNorm(Layer):
             For a wrong shape, a partial overlap with out or sum_out, prenorm without a residual, or
             sum_out without prenorm.
         TypeError
-            For anything but NumPy arrays of the four dtypes, or a prenorm that is no bool.
+            For anything but arrays of the four dtypes (NumPy's, or those on the layer's device), or
+            a prenorm that is no bool.
         """
         saved = None
         try:

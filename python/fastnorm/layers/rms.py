@@ -27,7 +27,8 @@ class RMSNorm(FeatureNorm):
     shape : int or tuple of int
         The lengths of the last axes, which a call normalizes over together.
     eps : float
-        Added to the mean square inside the square root; any value >= 0.
+        Added to the mean square inside the square root; any value >= 0. PyTorch's module has
+        another default: the machine epsilon of x's dtype.
     affine : bool
         Whether there is a weight.
     weight_offset : float

@@ -3,8 +3,10 @@
     z = (x - mean) * rstd * weight + bias + residual,    rstd = 1 / sqrt(var + eps)
     y = activation(z)
 
-Slow on purpose. Arrays of any dtype go in, everything is computed and returned in float64. The
-signatures are those of the ops without `out` and `mask`; arguments are not validated.
+Slow on purpose. Arrays of any dtype go in, everything is computed and returned in float64 (but for
+prenorm's sum, of x's dtype). The signatures are those of the ops without `out`, `sum_out`, `mask`,
+`stream` and `device`, and so are the results, but that no mask is returned and that
+`rms_norm_train` returns a mean, of zeros; arguments are not validated.
 """
 
 from fastnorm.reference.activations import activate, activation_slope
