@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from collections.abc import Callable
 from sys import float_info
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from fastnorm import _core, arguments
 from fastnorm.activation import Activation
-from fastnorm.functional import Array, NormGradients
+from fastnorm.functional import Array, FeatureNormForward, NormGradients, RMSNormForward
 from fastnorm.layers.base import Layer, most_elements, placing
 
 
@@ -33,6 +33,10 @@ class FeatureNorm(Layer):
     """
 
     _positional = ("shape",)
+    # The ops: y alone, with what backward needs, and backward.
+    _op: ClassVar[Callable[..., Any]]
+    _op_train: ClassVar[Callable[..., FeatureNormForward | RMSNormForward]]
+    _op_backward: ClassVar[Callable[..., NormGradients]]
 
     def __init__(
         self,
@@ -110,11 +114,14 @@ class FeatureNorm(Layer):
         try:
             if self.weight is None:  # then the op has nothing that shows the shape
                 self._check_shape(x)
+            options = self._forward_options()
+            options |= {"residual": residual, "prenorm": prenorm, "out": out, "sum_out": sum_out}
             if self._keeps or self.training:
-                y, saved = self._forward(x, residual, prenorm, out, sum_out, stream)
-                result = (y, saved.x) if prenorm else y
+                forward = self._op_train(x, self.weight, self.bias, stream=stream, **options)
+                saved = self._save(x, residual, forward)
+                result = (forward.y, forward.sum) if prenorm else forward.y
             else:
-                result = self._forward_only(x, residual, prenorm, out, sum_out, stream)
+                result = self._op(x, self.weight, self.bias, stream=stream, **options)
         except ValueError:
             self._check_shape(x)
             raise
@@ -170,53 +177,42 @@ class FeatureNorm(Layer):
                 f"{self._name}.backward: dsum is given, expected None: the last call was one "
                 "without prenorm"
             )
-        grads = self._gradients(dy, saved, dsum, out, stream)
+        statistics = (saved.rstd,) if saved.mean is None else (saved.mean, saved.rstd)
+        grads = self._op_backward(
+            dy,
+            saved.x,
+            *statistics,
+            self.weight,
+            self.bias,
+            axis=self._axis,
+            residual=saved.residual,
+            dsum=dsum,
+            weight_offset=self.weight_offset,
+            activation=self.activation,
+            mask=saved.mask,
+            out=out,
+            stream=stream,
+        )
         return self._keep_gradients(grads._replace(dresidual=grads.dx) if saved.prenorm else grads)
 
-    @abstractmethod
-    def _forward(
-        self,
-        x: Array,
-        residual: Array | None,
-        prenorm: bool,
-        out: Array | None,
-        sum_out: Array | None,
-        stream: Any,
-    ) -> tuple[Array, Saved]:
-        """y, and what its backward needs."""
-
-    @abstractmethod
-    def _forward_only(
-        self,
-        x: Array,
-        residual: Array | None,
-        prenorm: bool,
-        out: Array | None,
-        sum_out: Array | None,
-        stream: Any,
-    ) -> Any:
-        """y, with prenorm and the sum."""
-
-    @abstractmethod
-    def _gradients(
-        self, dy: Array, saved: Saved, dsum: Array | None, out: Array | None, stream: Any
-    ) -> NormGradients:
-        """Those of the last call."""
+    def _forward_options(self) -> dict[str, Any]:
+        """What the layer has of a forward op's options."""
+        return {
+            "axis": self._axis,
+            "eps": self.eps,
+            "weight_offset": self.weight_offset,
+            "activation": self.activation,
+        }
 
     def _save(
-        self,
-        x: Array,
-        residual: Array | None,
-        mean: Array | None,
-        rstd: Array,
-        mask: Array | None,
-        total: Array | None,
+        self, x: Array, residual: Array | None, forward: FeatureNormForward | RMSNormForward
     ) -> Saved:
-        """What backward needs; total: the sum of a call with prenorm, else None."""
-        if total is not None:
-            return Saved(total, mean, rstd, mask, None, True)
-        kept = self._residual_for_backward(residual, mask)
-        return Saved(x, mean, rstd, mask, kept, False)
+        """What backward needs of a call."""
+        mean = None if isinstance(forward, RMSNormForward) else forward.mean
+        if forward.sum is not None:
+            return Saved(forward.sum, mean, forward.rstd, forward.mask, None, True)
+        kept = self._residual_for_backward(residual, forward.mask)
+        return Saved(x, mean, forward.rstd, forward.mask, kept, False)
 
     @property
     def _axis(self) -> int:

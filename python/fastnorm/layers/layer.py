@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy.typing as npt
 
 from fastnorm.activation import Activation
-from fastnorm.functional import (
-    Array,
-    NormGradients,
-    layer_norm,
-    layer_norm_backward,
-    layer_norm_train,
-)
-from fastnorm.layers.features import FeatureNorm, Saved
+from fastnorm.functional import layer_norm, layer_norm_backward, layer_norm_train
+from fastnorm.layers.features import FeatureNorm
 
 
 class LayerNorm(FeatureNorm):
@@ -77,6 +69,9 @@ class LayerNorm(FeatureNorm):
     """
 
     _name = "LayerNorm"
+    _op = staticmethod(layer_norm)
+    _op_train = staticmethod(layer_norm_train)
+    _op_backward = staticmethod(layer_norm_backward)
     _named = ("eps", "affine", "bias", "weight_offset", "activation")
 
     def __init__(
@@ -105,72 +100,3 @@ class LayerNorm(FeatureNorm):
     def _settings(self) -> dict[str, object]:
         # The attribute of that name is the array.
         return super()._settings() | {"bias": self.bias is not None}
-
-    def _forward(
-        self,
-        x: Array,
-        residual: Array | None,
-        prenorm: bool,
-        out: Array | None,
-        sum_out: Array | None,
-        stream: Any,
-    ) -> tuple[Array, Saved]:
-        y, mean, rstd, mask, total = layer_norm_train(
-            x,
-            self.weight,
-            self.bias,
-            axis=self._axis,
-            eps=self.eps,
-            residual=residual,
-            prenorm=prenorm,
-            weight_offset=self.weight_offset,
-            activation=self.activation,
-            out=out,
-            sum_out=sum_out,
-            stream=stream,
-        )
-        return y, self._save(x, residual, mean, rstd, mask, total)
-
-    def _forward_only(
-        self,
-        x: Array,
-        residual: Array | None,
-        prenorm: bool,
-        out: Array | None,
-        sum_out: Array | None,
-        stream: Any,
-    ) -> Any:
-        return layer_norm(
-            x,
-            self.weight,
-            self.bias,
-            axis=self._axis,
-            eps=self.eps,
-            residual=residual,
-            prenorm=prenorm,
-            weight_offset=self.weight_offset,
-            activation=self.activation,
-            out=out,
-            sum_out=sum_out,
-            stream=stream,
-        )
-
-    def _gradients(
-        self, dy: Array, saved: Saved, dsum: Array | None, out: Array | None, stream: Any
-    ) -> NormGradients:
-        return layer_norm_backward(
-            dy,
-            saved.x,
-            saved.mean,
-            saved.rstd,
-            self.weight,
-            self.bias,
-            axis=self._axis,
-            residual=saved.residual,
-            dsum=dsum,
-            weight_offset=self.weight_offset,
-            activation=self.activation,
-            mask=saved.mask,
-            out=out,
-            stream=stream,
-        )

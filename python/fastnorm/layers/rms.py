@@ -8,8 +8,8 @@ import numpy.typing as npt
 
 from fastnorm import arguments
 from fastnorm.activation import Activation
-from fastnorm.functional import Array, NormGradients, rms_norm, rms_norm_backward, rms_norm_train
-from fastnorm.layers.features import FeatureNorm, Saved
+from fastnorm.functional import rms_norm, rms_norm_backward, rms_norm_train
+from fastnorm.layers.features import FeatureNorm
 
 
 class RMSNorm(FeatureNorm):
@@ -74,6 +74,9 @@ class RMSNorm(FeatureNorm):
     """
 
     _name = "RMSNorm"
+    _op = staticmethod(rms_norm)
+    _op_train = staticmethod(rms_norm_train)
+    _op_backward = staticmethod(rms_norm_backward)
     _named = ("eps", "affine", "weight_offset", "cast_before_weight", "activation")
 
     def __init__(
@@ -102,72 +105,5 @@ class RMSNorm(FeatureNorm):
             self._name, "cast_before_weight", cast_before_weight
         )
 
-    def _forward(
-        self,
-        x: Array,
-        residual: Array | None,
-        prenorm: bool,
-        out: Array | None,
-        sum_out: Array | None,
-        stream: Any,
-    ) -> tuple[Array, Saved]:
-        y, rstd, mask, total = rms_norm_train(
-            x,
-            self.weight,
-            self.bias,
-            axis=self._axis,
-            eps=self.eps,
-            residual=residual,
-            prenorm=prenorm,
-            weight_offset=self.weight_offset,
-            cast_before_weight=self.cast_before_weight,
-            activation=self.activation,
-            out=out,
-            sum_out=sum_out,
-            stream=stream,
-        )
-        return y, self._save(x, residual, None, rstd, mask, total)
-
-    def _forward_only(
-        self,
-        x: Array,
-        residual: Array | None,
-        prenorm: bool,
-        out: Array | None,
-        sum_out: Array | None,
-        stream: Any,
-    ) -> Any:
-        return rms_norm(
-            x,
-            self.weight,
-            self.bias,
-            axis=self._axis,
-            eps=self.eps,
-            residual=residual,
-            prenorm=prenorm,
-            weight_offset=self.weight_offset,
-            cast_before_weight=self.cast_before_weight,
-            activation=self.activation,
-            out=out,
-            sum_out=sum_out,
-            stream=stream,
-        )
-
-    def _gradients(
-        self, dy: Array, saved: Saved, dsum: Array | None, out: Array | None, stream: Any
-    ) -> NormGradients:
-        return rms_norm_backward(
-            dy,
-            saved.x,
-            saved.rstd,
-            self.weight,
-            self.bias,
-            axis=self._axis,
-            residual=saved.residual,
-            dsum=dsum,
-            weight_offset=self.weight_offset,
-            activation=self.activation,
-            mask=saved.mask,
-            out=out,
-            stream=stream,
-        )
+    def _forward_options(self) -> dict[str, Any]:
+        return super()._forward_options() | {"cast_before_weight": self.cast_before_weight}
