@@ -174,12 +174,13 @@ def test_same_bits_of_the_other_norms(norm: str, change: dict[str, int]) -> None
     shape = (40, 300) if norm in ("layer_norm", "rms_norm") else (5, 12, 5, 60)
     parameters = shape[-1:] if norm in ("layer_norm", "rms_norm") else shape[1:2]
     x, dy = (rng.standard_normal(shape).astype(np.float32) * np.float32(1e-30) for _ in range(2))
-    weight = np.where(rng.random(parameters) < 0.5, 1e-39, 1.5).astype(np.float32)
+    tiny = np.full(parameters, 1e-39, np.float32)
+    some = np.where(rng.random(parameters) < 0.5, tiny, np.float32(1.5))
     groups = (4,) if norm == "group_norm" else ()
 
     def results() -> list[Array]:
         found = []
-        for w in (weight, np.full_like(weight, 1e-39)):
+        for w in (some, tiny):
             fwd = getattr(fn, f"{norm}_train")(x, *groups, w, eps=0.0)
             statistics = (fwd.rstd,) if norm == "rms_norm" else (fwd.mean, fwd.rstd)
             grads = getattr(fn, f"{norm}_backward")(dy, x, *groups, *statistics, w)
