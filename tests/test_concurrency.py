@@ -18,8 +18,10 @@ import numpy.typing as npt
 import pytest
 
 import fastnorm as fn
+import norm_cases
 from cases import Case, make
 from checks import assert_same_bits
+from test_norm_numerics import backward, train
 
 Array = npt.NDArray[Any]
 Results = dict[str, Array | None]
@@ -119,6 +121,38 @@ def test_many_callers_at_once(threads: int, dtype: str) -> None:
                 for name, value in found.items():
                     what = f"{name} of {CALLS[index].name}"
                     assert_same_bits(value, expected[index][name], what)
+
+
+NORM_CALLS = (
+    norm_cases.Case("shared_rows", "layer_norm", (301, 770), residual=True, activation="relu"),
+    norm_cases.Case("a_row", "rms_norm", (1, 100_003)),
+    norm_cases.Case("groups", "group_norm", (3, 24, 40, 41), 1, 3, activation="silu"),
+    norm_cases.Case("instances_last", "instance_norm", (3, 40, 41, 24), -1),
+)
+
+
+def test_many_callers_of_other_norms() -> None:
+    fn.set_num_threads(2)
+
+    def call_norm(case: norm_cases.Case) -> list[Any]:
+        data = norm_cases.make(case, "float32")
+        fwd = train(case, data.x, data.weight, data.bias, residual=data.residual)
+        grads = backward(case, data.dy, data.x, fwd, data.weight, data.bias, mask=fwd.mask)
+        return [a for a in (*fwd, *grads) if a is not None]
+
+    expected = [call_norm(case) for case in NORM_CALLS]
+    together = threading.Barrier(CALLERS)
+
+    def caller(number: int) -> list[tuple[int, list[Any]]]:
+        together.wait(timeout=60)
+        turns = [(number + turn) % len(NORM_CALLS) for turn in range(ROUNDS)]
+        return [(index, call_norm(NORM_CALLS[index])) for index in turns]
+
+    with ThreadPoolExecutor(CALLERS) as pool:
+        for results in pool.map(caller, range(CALLERS), timeout=120):
+            for index, found in results:
+                for one, other in zip(found, expected[index], strict=True):
+                    assert_same_bits(one, other, NORM_CALLS[index].name)
 
 
 def test_callers_share_their_inputs() -> None:

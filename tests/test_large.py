@@ -52,3 +52,36 @@ def test_more_than_two_billion_elements(channels_last: bool) -> None:
     assert (np.abs(grads.dbias - sums) <= scale).all()
     assert (np.abs(grads.dweight - products) <= 5.0 * scale).all()
     assert all(np.array_equal(dy[i], period) for i in range(REPEATS))
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm", "group_norm", "instance_norm"])
+def test_more_than_two_billion_elements_of_other_norms(norm: str) -> None:
+    """Rows of 1024, or 4 channels of 256, of which the same samples come again and again."""
+    rng = np.random.default_rng(0)
+    rows = norm in ("layer_norm", "rms_norm")
+    shape = (1024, 1024) if rows else (1024, 4, 256)
+    period = rng.standard_normal(shape).astype(ml_dtypes.bfloat16)
+    x = np.empty((REPEATS, *shape), ml_dtypes.bfloat16)
+    x[...] = period
+    x = x.reshape(REPEATS * shape[0], *shape[1:])
+    assert x.size > 2**31
+    groups = (2,) if norm == "group_norm" else ()
+
+    expected = getattr(fn, f"{norm}_train")(period, *groups)
+    fwd = getattr(fn, f"{norm}_train")(x, *groups, out=x)
+    assert (fwd.rstd.reshape(REPEATS, -1) == expected.rstd.reshape(-1)).all()
+    y = x.reshape(REPEATS, *shape)
+    assert all(np.array_equal(y[i], expected.y) for i in range(REPEATS))
+
+    # Backward at what is now in x; dx replaces dy.
+    statistics = (fwd.rstd,) if norm == "rms_norm" else (fwd.mean, fwd.rstd)
+    of_period = (expected.rstd,) if norm == "rms_norm" else (expected.mean, expected.rstd)
+    dy = np.empty_like(x)
+    dy.reshape(REPEATS, *shape)[...] = period
+    op = getattr(fn, f"{norm}_backward")
+    once = op(period, expected.y, *groups, *of_period)
+    grads = op(dy, x, *groups, *statistics, out=dy)
+    dx = dy.reshape(REPEATS, *shape)
+    assert all(np.array_equal(dx[i], once.dx) for i in range(REPEATS))
+    scale = 1e-5 * REPEATS * shape[0]
+    assert (np.abs(grads.dweight - REPEATS * once.dweight.astype(np.float64)) <= scale).all()

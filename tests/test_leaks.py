@@ -18,28 +18,57 @@ SHAPE = (4, 8, 32, 33)
 Call = Callable[..., Any]
 
 
-def arguments() -> dict[str, Any]:
-    """Every array that an op takes, 132 KiB each of x's shape; x is a part of a larger one."""
+NORMS = ("batch_norm", "layer_norm", "rms_norm", "group_norm", "instance_norm")
+CENTRED = tuple(norm for norm in NORMS if norm != "rms_norm")
+
+
+def norm_of(op: Call) -> str:
+    """Which norm an op is of."""
+    name: str = op.__name__
+    return name.removesuffix("_train").removesuffix("_backward")
+
+
+def takes(op: Call) -> tuple[str, ...]:
+    """The arrays that an op takes."""
+    norm = norm_of(op)
+    parameters = ("weight", "bias")
+    if op.__name__.endswith("_backward"):
+        mean = ("mean",) if norm in CENTRED else ()
+        return ("dy", "x", *mean, "rstd", *parameters, "residual", "mask", "out")
+    if op.__name__.endswith("_train"):
+        running = ("running_mean", "running_var") if norm in ("batch_norm", "instance_norm") else ()
+        return ("x", *parameters, *running, "residual", "out")
+    statistics = ("mean", "var") if norm == "batch_norm" else ()
+    return ("x", *statistics, *parameters, "residual", "out")
+
+
+def arguments(op: Call) -> dict[str, Any]:
+    """All that an op takes, arrays of x's shape of 132 KiB each; x is a part of a larger one."""
     rng = np.random.default_rng(0)
+    norm = norm_of(op)
     elements = ("dy", "residual", "out")
-    channels = ("weight", "bias", "mean", "var", "rstd", "running_mean", "running_var")
+    parameters = ("weight", "bias", "var", "running_mean", "running_var")
+    count = SHAPE[-1] if norm in ("layer_norm", "rms_norm") else SHAPE[1]
     found: dict[str, Any] = {n: rng.standard_normal(SHAPE).astype(np.float32) for n in elements}
-    found |= {n: rng.uniform(0.5, 1.5, SHAPE[1]).astype(np.float32) for n in channels}
+    found |= {n: rng.uniform(0.5, 1.5, count).astype(np.float32) for n in parameters}
     found["x"] = rng.standard_normal((SHAPE[0] + 1, *SHAPE[1:])).astype(np.float32)[:-1]
-    found["mask"] = fn.batch_norm_train(found["x"], activation="relu").mask
-    return found
+    groups = {"groups": 4} if norm == "group_norm" else {}
+    fwd = getattr(fn, f"{norm}_train")(found["x"], **groups, activation="relu")
+    if norm in CENTRED:
+        found["mean"] = fwd.mean
+    return found | groups | {"rstd": fwd.rstd, "mask": fwd.mask}
 
 
-TAKES: dict[Call, tuple[str, ...]] = {
-    fn.batch_norm: ("x", "mean", "var", "weight", "bias", "residual", "out"),
-    fn.batch_norm_train: (
-        *("x", "weight", "bias", "running_mean", "running_var", "residual", "out"),
-    ),
-    fn.batch_norm_backward: (
-        *("dy", "x", "mean", "rstd", "weight", "bias", "residual", "mask", "out"),
-    ),
-}
-OPS = pytest.mark.parametrize("op", TAKES, ids=lambda op: op.__name__)
+OPS = pytest.mark.parametrize(
+    "op",
+    [getattr(fn, norm + step) for norm in NORMS for step in ("", "_train", "_backward")],
+    ids=lambda op: op.__name__,
+)
+
+
+def options_of(values: dict[str, Any]) -> dict[str, Any]:
+    """What is no array."""
+    return {n: values[n] for n in ("groups",) if n in values} | {"activation": "relu"}
 
 
 def wrong_values(op: Call, valid: dict[str, Any]) -> list[dict[str, Any]]:
@@ -51,20 +80,20 @@ def wrong_values(op: Call, valid: dict[str, Any]) -> list[dict[str, Any]]:
         {"x": [[1.0]]},
         {"weight": valid["weight"][:3]},
         {"weight": "ones"},
-        {"bias": np.ones(SHAPE[1], np.complex64)},
+        {"bias": valid["bias"].astype(np.complex64)},
         {"residual": valid["residual"][:, :, :, :1]},
         {"out": read_only},
         {"out": valid["out"][..., ::2]},
         {"out": valid["x"].base[1:]},
         {"activation": "abacus"},
-        {"channel_axis": 9},
-        *([{"mask": valid["mask"][:-1]}] if op is fn.batch_norm_backward else [{"eps": -1.0}]),
+        {"axis" if norm_of(op) in ("layer_norm", "rms_norm") else "channel_axis": 9},
+        *([{"mask": valid["mask"][:-1]}] if "mask" in takes(op) else [{"eps": -1.0}]),
     ]
 
 
 def call(op: Call, values: dict[str, Any], wrong: dict[str, Any] | None = None) -> None:
     """Call op, and see it raise if anything is wrong."""
-    given = {name: values[name] for name in TAKES[op]} | {"activation": "relu"}
+    given = {name: values[name] for name in takes(op)} | options_of(values)
     if wrong is None:
         op(**given)
         return
@@ -74,12 +103,12 @@ def call(op: Call, values: dict[str, Any], wrong: dict[str, Any] | None = None) 
 
 def reference_counts(values: dict[str, Any]) -> dict[str, int]:
     gc.collect()
-    return {name: sys.getrefcount(a) for name, a in values.items()}
+    return {n: sys.getrefcount(a) for n, a in values.items() if isinstance(a, np.ndarray)}
 
 
 @OPS
 def test_references_after_success(op: Call) -> None:
-    values = arguments()
+    values = arguments(op)
     before = reference_counts(values)
     for _ in range(10):
         call(op, values)
@@ -88,7 +117,7 @@ def test_references_after_success(op: Call) -> None:
 
 @OPS
 def test_references_after_errors(op: Call) -> None:
-    values = arguments()
+    values = arguments(op)
     wrong = wrong_values(op, values)
     before = reference_counts(values)
     for _ in range(3):
@@ -99,8 +128,8 @@ def test_references_after_errors(op: Call) -> None:
 
 @OPS
 def test_results_belong_to_the_caller(op: Call) -> None:
-    values = arguments()
-    given = {name: values[name] for name in TAKES[op] if name != "out"} | {"activation": "relu"}
+    values = arguments(op)
+    given = {name: values[name] for name in takes(op) if name != "out"} | options_of(values)
     result = op(**given)
     arrays = [result] if isinstance(result, np.ndarray) else [a for a in result if a is not None]
     assert len({a.ctypes.data for a in arrays}) == len(arrays)
@@ -124,10 +153,10 @@ ALLOWED_BYTES = 12 << 20
 
 @OPS
 def test_memory_does_not_grow(op: Call) -> None:
-    values = arguments()
+    values = arguments(op)
     wrong = wrong_values(op, values)
     # Without out, and from strides that take a copy: all that an op allocates.
-    fresh = {n: values[n] for n in TAKES[op] if n != "out"} | {"activation": "relu"}
+    fresh = {n: values[n] for n in takes(op) if n != "out"} | options_of(values)
     wide = np.repeat(values["x"], 2, axis=-1)
     copied = fresh | {"x": wide[..., ::2]}
     copied.pop("mask", None)
