@@ -9,6 +9,7 @@
 #include "buffers.h"
 #include "core/dtypes.h"
 #include "device_arrays.h"
+#include "foreign_arrays.h"
 
 namespace fastnorm::python {
 

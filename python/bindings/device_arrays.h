@@ -1,11 +1,9 @@
-// Arrays on CUDA devices: those of other libraries as views (DLPack, __cuda_array_interface__), and
-// fastnorm's own, which export both.
+// Arrays of fastnorm's own on CUDA devices, which export DLPack and __cuda_array_interface__.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
 #include <memory>
-#include <vector>
 
 #include "cuda/machine.h"
 #include "fastnorm/fastnorm.hpp"
@@ -13,28 +11,6 @@
 namespace fastnorm::python {
 
 namespace py = pybind11;
-
-// A view that is valid while `owner` lives.
-struct Imported {
-    TensorView view;
-    py::object owner;
-};
-
-// Whether an object is an array on a CUDA device.
-bool is_on_device(py::handle object);
-
-// The view of one. What its library still does to it happens before what comes into the stream.
-// Throws TypeError ("op: argument ...") for elements that no DType stands for.
-// in_order: or else the library is not asked, since memory is neither read nor written.
-Imported import_array(const char* op, const char* argument, py::handle object, cuda::Stream stream,
-                      bool in_order = true);
-
-// Keeps objects until what is in a stream by now is done: they are let go by a later call of this.
-void keep_until_done(const char* op, int device, cuda::Stream stream,
-                     std::vector<py::object> objects);
-
-// The stream that the caller named: None, an integer, or an object with __cuda_stream__.
-cuda::Stream stream_of(const char* op, py::handle stream);
 
 // The dense layout of a view's shape in its order of dimensions; C order where it is broadcast.
 TensorView dense_in_order(const TensorView& like);

@@ -18,4 +18,5 @@ PYBIND11_MODULE(_core, module) {
     pybind11::register_exception<fastnorm::cuda_error>(module, "CudaError", PyExc_RuntimeError)
         .attr("__module__") = "fastnorm";
     fastnorm::python::register_device_arrays(module);
+    fastnorm::python::register_memory(module);
 }
