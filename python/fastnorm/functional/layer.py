@@ -41,18 +41,20 @@ def layer_norm(
     axis : int
         The first of the axes that a row has, up to the last one (ONNX's `axis`).
     eps : float
-        Added to the variance inside the square root; any value >= 0.
+        Added to the variance inside the square root; any value >= 0. With 0, a row whose variance
+        is 0 gives NaN.
     residual : ndarray, optional
         Of x's shape and dtype; added before the activation or, with `prenorm`, to x.
     prenorm : bool
         Whether ``sum = x + residual``, rounded to x's dtype, is what is normalized, and is returned
         too: a transformer's residual stream.
     weight_offset : float
-        Added to the weight: 1 for models whose weights are relative to 1.
+        Added to the weight, where there is one: 1 for models whose weights are relative to 1.
     activation, out, stream, device
         As in `batch_norm`.
     sum_out : ndarray, optional
-        Of x's shape and dtype; with `prenorm`, receives the sum. May be exactly the residual.
+        Of x's shape and dtype; with `prenorm`, receives the sum. May be exactly the residual, which
+        `out` may not be.
 
     Returns
     -------
