@@ -53,7 +53,7 @@ def batch_norm(
         "relu", "leaky_relu", "clip", "sigmoid", "tanh", "silu", "gelu", "gelu_tanh", "hardswish",
         or one with parameters: `leaky_relu`, `clip`.
     out : ndarray, optional
-        Of x's shape and dtype; written and returned. May be exactly x.
+        Of x's shape and dtype; written and returned. May be exactly x; overlaps nothing else.
     stream : int or object with ``__cuda_stream__``, optional
         For arrays on a device: where the call does its work, and returns without waiting for it.
         If not given, PyTorch's or CuPy's current stream for an x of theirs, else the legacy default
@@ -219,7 +219,7 @@ def batch_norm_backward(
         input is recomputed. On a device nobody waits to see whose mask it is: results of another
         one are NaN.
     out : ndarray, optional
-        Of x's shape and dtype; receives dx. May be exactly dy.
+        Of x's shape and dtype; receives dx. May be exactly dy; overlaps nothing else.
     stream, device
         As in `batch_norm`.
 

@@ -53,8 +53,7 @@ def layer_norm(
     activation, out, stream, device
         As in `batch_norm`.
     sum_out : ndarray, optional
-        Of x's shape and dtype; with `prenorm`, receives the sum. May be exactly the residual, which
-        `out` may not be.
+        Of x's shape and dtype; with `prenorm`, receives the sum. May be exactly the residual.
 
     Returns
     -------

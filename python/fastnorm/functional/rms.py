@@ -42,8 +42,8 @@ def rms_norm(
     axis : int
         The first of the axes that a row has, up to the last one (ONNX's `axis`).
     eps : float
-        Added to the mean square inside the square root; any value >= 0 (PyTorch's default is that
-        of the dtype). With 0, a row of zeros gives NaN.
+        Added to the mean square inside the square root; any value >= 0. With 0, a row of zeros
+        gives NaN. (PyTorch has another default: the machine epsilon of x's dtype.)
     residual : ndarray, optional
         Of x's shape and dtype; added before the activation or, with `prenorm`, to x.
     prenorm : bool
@@ -57,8 +57,7 @@ def rms_norm(
     activation, out, stream, device
         As in `batch_norm`.
     sum_out : ndarray, optional
-        Of x's shape and dtype; with `prenorm`, receives the sum. May be exactly the residual, which
-        `out` may not be.
+        Of x's shape and dtype; with `prenorm`, receives the sum. May be exactly the residual.
 
     Returns
     -------
