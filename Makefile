@@ -108,7 +108,7 @@ $(VENV)/.test: EXTRAS := test
 $(VENV)/.bench: EXTRAS := bench
 $(VENV)/.lint: EXTRAS := demo,test,lint
 $(VENV)/.demo $(VENV)/.test $(VENV)/.bench $(VENV)/.lint: $(VENV)/.tools $(SOURCES)
-	@echo "Installing and building; the first time this takes four to six minutes on two cores, ten more with an nvcc."
+	@echo "Installing and building; the first time this takes five to fifteen minutes on two cores, half an hour on slow ones with an nvcc."
 	$(call pip_install,$(RELEASE),$(RELEASE_DEFINES),".[$(EXTRAS)]")
 	@touch $@
 

@@ -277,6 +277,17 @@ OWN_ELEMENTS = "an array whose elements have memory of their own"
 # Every rule once: the op, an argument, its wrong value, the error, and all of what it says.
 EXPECTED_ARRAY = "expected a NumPy array, or one on a CUDA device"
 
+
+class OnCPU:
+    """An array of another library's on the CPU."""
+
+    def __dlpack__(self, **_: Any) -> Any:
+        raise AssertionError("nobody is to import it")
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (1, 0)
+
+
 MESSAGES: list[tuple[str, str, Any, type[Exception], str]] = [
     # what an array is
     (TRAIN, "x", [[1.0]], TypeError, f"x is of type list, {EXPECTED_ARRAY}"),
@@ -286,6 +297,14 @@ MESSAGES: list[tuple[str, str, Any, type[Exception], str]] = [
         np.ma.ones(SHAPE, np.float32),
         TypeError,
         f"x is of type MaskedArray, {EXPECTED_ARRAY}",
+    ),
+    (
+        TRAIN,
+        "x",
+        OnCPU(),
+        TypeError,
+        "x is of type OnCPU, expected a NumPy array (numpy.from_dlpack makes one of it), or one on "
+        "a CUDA device",
     ),
     (INFERENCE, "mean", None, TypeError, f"mean is of type NoneType, {EXPECTED_ARRAY}"),
     *(
@@ -321,9 +340,10 @@ MESSAGES: list[tuple[str, str, Any, type[Exception], str]] = [
     (INFERENCE, "channel_axis", 1.5, TypeError,
      "channel_axis is of type float, expected an integer"),
     (INFERENCE, "channel_axis", 2**40, ValueError,
-     "channel_axis is out of range, expected a number of usual size"),
+     "channel_axis is out of range, expected one of 32 bits"),
     (TRAIN, "eps", "small", TypeError, "eps is of type str, expected a number"),
-    (TRAIN, "eps", 10**5000, ValueError, "eps is out of range, expected a number of usual size"),
+    (TRAIN, "eps", 10**5000, ValueError,
+     "eps is out of range, expected a number that a float holds"),
     (TRAIN, "eps", -0.5, ValueError, "eps is -0.5, expected a number >= 0"),
     (TRAIN, "eps", np.nan, ValueError, "eps is nan, expected a number >= 0"),
     (TRAIN, "momentum", 1.5, ValueError, "momentum is 1.5, expected a number from 0 to 1"),
@@ -335,6 +355,8 @@ MESSAGES: list[tuple[str, str, Any, type[Exception], str]] = [
      "relu, leaky_relu, clip, sigmoid, tanh, silu, gelu, gelu_tanh, hardswish"),
     (BACKWARD, "activation", "silu", ValueError,
      "mask is given, expected none: activation silu does not have one"),
+    (BACKWARD, "activation", None, ValueError,
+     "mask is given, expected none without an activation"),
     (BACKWARD, "mask", np.zeros(3, "u1"), ValueError, "mask has shape (3,), expected (17,)"),
     (BACKWARD, "mask", np.zeros(34, "u1")[::2], ValueError,
      "mask has strides, expected a contiguous array as the forward pass made it"),

@@ -281,7 +281,12 @@ MESSAGES: list[tuple[tuple[str, Arguments], type[Exception], str]] = [
     (_swapped("group_norm_backward", mean=np.ones((3, 4))), ValueError,
      "mean has shape (3, 4), expected (3, 2): channel_axis is 1, x has shape (3, 4, 5)"),
     (_swapped("layer_norm", weight_offset=np.inf), ValueError,
-     "weight_offset is inf, expected a finite number"),
+     "weight_offset is inf, expected a finite number of float32"),
+    (_swapped("rms_norm_backward", weight_offset=-1e39), ValueError,
+     "weight_offset is -1e+39, expected a finite number of float32"),
+    (_swapped("layer_norm", axis=True), TypeError, "axis is of type bool, expected an integer"),
+    (_swapped("group_norm", groups=True), TypeError,
+     "groups is of type bool, expected an integer"),
     (_swapped("layer_norm", prenorm=1), TypeError, "prenorm is of type int, expected a bool"),
     (_swapped("layer_norm_train", prenorm=False), ValueError,
      "sum_out is given, expected None without prenorm"),
@@ -294,11 +299,11 @@ MESSAGES: list[tuple[tuple[str, Arguments], type[Exception], str]] = [
     (_swapped("rms_norm_backward", dsum=ARRAY_3), ValueError,
      "dsum has shape (3, 4), expected (3, 4, 5)"),
     (_swapped("layer_norm_backward", dsum=np.ones(SHAPE, "f4")), ValueError,
-     "dsum is given, expected none with residual or dresidual: prenorm's residual is part of x, "
-     "and dx its gradient too"),
+     "dsum is given, expected none beside a residual that is added behind the norm: prenorm's "
+     "is part of x, and dx its gradient too"),
     (_swapped("rms_norm_backward", residual=True), ValueError,
-     "dsum is given, expected none with residual or dresidual: prenorm's residual is part of x, "
-     "and dx its gradient too"),
+     "dsum is given, expected none beside a residual that is added behind the norm: prenorm's "
+     "is part of x, and dx its gradient too"),
     (_swapped("rms_norm_backward", mask=np.zeros(17, "u1")), ValueError,
      "mask was made for another shape, memory layout, axis or activation, expected the one that "
      "the forward pass returned for this x"),

@@ -46,6 +46,13 @@ def test_initial_state(name: str) -> None:
     assert layer.train() is layer
     assert layer.training
     assert not layer.train(False).training
+    for wrong in ("no", 0, None):
+        with pytest.raises(TypeError, match=f"^{name}.train: mode is of type .*, expected a bool"):
+            layer.train(wrong)
+        with pytest.raises(TypeError, match=f"^{name}.eval: backward is of type .*, expected a"):
+            layer.train().eval(backward=wrong)
+        assert layer.training  # as it was
+        layer.eval()
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -274,7 +281,7 @@ COMMON: tuple[tuple[dict[str, Any], type[Exception], str], ...] = (
     ({"eps": "a"}, TypeError, "eps is of type str, expected a number >= 0"),
     ({"activation": "foo"}, ValueError, "activation is 'foo', expected None or one"),
     ({"dtype": "int32"}, TypeError, "dtype is int32, expected one of"),
-    ({"device": "gpu"}, ValueError, "device is 'gpu', expected 'cuda' or 'cuda:<number>'"),
+    ({"device": "gpu"}, ValueError, "device is 'gpu', expected 'cuda', 'cuda:<number>' or None"),
     ({"affine": "no"}, TypeError, "affine is of type str, expected a bool"),
     ({"affine": 1}, TypeError, "affine is of type int, expected a bool"),
 )
@@ -290,15 +297,17 @@ GROUPS: tuple[tuple[dict[str, Any], type[Exception], str], ...] = (
     ({"groups": 3}, ValueError, "groups is 3, expected a divisor of the 4 channels"),
     ({"groups": 0}, ValueError, "groups is 0, expected a divisor of the 4 channels"),
     ({"groups": -2}, ValueError, "groups is -2, expected a divisor"),
+    ({"groups": True}, TypeError, "groups is of type bool, expected an int"),
     ({"groups": "2"}, TypeError, "groups is of type str, expected an int"),
 )
 FEATURES: tuple[tuple[dict[str, Any], type[Exception], str], ...] = (
-    ({"shape": ()}, ValueError, r"shape is \(\), expected an int or a tuple of 1 to 5"),
-    ({"shape": (1,) * 6}, ValueError, r"shape is \(1, .*\), expected an int or a tuple of 1 to 5"),
+    ({"shape": ()}, ValueError, r"shape is \(\), expected an int or a tuple of 1 to 5 ints"),
+    ({"shape": (1,) * 6}, ValueError, r"shape is \(1, .*\), expected an int or a tuple of"),
     ({"shape": (3, -1)}, ValueError, r"shape is \(3, -1\), expected lengths >= 0 and at most"),
     ({"shape": (0, 2**62)}, ValueError, r"shape is \(0, \d+\), expected lengths >= 0 and at most"),
     ({"shape": 10**30}, ValueError, r"shape is \(10+,\), expected lengths"),
-    ({"shape": 2.5}, TypeError, "shape is of type float, expected an int or a tuple of 1 to 5"),
+    ({"shape": 2.5}, TypeError, "shape is of type float, expected an int or a tuple of"),
+    ({"shape": True}, TypeError, "shape is of type bool, expected an int or a tuple of"),
     ({"shape": (3, 2.5)}, TypeError, r"shape\[1\] is of type float, expected an int"),
     ({"weight_offset": float("inf")}, ValueError, "weight_offset is inf, expected a finite number"),
     ({"weight_offset": float("nan")}, ValueError, "weight_offset is nan, expected a finite"),

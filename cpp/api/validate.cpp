@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <limits>
 
 #include "core/activations.h"
 #include "core/dtypes.h"
@@ -234,16 +235,19 @@ void Validation::sum_of(const TensorView& sum, const TensorView& residual) const
 void Validation::sum_gradient(const TensorView& dsum, bool has_residual) const {
     if (has_residual) {
         fail(
-            "dsum is given, expected none with residual or dresidual: prenorm's residual is part "
-            "of x, and dx its gradient too");
+            "dsum is given, expected none beside a residual that is added behind the norm: "
+            "prenorm's is part of x, and dx its gradient too");
     }
     like_data("dsum", dsum);
 }
 
 void Validation::weight_offset(double offset) const {
-    if (!std::isfinite(offset)) {
-        fail("weight_offset is " + text(offset) + ", expected a finite number");
-    }
+    const bool wide = x_.dtype == DType::float64;  // else it is added in float32
+    const double most =
+        wide ? std::numeric_limits<double>::max() : double{std::numeric_limits<float>::max()};
+    if (std::abs(offset) <= most) return;
+    fail("weight_offset is " + text(offset) + ", expected a finite number" +
+         (wide ? "" : " of float32"));
 }
 
 void Validation::sum_needs_prenorm(bool has_sum, bool prenorm) const {
@@ -292,6 +296,9 @@ void Validation::statistic(const char* argument, const TensorView& array) const 
 }
 
 void Validation::mask(const TensorView& mask, std::int64_t bytes, const Activation& of) const {
+    if (of.kind == ActivationKind::identity) {
+        fail("mask is given, expected none without an activation");
+    }
     if (!saves_mask(of)) {
         fail(std::string("mask is given, expected none: activation ") +
              kActivations[static_cast<int>(of.kind)].name + " does not have one");

@@ -56,10 +56,10 @@ DType dtype_of(const py::dtype& dtype) {
     wrong_type(op, argument, found, expected);
 }
 
-[[noreturn]] void out_of_range(const char* op, const char* argument) {
+[[noreturn]] void out_of_range(const char* op, const char* argument, const char* expected) {
     PyErr_Clear();
-    throw py::value_error(std::string(op) + ": " + argument +
-                          " is out of range, expected a number of usual size");
+    throw py::value_error(std::string(op) + ": " + argument + " is out of range, expected " +
+                          expected);
 }
 
 // A dense array; a large one on memory that goes back to the buffers with the last view of it.
@@ -184,24 +184,28 @@ py::dtype numpy_dtype(DType dtype) {
 double number_of(const char* op, const char* argument, py::handle value) {
     const double number = PyFloat_AsDouble(value.ptr());
     if (number == -1.0 && PyErr_Occurred() != nullptr) {
-        if (PyErr_ExceptionMatches(PyExc_OverflowError)) out_of_range(op, argument);
+        if (PyErr_ExceptionMatches(PyExc_OverflowError)) {
+            out_of_range(op, argument, "a number that a float holds");
+        }
         not_converted(op, argument, value, "a number");
     }
     return number;
 }
 
 std::int64_t integer64_of(const char* op, const char* argument, py::handle value) {
+    // A bool is an integer to Python: as one it is a mistake.
+    if (PyBool_Check(value.ptr()) != 0) wrong_type(op, argument, value, "an integer");
     const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
     if (!index) not_converted(op, argument, value, "an integer");
     int overflow = 0;
     const long long number = PyLong_AsLongLongAndOverflow(index.ptr(), &overflow);
-    if (overflow != 0) out_of_range(op, argument);
+    if (overflow != 0) out_of_range(op, argument, "one of 64 bits");
     return number;
 }
 
 int integer_of(const char* op, const char* argument, py::handle value) {
     const std::int64_t number = integer64_of(op, argument, value);
-    if (number != static_cast<int>(number)) out_of_range(op, argument);
+    if (number != static_cast<int>(number)) out_of_range(op, argument, "one of 32 bits");
     return static_cast<int>(number);
 }
 
@@ -218,7 +222,12 @@ TensorView view_of(const char* op, const char* argument, py::handle object) {
     // Of a masked array not all elements count.
     const bool plain = Py_TYPE(object.ptr()) == py::detail::npy_api::get().PyArray_Type_;
     if (!py::isinstance<py::array>(object) || (!plain && py::hasattr(object, "filled"))) {
-        wrong_type(op, argument, object, "a NumPy array, or one on a CUDA device");
+        const bool exports =
+            !py::isinstance<py::array>(object) && py::hasattr(object, "__dlpack__");
+        wrong_type(op, argument, object,
+                   exports ? "a NumPy array (numpy.from_dlpack makes one of it), or one on a CUDA "
+                             "device"
+                           : "a NumPy array, or one on a CUDA device");
     }
     const auto array = py::reinterpret_borrow<py::array>(object);
     const py::dtype dtype = array.dtype();

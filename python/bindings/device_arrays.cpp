@@ -121,15 +121,17 @@ py::dict to_interface(const DeviceArray& array) {
     return result;
 }
 
-// A NumPy array's elements in new memory on a device, in the same order of dimensions.
-DeviceArray from_numpy(const py::object& array, const py::object& device,
-                       const py::object& stream) {
-    constexpr const char* op = "cuda.asarray";
+// A NumPy array's elements in new memory on a device, in the same order of dimensions: argument of
+// op, for its errors.
+DeviceArray from_numpy(const py::object& array, const py::object& device, const py::object& stream,
+                       const std::string& op_name, const std::string& argument) {
+    const char* const op = op_name.c_str();
     const cuda::Stream on = stream_of(op, stream);
-    TensorView view = view_of(op, "array", array);
+    TensorView view = view_of(op, argument.c_str(), array);
     if (view.ndim > max_dims) {
-        throw py::value_error(std::string(op) + ": array has " + std::to_string(view.ndim) +
-                              " dimensions, expected at most " + std::to_string(max_dims));
+        throw py::value_error(std::string(op) + ": " + argument + " has " +
+                              std::to_string(view.ndim) + " dimensions, expected at most " +
+                              std::to_string(max_dims));
     }
     // Dense memory goes as it is; anything else is made so first.
     py::array dense = py::reinterpret_borrow<py::array>(array);
@@ -295,7 +297,8 @@ void register_device_arrays(py::module_& module) {
                  return py::make_tuple(int{dlpack::cuda}, array.view().device.index);
              })
         .def_property_readonly("__cuda_array_interface__", &to_interface);
-    module.def("cuda_asarray", &from_numpy, arg("array"), arg("device"), arg("stream"));
+    module.def("cuda_asarray", &from_numpy, arg("array"), arg("device"), arg("stream"), arg("op"),
+               arg("argument"));
     module.def("cuda_rstd_of", &rstd_of, arg("var"), arg("eps"), arg("stream"));
     module.def("cuda_device_count", &cuda::device_count);
     module.def("cuda_why_unavailable", &cuda::why_unavailable);

@@ -78,7 +78,7 @@ def leaky_relu(negative_slope: float = 0.01) -> Activation:
     Parameters
     ----------
     negative_slope : float
-        The slope where z <= 0; any finite number.
+        The slope where z <= 0; any finite number. 0.01 is PyTorch's and ONNX's.
 
     Returns
     -------
@@ -89,6 +89,8 @@ def leaky_relu(negative_slope: float = 0.01) -> Activation:
     ------
     ValueError
         If negative_slope is not finite.
+    TypeError
+        If it is no number.
     """
     return Activation("leaky_relu", negative_slope, 0.0)
 
@@ -99,7 +101,7 @@ def clip(min: float = 0.0, max: float = 6.0) -> Activation:
     Parameters
     ----------
     min, max : float
-        The bounds; infinities are allowed.
+        The bounds, 0 and 6 if not given; infinities are allowed.
 
     Returns
     -------
@@ -110,6 +112,8 @@ def clip(min: float = 0.0, max: float = 6.0) -> Activation:
     ------
     ValueError
         If min > max or either is NaN.
+    TypeError
+        If either is no number.
     """
     return Activation("clip", min, max)
 

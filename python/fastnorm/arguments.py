@@ -42,12 +42,14 @@ def parameter_dtype(op: str, dtype: npt.DTypeLike) -> np.dtype[Any]:
     return found
 
 
-def integer(op: str, argument: str, value: object) -> int:
-    """An int, or what NumPy takes for one."""
-    try:
-        return operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{op}: {argument} is {_kind(value)}, expected an int") from None
+def integer(op: str, argument: str, value: object, words: str = "an int") -> int:
+    """An int, or what NumPy takes for one; no bool. Words say what is expected."""
+    if not isinstance(value, bool):
+        try:
+            return operator.index(value)  # type: ignore[arg-type]
+        except TypeError:
+            pass
+    raise TypeError(f"{op}: {argument} is {_kind(value)}, expected {words}")
 
 
 def flag(op: str, argument: str, value: object) -> bool:
@@ -87,14 +89,11 @@ def number_within(
 
 def feature_shape(op: str, shape: object, most: int) -> tuple[int, ...]:
     """The lengths of the axes that a layer normalizes over: of one, or of up to five."""
-    words = f"an int or a tuple of 1 to {MOST_DIMENSIONS}"
+    words = f"an int or a tuple of 1 to {MOST_DIMENSIONS} ints"
     if isinstance(shape, (tuple, list)):
         lengths = tuple(integer(op, f"shape[{i}]", length) for i, length in enumerate(shape))
     else:
-        try:
-            lengths = (operator.index(shape),)  # type: ignore[arg-type]
-        except TypeError:
-            raise TypeError(f"{op}: shape is {_kind(shape)}, expected {words}") from None
+        lengths = (integer(op, "shape", shape, words),)
     if not 1 <= len(lengths) <= MOST_DIMENSIONS:
         raise ValueError(f"{op}: shape is {lengths}, expected {words}")
     # An axis of length 0 leaves the others as long as they are: NumPy multiplies them all the same.

@@ -56,7 +56,7 @@ def asarray(array: npt.NDArray[Any], *, device: int = 0, stream: Any = None) -> 
     CudaError
         Where there is no such device, or no memory on it.
     """
-    return _core.cuda_asarray(array, device, stream)
+    return _core.cuda_asarray(array, device, stream, "cuda.asarray", "array")
 
 
 def rstd_of(var: Array, eps: float, x: Any, stream: Any) -> Array:
@@ -68,8 +68,13 @@ def device_index(op: str, device: object) -> int:
     """The number of a device that is named "cuda" or "cuda:<number>"."""
     kind, _, number = device.partition(":") if isinstance(device, str) else ("", "", "")
     if kind != "cuda" or not (number.isdecimal() or device == "cuda"):
-        raise ValueError(f"{op}: device is {device!r}, expected 'cuda' or 'cuda:<number>'")
+        raise ValueError(f"{op}: device is {device!r}, expected 'cuda', 'cuda:<number>' or None")
     return int(number or 0)
+
+
+def to_device(op: str, argument: str, array: npt.NDArray[Any], index: int) -> Array:
+    """A copy of an argument of op on a device."""
+    return _core.cuda_asarray(array, index, None, op, argument)
 
 
 # The arguments that an op writes in place, and the input that each may be: in backward out is dy.
@@ -90,7 +95,7 @@ def through_device(
     # The op sees copies, which never overlap: what the arrays themselves do is looked at here.
     _core.check_memory(op, given, written)
     # One that is given twice, as x and out, is one on the device too.
-    copies = {id(a): asarray(a, device=index) for a in given.values()}
+    copies = {id(a): to_device(op, name, a, index) for name, a in given.items()}
     moved = arguments | {name: copies[id(a)] for name, a in given.items()}
     result = function(**moved)
     for name in written:

@@ -12,6 +12,10 @@ _OPS = tuple(getattr(functional, name) for name in functional.__all__ if name.is
 _TIMES = {1: "once", 2: "twice", 3: "three times"}
 
 
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 @dataclass(frozen=True)
 class Explanation:
     """What `explain` returns; printed, a few lines of text.
@@ -83,13 +87,13 @@ class Explanation:
         if not self.traversal:
             return "nothing to do: no elements"
         batch, outer, stat, inner = self.view
-        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        threads = "" if self.launches else f", {_many(self.threads, 'thread')}"
         if self.reduces:
             whose = "shared by all threads" if self.shared else "each by one thread"
             then = "results with the next one's sums" if self.interleaved else "sums, then results"
-            units = f"{self.units} units of {self.chunks} chunks, {whose}; {then}"
+            units = f"{_many(self.units, 'unit')} of {_many(self.chunks, 'chunk')}, {whose}; {then}"
         else:
-            units = f"{self.units * self.chunks} tiles, each mapped once"
+            units = f"{_many(self.units * self.chunks, 'tile')}, each mapped once"
         how = [
             "tile:    stat {}, outer {}, inner {}".format(*self.tile),
             f"order:   {units}",
@@ -98,7 +102,7 @@ class Explanation:
         if self.launches:
             how = [f"launch:  {launch}" for launch in self.launches]
         lines = [
-            f"{self.isa}, {self.traversal}" + ("" if self.launches else f", {threads}"),
+            f"{self.isa}, {self.traversal}{threads}",
             f"view:    batch {batch}, outer {outer}, stat {stat}, inner {inner}"
             + (f", groups of {self.group}" if self.group > 1 else ""),
             *how,

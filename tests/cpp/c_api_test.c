@@ -204,8 +204,8 @@ static void test_rows(void) {
     expect_error(fastnorm_rms_norm_backward(&ones_t, &sum_t, &rstd_t, &weight_t, NULL, &dx_t, NULL,
                                             NULL, NULL, &options),
                  FASTNORM_INVALID_ARGUMENT,
-                 "rms_norm_backward: dsum is given, expected none with residual or dresidual: "
-                 "prenorm's residual is part of x, and dx its gradient too");
+                 "rms_norm_backward: dsum is given, expected none beside a residual that is added "
+                 "behind the norm: prenorm's is part of x, and dx its gradient too");
     options.residual = NULL;
     expect(fastnorm_rms_norm_backward(&ones_t, &sum_t, &rstd_t, &weight_t, NULL, &dx_t, NULL, NULL,
                                       NULL, &options) == FASTNORM_OK,

@@ -271,8 +271,8 @@ void test_other_functions() {
             fastnorm::batch_norm_backward(dy, x, statistic, statistic, {}, {}, {x, {}, {}, {}});
         });
     expect_error<std::invalid_argument>(
-        "rms_norm_backward: dsum is given, expected none with residual or dresidual: prenorm's "
-        "residual is part of x, and dx its gradient too",
+        "rms_norm_backward: dsum is given, expected none beside a residual that is added "
+        "behind the norm: prenorm's is part of x, and dx its gradient too",
         [] {
             std::vector<float> values(6), dx(6), dresidual(6);
             const TensorView x(values.data(), {2, 3});

@@ -129,7 +129,8 @@ def batch_norm_train(
     ----------
     x, weight, bias, eps, channel_axis, residual, activation, out, stream, device
         As in `batch_norm`. x has more than one value per channel, or no elements at all: then mean
-        and rstd are NaN and the running statistics stay as they are.
+        and rstd are NaN and the running statistics stay as they are. In float64, squares of
+        deviations from the mean overflow from about 1e150 on: rstd is then 0.
     running_mean, running_var : ndarray of shape (C,), optional
         Any of the four dtypes; updated in place:
         ``running = (1 - momentum) * running + momentum * batch``.

@@ -33,7 +33,7 @@ def group_norm(
     x : array
         2 to 5 dimensions, samples on the first axis; float32, float64, float16 or bfloat16. Read in
         place where the dimensions that lie behind the channels' in memory are dense; copied first
-        otherwise.
+        otherwise. Squares of float64 overflow as in `batch_norm_train`.
     groups : int
         A divisor of the number of channels C. 1 normalizes over all of a sample, C each channel.
     weight, bias : ndarray of shape (C,), optional

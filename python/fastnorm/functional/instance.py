@@ -32,7 +32,8 @@ def instance_norm(
     ----------
     x : array
         3 to 5 dimensions, samples on the first axis; float32, float64, float16 or bfloat16. A
-        channel of one value gives ``activation(bias + residual)``.
+        channel of one value gives ``activation(bias + residual)``. Squares of float64 overflow as
+        in `batch_norm_train`.
     weight, bias : ndarray of shape (C,), optional
         Any of the four dtypes.
     eps, channel_axis, residual, activation, out, stream, device

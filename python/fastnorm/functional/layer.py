@@ -35,7 +35,7 @@ def layer_norm(
     x : array
         1 to 5 dimensions; float32, float64, float16 or bfloat16. Read in place where the axes from
         `axis` on are dense, and the others have no more than two strides of their own; copied first
-        otherwise.
+        otherwise. Squares of float64 overflow as in `batch_norm_train`.
     weight, bias : ndarray of shape x.shape[axis:], optional
         Any of the four dtypes.
     axis : int

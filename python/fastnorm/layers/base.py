@@ -34,7 +34,7 @@ def placing(op: str, device: str | None) -> Callable[[npt.NDArray[Any]], Array]:
     if device is None:
         return lambda values: values
     index = cuda.device_index(op, device)
-    return lambda values: cuda.asarray(values, device=index)
+    return lambda values: cuda.to_device(op, "parameters", values, index)
 
 
 class Layer(ABC):
@@ -74,7 +74,7 @@ class Layer(ABC):
 
     def train(self: _Layer, mode: bool = True) -> _Layer:
         """Switch to training mode (to inference mode if mode is False) and return the layer."""
-        self.training = bool(mode)
+        self.training = arguments.flag(f"{self._name}.train", "mode", mode)
         self._keeps = True
         return self
 
@@ -87,8 +87,9 @@ class Layer(ABC):
             Whether there may be a `backward` of calls in this mode. Without, the layer keeps no
             reference to their x, and lets go of that of the last call.
         """
+        keeps = arguments.flag(f"{self._name}.eval", "backward", backward)
         self.train(False)
-        self._keeps = bool(backward)
+        self._keeps = keeps
         if not backward:
             self._saved = None
         return self

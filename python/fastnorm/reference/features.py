@@ -83,7 +83,9 @@ def layer_norm_train(
 ) -> FeatureNormForward:
     """Normalize each row by its own mean and variance: equations 3 and 4.
 
-    Parameters are those of `fastnorm.layer_norm_train`; the sum of prenorm is of x's dtype.
+    ``y = activation((x - mean) / sqrt(var + eps) * (weight + weight_offset) + bias + residual)``,
+    over the axes from `axis` on; with `prenorm`, x is first ``sum = x + residual``, rounded to x's
+    dtype, and nothing is added behind. Parameters are those of `fastnorm.layer_norm_train`.
     """
     return _rows(
         x, weight, bias, axis, eps, residual, prenorm, weight_offset, activation, True, False
@@ -104,7 +106,12 @@ def rms_norm_train(
     cast_before_weight: bool = False,
     activation: str | Activation | None = None,
 ) -> FeatureNormForward:
-    """Normalize each row by its root mean square: equation 4. The mean that is returned is 0."""
+    """Normalize each row by its root mean square: equation 4.
+
+    ``y = activation(x / sqrt(avg(x ** 2) + eps) * (weight + weight_offset) + bias + residual)``;
+    `cast_before_weight` rounds the quotient to x's dtype. Else as `layer_norm_train`; the mean that
+    is returned is 0.
+    """
     return _rows(
         x,
         weight,
@@ -123,7 +130,7 @@ def rms_norm_train(
 def layer_norm(
     x: Array, weight: Array | None = None, bias: Array | None = None, **options: Any
 ) -> Any:
-    """The y of `layer_norm_train`, and the sum with prenorm."""
+    """The y of `layer_norm_train`, whose options it takes, and the sum with prenorm."""
     fwd = layer_norm_train(x, weight, bias, **options)
     return fwd.y if fwd.sum is None else (fwd.y, fwd.sum)
 
@@ -131,7 +138,7 @@ def layer_norm(
 def rms_norm(
     x: Array, weight: Array | None = None, bias: Array | None = None, **options: Any
 ) -> Any:
-    """The y of `rms_norm_train`, and the sum with prenorm."""
+    """The y of `rms_norm_train`, whose options it takes, and the sum with prenorm."""
     fwd = rms_norm_train(x, weight, bias, **options)
     return fwd.y if fwd.sum is None else (fwd.y, fwd.sum)
 
