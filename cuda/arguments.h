@@ -36,10 +36,14 @@ struct Rows {
     std::int64_t groups_of_batch = 0;                   // the last one perhaps of fewer statistics
     std::int64_t runs_of_chunk = 0, chunks_of_run = 0;  // one of them is 1; 0: without regard
     std::int64_t packs_of_piece = 0;
+    int packs_of_lane = 1;                     // that a lane has of a chunk at most
     std::int64_t run_step = 0, pack_step = 0;  // from a lane's pack to its next
     int width = 1, across = 1, lanes = warp_size;
     int outer_dims = 1;
     std::int64_t outer_extent[max_outer_dims] = {};
+
+    // Of shared memory, for a chunk of an array.
+    FASTNORM_FN int slot_bytes() const { return packs_of_lane * warp_size * 16; }
 };
 
 // How rows are shared out for what is added up over them, under features: parts, which leave a sum
@@ -69,6 +73,7 @@ struct OfMean {
 struct Arguments {
     Rows rows;
     Operand x, residual, y, dy, dx, dresidual, dsum;
+    Operand addends_of_x[2];  // if given, under features: x is a result, too, which is their sum
 
     // A signature, and then for each chunk of each group `width` words for each lane.
     std::uint32_t* mask = nullptr;
@@ -128,7 +133,10 @@ struct Arguments {
 struct Arrays {
     int of_reduction, of_map;
 };
-FASTNORM_FN Arrays arrays_of_forward(const Arguments& args) { return {1, args.residual ? 2 : 1}; }
+FASTNORM_FN Arrays arrays_of_forward(const Arguments& args) {
+    if (args.addends_of_x[0]) return {2, 2};
+    return {1, args.residual ? 2 : 1};
+}
 
 // Whether backward computes the activation's input anew, and so has to know the residual.
 FASTNORM_FN bool recomputes_z(const Arguments& args) {

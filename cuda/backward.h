@@ -53,6 +53,7 @@ struct Backward {
         return k == x_array ? args.x : k == dy_array ? args.dy : args.residual;
     }
 
+    static constexpr bool makes_x = false;
     FASTNORM_DEVICE void prepare(Coefficients<A>& to, std::int64_t stat) const {
         set_backward_z(to, args, stat);
     }
@@ -76,32 +77,37 @@ struct Backward {
         return merged_sums(block, args.rows.parts, partial);
     }
 
-    FASTNORM_DEVICE Partial finish(const Partial& sums, std::int64_t stat, bool store) const {
-        if constexpr (features) {  // their parameters are no statistic's
-            return {args.centred ? sums.first : 0.0, sums.second};
-        }
-        if (store) {
-            const std::int64_t index = args.mean_of(stat);
-            const double rstd = args.rstd_or_var.get(index);
-            const double prescale = backward_prescale<A>(args.mean.get(index), rstd);
-            const Partial shares{sums.first, sums.second * (rstd / prescale)};
-            if (args.addends != nullptr) {
-                args.addends[stat] = shares;
-            } else {
-                args.dbias.set(stat, shares.first);
-                args.dweight.set(stat, shares.second);
-            }
-        }
-        return sums;
+    // What a statistic has with those that share its mean: its weight, if there are none.
+    FASTNORM_DEVICE OfMean alone(const Partial& own, std::int64_t stat) const {
+        const bool centred = !features || args.centred;
+        return {{centred ? own.first : 0.0, own.second}, args.weight_of(stat)};
+    }
+    template <class Total>
+    FASTNORM_DEVICE OfMean together(const Block& block, std::int64_t first, Total&& total) const {
+        return sums_of_mean(block, args, first, total);
     }
 
-    FASTNORM_DEVICE void set(Coefficients<A>& to, std::int64_t stat, const Partial& sums) const {
-        set_backward_dx(to, args, stat, sums);
+    // The coefficients of dx, and what the statistic adds to dbias and dweight.
+    FASTNORM_DEVICE void finish(Coefficients<A>& to, std::int64_t stat, const Partial& own,
+                                const OfMean& of, bool store) const {
+        set_backward_dx(to, args, stat, of);
+        if (features || !store) return;  // the parameters of features are no statistic's
+        const std::int64_t index = args.mean_of(stat);
+        const double rstd = args.rstd_or_var.get(index);
+        const double prescale = backward_prescale<A>(args.mean.get(index), rstd);
+        const Partial shares{own.first, own.second * (rstd / prescale)};
+        if (args.addends != nullptr) {
+            args.addends[stat] = shares;
+        } else {
+            args.dbias.set(stat, shares.first);
+            args.dweight.set(stat, shares.second);
+        }
     }
+
     // Of frozen statistics, where no sum is wanted.
     FASTNORM_DEVICE void set_given(Coefficients<A>& to, std::int64_t stat) const {
         set_backward_z(to, args, stat);
-        set_backward_dx(to, args, stat, {0, 0});
+        set_backward_dx(to, args, stat, {{0, 0}, args.weight_of(stat)});
     }
 
     template <class Source>

@@ -82,13 +82,13 @@ class Call {
 
     // What is normalized is the sum of x and the residual, of which there is nothing else.
     void normalize_sum(const Operand& sum) {
-        addends_[0] = std::exchange(args.x, sum);
-        addends_[1] = std::exchange(args.residual, Operand());
+        args.addends_of_x[0] = std::exchange(args.x, sum);
+        args.addends_of_x[1] = std::exchange(args.residual, Operand());
     }
 
     // adds_up: statistics, or rows, leave what after() adds up.
     template <class After>
-    void reduce_and_map(const Arrays& arrays, bool adds_up, After&& after) {
+    void reduce_and_map(Arrays arrays, bool adds_up, After&& after) {
         const Work work{arrays, whole_, granule_, bytes_of_run_};
         if (explanation_ != nullptr) explanation_->reduces = true;
         // dweight and dbias of features: beside the map, or in a kernel that reads all once more.
@@ -104,10 +104,12 @@ class Call {
         Addends addends = addends_of_call();
         const auto memory = meeting_place(plan, adds_up ? addends.count() : 0);
         addends.values = args.addends;
-        if (addends_[0]) {
-            step("add: a thread for each pack", [&] {
-                add_rows(execution_, dtype_, args.rows, whole_, addends_[0], addends_[1], args.x);
-            });
+        if (plan.tier == Tier::two_passes && args.addends_of_x[0]) {
+            const Operand a = std::exchange(args.addends_of_x[0], Operand());
+            const Operand b = std::exchange(args.addends_of_x[1], Operand());
+            step("add: a thread for each pack",
+                 [&] { add_rows(execution_, dtype_, args.rows, whole_, a, b, args.x); });
+            arrays = arrays_of_forward(args);
         }
         if (features_) {
             parameters_.convert(
@@ -150,7 +152,7 @@ class Call {
     // The map goes backwards and finds what was read last in the cache, if that was to stay.
     void reduce(const Arrays& arrays, Plan& plan) {
         const std::int64_t bytes_of_task =
-            arrays.of_reduction * table_.slot_bytes[columns_] * args.rows.chunks_of_part;
+            arrays.of_reduction * args.rows.slot_bytes() * args.rows.chunks_of_part;
         plan.share.soon_from = plan.share.tasks - on_device_.limits().cache / 2 / bytes_of_task;
         launch("reduce", kernels().reduce[whole_][smooth_], plan);
         if (args.rows.stats_of_mean == 1) return;
@@ -169,7 +171,8 @@ class Call {
         const std::int64_t partials = in_global ? args.rows.stats * args.rows.parts : 0;
         const std::int64_t totals = two_passes ? args.rows.stats : 0;
         const Rows& rows = args.rows;
-        const std::int64_t means = rows.stats_of_mean > 1 ? rows.stats / rows.stats_of_mean : 0;
+        const bool apart = two_passes && rows.stats_of_mean > 1;
+        const std::int64_t means = apart ? rows.stats / rows.stats_of_mean : 0;
         const std::int64_t bytes = counter_bytes + partial * (partials + totals + addends) +
                                    means * static_cast<std::int64_t>(sizeof(OfMean)) +
                                    parameters_.bytes();
@@ -261,7 +264,6 @@ class Call {
     std::int64_t granule_ = 0, bytes_of_run_ = 0;
     FeatureParameters parameters_;
     char* place_of_parameters_ = nullptr;
-    Operand addends_[2];  // whose sum is to be normalized, if given
 };
 
 }  // namespace

@@ -84,12 +84,7 @@ struct AddRows {
             const int elements = rest < values ? static_cast<int>(rest) : values;
             const Pack<T> of_a = load_pack<T, whole>(block, at(a), elements, Reuse::none);
             const Pack<T> of_b = load_pack<T, whole>(block, at(b), elements, Reuse::none);
-            Pack<T> sum;
-#pragma unroll
-            for (int e = 0; e < values; ++e) {
-                narrow(widen(of_a.element[e]) + widen(of_b.element[e]), sum.element[e]);
-            }
-            store_pack<T, whole>(block, at(to), elements, sum);
+            store_pack<T, whole>(block, at(to), elements, sum_of_packs(of_a, of_b));
         });
     }
 };

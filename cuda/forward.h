@@ -34,12 +34,27 @@ struct Forward {
     // What the reduction reads, and the map once more.
     FASTNORM_DEVICE Arrays arrays() const { return arrays_of_forward(args); }
     FASTNORM_DEVICE const Operand& array(int k) const {
+        if (features && args.addends_of_x[0]) return args.addends_of_x[k];
         return k == x_array ? args.x : args.residual;
     }
     // What takes an array's place, or is empty.
     FASTNORM_DEVICE const Operand& result(int k) const { return k == x_array ? args.y : args.dx; }
 
     FASTNORM_DEVICE void prepare(Coefficients<A>&, std::int64_t) const {}
+
+    // Before all else, if x is to be made: from its addends, in the first one's place.
+    static constexpr bool makes_x = features;
+    template <class Source>
+    FASTNORM_DEVICE void make_x(const Chunk& lane, const Source& source) const {
+        lane.each([&](int i, const Position& at, int elements) {
+            if (elements == 0) return;
+            const Pack<T> a = source.pack(args.x, 0, i, at, elements);
+            const Pack<T> b = source.pack(args.x, 1, i, at, elements);
+            const Pack<T> x = sum_of_packs(a, b);
+            source.keep(x_array, i, x);
+            source.put(args.x, x_array, at, elements, x);
+        });
+    }
 
     // The moments of a chunk, of the own statistic.
     template <class Source>
@@ -97,11 +112,19 @@ struct Forward {
                               });
     }
 
-    // Mean and rstd, as they are used: what is returned is that.
-    FASTNORM_DEVICE Partial finish(const Partial& own, std::int64_t stat, bool store) const {
+    // What a statistic has with those that share its mean: nothing more, if there are none.
+    FASTNORM_DEVICE OfMean alone(const Partial& own, std::int64_t) const { return {own, 1.0}; }
+    template <class Total>
+    FASTNORM_DEVICE OfMean together(const Block& block, std::int64_t, Total&& total) const {
+        return moments_of_mean(block, args.rows, total);
+    }
+
+    // Mean and rstd as they are used, which are also what is returned, and the coefficients.
+    FASTNORM_DEVICE void finish(Coefficients<A>& to, std::int64_t stat, const Partial&,
+                                const OfMean& of, bool store) const {
         const auto count = args.values_of_mean();
         const std::int64_t index = args.mean_of(stat);
-        const Partial moments = args.of_means == nullptr ? own : args.of_means[index].together;
+        const Partial moments = of.together;
         double mean = moments.first;
         const double var = moments.second / count;
         double rstd = rstd_of_variance(var, args.eps);
@@ -109,26 +132,21 @@ struct Forward {
             mean = static_cast<float>(mean);
             rstd = static_cast<float>(rstd);
         }
-        if (store && stat == index * args.rows.stats_of_mean) {
-            args.mean.set(index, mean);
-            args.rstd_or_var.set(index, rstd);
-            if (args.addends != nullptr) {
-                args.addends[stat] = moments;
-                return {mean, rstd};
-            }
-            const double batch_var = batch_variance(moments.second, count, args.unbiased);
-            args.running_mean.set(
-                stat, running_update(args.running_mean.get(stat), moments.first, args.momentum));
-            args.running_var.set(
-                stat, running_update(args.running_var.get(stat), batch_var, args.momentum));
+        set(to, stat, mean, rstd);
+        if (!store || stat != index * args.rows.stats_of_mean) return;
+        args.mean.set(index, mean);
+        args.rstd_or_var.set(index, rstd);
+        if (args.addends != nullptr) {
+            args.addends[stat] = moments;
+            return;
         }
-        return {mean, rstd};
+        const double batch_var = batch_variance(moments.second, count, args.unbiased);
+        args.running_mean.set(
+            stat, running_update(args.running_mean.get(stat), moments.first, args.momentum));
+        args.running_var.set(stat,
+                             running_update(args.running_var.get(stat), batch_var, args.momentum));
     }
 
-    FASTNORM_DEVICE void set(Coefficients<A>& to, std::int64_t stat,
-                             const Partial& finished) const {
-        set(to, stat, finished.first, finished.second);
-    }
     // From mean and variance that are given.
     FASTNORM_DEVICE void set_given(Coefficients<A>& to, std::int64_t stat) const {
         const double var = args.rstd_or_var.get(stat);

@@ -135,7 +135,11 @@ struct Map {
             } else {
                 pass.prepare(of, stat);
                 const bool store = tasks.begins(own.group0 + s / own.stats_of_group);
-                pass.set(of, stat, pass.finish(args.totals[stat], stat, store));
+                const Partial own_total = args.totals[stat];
+                pass.finish(of, stat, own_total,
+                            args.of_means == nullptr ? pass.alone(own_total, stat)
+                                                     : args.of_means[args.mean_of(stat)],
+                            store);
             }
         });
         block.sync();

@@ -48,8 +48,10 @@ Rows rows_of(const View& view, DType dtype) {
     }
     rows.groups_of_batch = divide_up(rows.stat, rows.across * rows.width);
     rows.groups = view.batch * rows.groups_of_batch;
-    const std::int64_t packs_of_chunk =
-        rows.lanes * (columns ? lane_elements : lane_elements / pack);
+    const std::int64_t most_packs = columns ? lane_elements : lane_elements / pack;  // of a lane
+    const std::int64_t packs_of_chunk = rows.lanes * most_packs;
+    rows.packs_of_lane =
+        static_cast<int>(std::min(most_packs, divide_up(rows.runs * rows.packs, rows.lanes)));
     if (columns || view.inner % pack == 0) {
         rows.chunks = divide_up(rows.runs * rows.packs, packs_of_chunk);
     } else {
@@ -105,11 +107,12 @@ std::int64_t granule_of(const View& view, DType dtype,
     constexpr std::int64_t bytes = 16;
     const std::int64_t run = view.inner * size_of(dtype);
     const std::int64_t granule = bytes / std::gcd(run, bytes);
-    if (view.outer_dims != 1 || view.batch != 1 || view.stat % granule != 0) return 0;
+    if (view.outer_dims != 1 || view.stats() % granule != 0) return 0;
     for (const Operand* operand : operands) {
         if (!*operand) continue;
         if (reinterpret_cast<std::uintptr_t>(operand->data) % bytes != 0) return 0;
         if (operand->stat_stride != run) return 0;
+        if (view.batch > 1 && operand->batch_stride != view.stat * run) return 0;
         if (operand->outer_stride[0] % bytes != 0 && view.outer > 1) return 0;
     }
     return granule;

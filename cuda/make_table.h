@@ -60,7 +60,6 @@ constexpr KernelTable make_table() {
           launch_kernel_of<ParameterSums<Backward<T, true, true, 1, true>>>}},
         on_chip_with_parameters<T>(),
         sizeof(Coefficients<accumulator_t<T>>),
-        {FromShared<T, 1>::array_stride, FromShared<T, width>::array_stride},
     };
 }
 

@@ -66,13 +66,14 @@ struct OnChip {
         // blocks, which find the others' partial results there, and for the next unit.
         const OfBlock<Pass> own(block, rows, tile, share.groups_of_unit);
         auto* const partials = reinterpret_cast<Partial*>(own.rest(block));
-        char* const memory = reinterpret_cast<char*>(partials + share.chunks_of_block * own.room);
+        Partial* const totals = partials + share.chunks_of_block * own.room;
+        char* const memory = reinterpret_cast<char*>(totals + (shares_means() ? own.room : 0));
         const auto buffer = [&](int of_round) {
             if constexpr (buffers == 1) {
                 return memory;
             } else {
                 return memory + of_round % buffers * share.groups_of_unit * share.chunks_of_block *
-                                    pass.arrays().of_reduction * Store::slot_bytes;
+                                    pass.arrays().of_reduction * rows.slot_bytes();
             }
         };
         const Store store(block, rows, pass, tile, own, buffer(round));
@@ -93,6 +94,9 @@ struct OnChip {
 
         tile.each(block, [&](std::int64_t group, std::int64_t chunk, std::int64_t task) {
             const Chunk lane(block, rows, group, chunk);
+            if constexpr (Pass::makes_x) {
+                if (args.addends_of_x[0]) pass.make_x(lane, store.source(lane, task));
+            }
             const Partial partial =
                 pass.reduce(block, lane, own.of(lane), store.source(lane, task));
             if (!owns_stat<width>(block, rows)) return;
@@ -112,6 +116,8 @@ struct OnChip {
             block.sync();
         }
 
+        // What is returned is left by one of the blocks that find the same.
+        const bool stores = rank == 0;
         own.each_of_warp(block, rows, [&](auto& of, std::int64_t stat, std::int64_t s) {
             const std::int64_t group = s / own.stats_of_group;
             const std::int64_t s_of_group = s - group * own.stats_of_group;
@@ -125,9 +131,16 @@ struct OnChip {
                     place(tile.group0 + group, chunk - owner * share.chunks_of_block, s_of_group);
                 return cluster ? *block.of_peer(at, static_cast<int>(owner)) : *at;
             });
-            const Partial finished = pass.finish(merged, stat, block.lane() == 0 && rank == 0);
-            if (block.lane() == 0) pass.set(of, stat, finished);
+            if (block.lane() != 0) return;
+            if (shares_means()) {
+                totals[s] = merged;
+            } else {
+                pass.finish(of, stat, merged, pass.alone(merged, stat), stores);
+            }
         });
+        if constexpr (!Pass::features) {
+            if (shares_means()) finish_together(block, pass, own, totals, stores);
+        }
         if (cluster) block.arrive_at_cluster();  // nothing of the others is needed from here on
         block.sync();
 
@@ -146,6 +159,25 @@ struct OnChip {
         if (buffers == 1 && Store::of_lanes) store.load(rows, next);
         if (cluster) block.wait_for_cluster();
         block.sync();
+    }
+
+    FASTNORM_DEVICE bool shares_means() const {
+        return !Pass::features && args.rows.stats_of_mean > 1;
+    }
+
+    // From the totals of all statistics that share a mean, which a unit has side by side.
+    FASTNORM_DEVICE void finish_together(const Block& block, const Pass& pass,
+                                         const OfBlock<Pass>& own, const Partial* totals,
+                                         bool stores) const {
+        block.sync();
+        own.each_of_warp(block, args.rows, [&](auto&, std::int64_t stat, std::int64_t s) {
+            if (stat % args.rows.stats_of_mean != 0) return;
+            const OfMean together =
+                pass.together(block, stat, [&](std::int64_t i) { return totals[s + i]; });
+            for (std::int64_t i = block.lane(); i < args.rows.stats_of_mean; i += warp_size) {
+                pass.finish(own.coefficients[s + i], stat + i, totals[s + i], together, stores);
+            }
+        });
     }
 
     FASTNORM_DEVICE void leave_at_end_of_lap(const Block& block, const Pass& pass, const Tile& tile,

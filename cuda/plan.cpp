@@ -39,13 +39,20 @@ struct Costs {
     // The fewest groups that a unit may have, where that fits, and what its chunks are shared out
     // by: whole parts, and whole runs.
     std::int64_t least_groups(const Limits& limits) const {
-        const std::int64_t least = work.whole ? 1 : work.granule;
+        const std::int64_t least = std::lcm(work.whole ? 1 : work.granule, groups_of_mean());
         if (rows.width > 1) return least;
         const std::int64_t enough =
             std::min(round_up(divide_up(contiguous, work.bytes_of_run), least),
                      round_up(rows.groups, least));
         return bytes(enough, rows.chunks) <= limits.shared_of_block ? std::max(enough, least)
                                                                     : least;
+    }
+    // Groups that have all statistics of each of their means: if not by themselves, then with the
+    // others of a batch index.
+    std::int64_t groups_of_mean() const {
+        const std::int64_t stats_of_group = std::int64_t{rows.across} * rows.width;
+        const std::int64_t groups = std::lcm(stats_of_group, rows.stats_of_mean) / stats_of_group;
+        return rows.groups_of_batch % groups == 0 ? groups : rows.groups_of_batch;
     }
     std::int64_t least_chunks() const {
         return work.whole ? rows.chunks_of_part : std::lcm(rows.chunks_of_part, rows.chunks_of_run);
@@ -55,7 +62,7 @@ struct Costs {
     }
     // Of a group: a chunk in slots, a run in images, and a chunk in the long run.
     std::int64_t bytes_of_slots() const {
-        return work.arrays.of_reduction * table.slot_bytes[rows.width > 1];
+        return std::int64_t{work.arrays.of_reduction} * rows.slot_bytes();
     }
     std::int64_t bytes_of_images() const { return work.arrays.of_map * work.bytes_of_run; }
     double bytes_of_chunk() const {
@@ -66,7 +73,8 @@ struct Costs {
     // Of a block.
     std::int64_t bytes(std::int64_t groups, std::int64_t chunks) const {
         const std::int64_t stats = groups * rows.across * rows.width;
-        const std::int64_t partials = stats * chunks * std::int64_t{sizeof(Partial)};
+        const std::int64_t of_stat = chunks + (rows.stats_of_mean > 1 ? 1 : 0);
+        const std::int64_t partials = stats * of_stat * std::int64_t{sizeof(Partial)};
         const std::int64_t all = round_up(stats * table.bytes_of_stat, 16) + partials;
         if (work.whole) return all + groups * chunks * bytes_of_slots();
         const std::int64_t runs =
@@ -184,9 +192,7 @@ Plan on_chip(const Costs& costs, const Limits& limits) {
 
 Plan plan_reduction(const Rows& rows, const KernelTable& table, const Work& work,
                     const Limits& limits) {
-    // Statistics that share means meet between two passes.
-    const bool own_means = rows.stats_of_mean == 1;
-    if (own_means && (work.whole || (work.granule > 0 && rows.chunks_of_run > 0))) {
+    if (work.whole || (work.granule > 0 && rows.chunks_of_run > 0)) {
         const Plan plan = on_chip({rows, table, work}, limits);
         if (plan.tier != Tier::two_passes) return plan;
     }

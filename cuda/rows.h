@@ -145,6 +145,17 @@ FASTNORM_DEVICE void store_pack(const Block& block, char* p, int elements, const
     }
 }
 
+// Rounded to T.
+template <class T>
+FASTNORM_DEVICE Pack<T> sum_of_packs(const Pack<T>& a, const Pack<T>& b) {
+    Pack<T> sum;
+#pragma unroll
+    for (int e = 0; e < pack_elements<T>; ++e) {
+        narrow(widen(a.element[e]) + widen(b.element[e]), sum.element[e]);
+    }
+    return sum;
+}
+
 // The share of one lane in a chunk. whole: every pack is whole and aligned, so that it is one
 // access, and outer is one dimension; otherwise each element is an access.
 template <class T, bool whole, int width>

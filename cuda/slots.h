@@ -11,8 +11,8 @@ template <class T, int width>
 struct FromShared : FromGlobal<T, true, width> {
     static constexpr bool cheap = true;
     static constexpr int pack_stride = warp_size * 16;
-    static constexpr int array_stride = pack_stride * lane_packs<T, width>;
     char* slots;  // of the lane: for each array, its packs
+    int array_stride;
 
     FASTNORM_DEVICE char* slot(int array, int i) const {
         return slots + array * array_stride + i * pack_stride;
@@ -20,6 +20,9 @@ struct FromShared : FromGlobal<T, true, width> {
     FASTNORM_DEVICE Pack<T> pack(const Operand&, int array, int i, const Position&,
                                  int elements) const {
         return elements == 0 ? Pack<T>{} : *reinterpret_cast<const Pack<T>*>(slot(array, i));
+    }
+    FASTNORM_DEVICE void keep(int array, int i, const Pack<T>& pack) const {
+        *reinterpret_cast<Pack<T>*>(slot(array, i)) = pack;
     }
 };
 
@@ -31,20 +34,24 @@ struct Slots {
     static_assert(Pass::whole);
     static constexpr const char* name = "on_chip";
     static constexpr bool of_lanes = true;  // what a lane has copied is read by no other
-    static constexpr std::int64_t slot_bytes = Source::array_stride;  // an array, a task
 
     const Block& block;
     const Pass& pass;
     char* memory;
-    int arrays;
+    int arrays, slot_bytes;  // of an array, a task
 
-    FASTNORM_DEVICE Slots(const Block& block, const Rows&, const Pass& pass, const Tile&,
+    FASTNORM_DEVICE Slots(const Block& block, const Rows& rows, const Pass& pass, const Tile&,
                           const OfBlock<Pass>&, char* memory)
-        : block(block), pass(pass), memory(memory), arrays(pass.arrays().of_reduction) {}
+        : block(block),
+          pass(pass),
+          memory(memory),
+          arrays(pass.arrays().of_reduction),
+          slot_bytes(rows.slot_bytes()) {}
 
     FASTNORM_DEVICE Source source(const Chunk& lane, std::int64_t task) const {
         return {{block, lane, Reuse::none},
-                memory + task * arrays * slot_bytes + block.lane() * 16};
+                memory + task * arrays * slot_bytes + block.lane() * 16,
+                slot_bytes};
     }
     FASTNORM_DEVICE Source source_of_map(const Chunk& lane, std::int64_t task) const {
         return source(lane, task);

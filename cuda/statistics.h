@@ -181,6 +181,48 @@ FASTNORM_DEVICE Partial merged_sums(const Block& block, std::int64_t parts, Part
     return {sum_of_warp(block, of_lane.sums.first), sum_of_warp(block, of_lane.sums.second)};
 }
 
+// What statistics that share a mean make together, the first of them `first`: from total(i), which
+// is what its i-th one's parts have made.
+template <class Total>
+FASTNORM_DEVICE OfMean moments_of_mean(const Block& block, const Rows& rows, Total&& total) {
+    const Moments m = merge_equal(
+        total(0).first, static_cast<double>(rows.stats_of_mean), static_cast<double>(rows.elements),
+        [&](auto&& use) {
+            for (std::int64_t i = block.lane(); i < rows.stats_of_mean; i += warp_size) {
+                const Partial moments = total(i);
+                use(moments.first, moments.second);
+            }
+        },
+        [&](double of_lane) { return sum_of_warp(block, of_lane); });
+    return {{m.mean, m.m2}, 1.0};
+}
+
+// Of weight * g: relative to a power of two near the largest weight, as that may be anything.
+template <class Total>
+FASTNORM_DEVICE OfMean sums_of_mean(const Block& block, const Arguments& args, std::int64_t first,
+                                    Total&& total) {
+    const Rows& rows = args.rows;
+    const auto weight = [&](std::int64_t i) {
+        return args.weight.get((first + i) % rows.stat, 1.0);
+    };
+    double largest = 0;
+    for (std::int64_t i = block.lane(); i < rows.stats_of_mean; i += warp_size) {
+        const double size = magnitude(weight(i));
+        largest = size > largest ? size : largest;
+    }
+    for (int mask = warp_size / 2; mask > 0; mask /= 2) {
+        const double other = block.exchange(largest, mask);
+        largest = other > largest ? other : largest;
+    }
+    const double unit = power_of_two<double>(exponent_of(largest));
+    const Partial merged = merged_sums(block, rows.stats_of_mean, [&](std::int64_t i) -> Partial {
+        const double share = weight(i) / unit;
+        const Partial sums = total(i);
+        return {share * sums.first, share * sums.second};
+    });
+    return {merged, unit};
+}
+
 FASTNORM_DEVICE void publish(const Block& block, Partial* to, const Partial& partial) {
     block.publish(&to->first, partial.first);
     block.publish(&to->second, partial.second);
@@ -218,11 +260,10 @@ FASTNORM_DEVICE void set_backward_z(Coefficients<A>& to, const Arguments& args, 
 
 template <class A>
 FASTNORM_DEVICE void set_backward_dx(Coefficients<A>& to, const Arguments& args, std::int64_t stat,
-                                     const Partial& sums) {
+                                     const OfMean& of) {
     const std::int64_t index = args.mean_of(stat);
     const double mean = args.mean.get(index), rstd = args.rstd_or_var.get(index);
     const double weight = args.weight_of(stat);
-    const OfMean of = args.of_means == nullptr ? OfMean{sums, weight} : args.of_means[index];
     const GradientCoefficients g = gradient_coefficients(
         rstd, weight, of.weight_of_sums, args.values_of_mean(), of.together.first,
         of.together.second, backward_prescale<A>(mean, rstd), halfway_scale<A>(rstd, weight));

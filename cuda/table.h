@@ -29,8 +29,8 @@ struct KernelTable {
     // have no room in registers.
     Launcher on_chip_with_parameters;
 
-    // Shared memory: of a statistic, and OnChip's of an array's task, of rows and of columns.
-    std::int64_t bytes_of_stat, slot_bytes[2];
+    // Shared memory, of a statistic.
+    std::int64_t bytes_of_stat;
 };
 
 extern const KernelTable table_float32, table_float64, table_float16, table_bfloat16;

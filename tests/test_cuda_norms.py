@@ -153,13 +153,13 @@ def test_explanations_name_every_step() -> None:
         return [line.split()[1].rstrip(":") for line in lines if line.startswith("launch:")]
 
     assert steps(fn.layer_norm, x, weight) == ["on_chip"]
-    assert steps(fn.rms_norm, x, residual=x, prenorm=True) == ["add", "on_chip"]
+    assert steps(fn.rms_norm, x, residual=x, prenorm=True) == ["on_chip"]
     of_rows = ["widen_and_scale", "parameter_sums", "on_chip", "parts"]
     assert steps(fn.layer_norm_backward, x, x, fwd.mean, fwd.rstd, weight, weight) == of_rows
     rows = fn.cuda.asarray(np.ones((64, 40), np.float32))
     fwd = fn.rms_norm_train(rows)
     assert steps(fn.rms_norm_backward, rows, rows, fwd.rstd) == ["on_chip_with_parameters", "parts"]
-    assert steps(fn.group_norm, image, 4) == ["reduce", "means", "map"]
+    assert steps(fn.group_norm, image, 4) == ["staged"]
 
 
 on_host = pytest.mark.skipif(not host.available, reason="the kernels run on a GPU")
@@ -174,8 +174,13 @@ MACHINES = (
 LARGE = (
     Case("instances", "instance_norm", (2, 3, 200, 200), 1),
     Case("instances_last", "instance_norm", (2, 60, 80, 16), -1),
-    Case("groups", "group_norm", (3, 24, 24, 24), 1, 4),
-    Case("groups_last", "group_norm", (3, 24, 24, 24), -1, 4),
+    Case("groups", "group_norm", (3, 8, 64, 64), 1, 4),
+    Case("groups_last", "group_norm", (2, 32, 32, 32), -1, 8),
+    # Warps' columns that make whole groups together, and such as only a sample's all do.
+    Case("wide_groups_last", "group_norm", (2, 20, 20, 192), -1, 32),
+    Case("wide_samples_last", "group_norm", (3, 24, 24, 40), -1, 4),
+    Case("staged_groups", "group_norm", (3, 24, 25, 27), 1, 4),
+    Case("staged_instances", "instance_norm", (3, 8, 75, 75), 1),
     Case("rows", "layer_norm", (3, 40_000), residual=True),
     Case("odd_rows", "layer_norm", (3, 5001), residual=True),
     Case("rms", "rms_norm", (3, 40_000), prenorm=True),
@@ -223,14 +228,17 @@ def test_same_bits_on_every_machine(case: Case, dtype: str, activation: str | No
         for one, other in zip(result, results[0], strict=True):
             assert_same_bits(one, other)
     assert kernels >= {"reduce", "map"}
-    on_chip = case.norm != "group_norm" and "odd" not in case.name
+    assert ("means" in kernels) == (case.norm == "group_norm")
+    staged = case.name.startswith("staged")  # an instance's odd plane is one block's
+    assert ("staged" in kernels) == staged
+    on_chip = not staged and not case.name.startswith("odd")
     assert ("on_chip" in kernels) == on_chip
-    if on_chip:
+    if on_chip and not case.name.startswith("wide"):  # which the smaller machines have no room for
         assert teams == {(False, False), (True, False), (False, True)}
     assert ("parameter_sums" in kernels) == case.of_rows
     beside_map = on_chip and case.of_rows and activation is None and dtype != "float64"
     assert ("on_chip_with_parameters" in kernels) == beside_map
-    assert ("add" in kernels) == case.prenorm
+    assert ("add" in kernels) == case.prenorm  # where rows are no whole packs, or in two passes
 
 
 # Parts of one lap and of several, of a set alone and of eight; the last ones of fewer rows.
@@ -285,10 +293,14 @@ def test_gradients_of_parameters_beside_the_map(case: Case, dtype: str) -> None:
         (Case("token", "rms_norm", (1, 4096), bias=False), "bfloat16", ["on_chip"]),
         (Case("token", "rms_norm", (1, 4096), bias=False), "float32", ["on_chip"]),
         (Case("token", "layer_norm", (1, 4096)), "bfloat16", ["on_chip"]),
-        (Case("token", "layer_norm", (1, 4096), prenorm=True), "bfloat16", ["add", "on_chip"]),
+        (Case("token", "layer_norm", (1, 4096), prenorm=True), "bfloat16", ["on_chip"]),
+        (Case("odd", "rms_norm", (7, 4097), prenorm=True), "float32", ["add", "reduce", "map"]),
         (Case("token", "layer_norm", (1, 4096)), "float16", ["widen", "widen", "on_chip"]),
         (Case("odd", "rms_norm", (7, 4097), bias=False), "bfloat16", ["reduce", "map"]),
-        (Case("group", "group_norm", (2, 8, 6, 6), 1, 2), "float32", ["reduce", "means", "map"]),
+        (Case("group", "group_norm", (2, 8, 4, 6), 1, 2), "float32", ["on_chip"]),
+        (Case("group", "group_norm", (2, 5, 5, 60), -1, 2), "float32", ["reduce", "means", "map"]),
+        (Case("group", "group_norm", (2, 8, 5, 5), 1, 2), "float32", ["staged"]),
+        (Case("group", "group_norm", (1, 6, 5, 5), 1, 2), "float32", ["reduce", "means", "map"]),
     ],
 )
 def test_launches(case: Case, parameter_dtype: str, expected: list[str]) -> None:
@@ -311,6 +323,30 @@ def test_rows_move_each_tensor_once(norm: str) -> None:
     assert traffic.stored == data.x.nbytes
     assert traffic.loaded == 2 * data.x.nbytes  # the weights, once for each row, from a cache
     assert traffic.loaded_elements < 100
+    case = replace(case, prenorm=True)
+    data = make(case, "bfloat16", "bfloat16")
+    host.reset()
+    forward(case, data)
+    traffic = host.traffic()
+    assert traffic.stored == 2 * data.x.nbytes
+    assert traffic.loaded == 3 * data.x.nbytes
+
+
+@on_host
+@pytest.mark.parametrize("channel_axis", [1, -1])
+@pytest.mark.parametrize("shape", [(2, 32, 32, 16), (2, 16, 96, 96)], ids=str)
+def test_groups_move_each_tensor_once(shape: tuple[int, ...], channel_axis: int) -> None:
+    """In a block and in a cluster: groups' channels meet on chip."""
+    case = Case("traffic", "group_norm", shape, channel_axis, groups=4)
+    data = make(case, "bfloat16", "float32")
+    host.reset(Limits(multiprocessors=16))
+    fwd = forward(case, data)
+    size = data.x.nbytes
+    assert host.traffic()[:2] == (size, size)
+    host.reset(Limits(multiprocessors=16))
+    backward(case, data, fwd)
+    assert host.traffic()[:2] == (2 * size, size)
+    host.reset()
 
 
 @on_host
@@ -371,3 +407,36 @@ def test_rows_on_a_large_machine(shape: tuple[int, ...], expected: str) -> None:
     (launch,) = explanation.launches
     assert expected in launch
     assert explanation.reads == 1
+
+
+@on_host
+@pytest.mark.parametrize(
+    ("shape", "axis", "forward", "backward"),
+    [  # a diffusion model's, two images at a time, and an autoencoder's
+        ((2, 640, 24, 24), 1, "on_chip: 64 blocks", "on_chip: 64 blocks"),
+        ((2, 320, 96, 96), 1, "clusters of 2", "clusters of 2"),
+        ((2, 640, 96, 96), 1, "clusters of 2", "teams of 5"),
+        ((2, 1920, 48, 48), 1, "teams of 3", None),
+        ((1, 512, 192, 192), 1, "clusters of 16", "teams of 12"),
+        ((2, 12, 12, 1280), 3, "on_chip: 16 blocks", "on_chip: 16 blocks"),
+        ((2, 48, 48, 1280), 3, "clusters of 8", "teams of 9"),
+        ((2, 96, 96, 320), 3, "teams of 33", "teams of 44"),
+        ((2, 48, 48, 960), 3, None, None),  # groups of 30 channels: no whole packs
+    ],
+)
+def test_groups_on_a_large_machine(
+    shape: tuple[int, ...], axis: int, forward: str | None, backward: str | None
+) -> None:
+    """On chip by the policy for an H200's multiprocessors; None: in two passes."""
+    host.reset(Limits(multiprocessors=132))
+    x, weight = (fn.cuda.asarray(np.ones(s, np.float16)) for s in (shape, shape[axis]))
+    mean = fn.cuda.asarray(np.ones((shape[0], 32), np.float32))
+    options: dict[str, Any] = {"channel_axis": axis, "activation": "silu"}
+    explanations = (
+        fn.explain(fn.group_norm, x, 32, weight, weight, **options),
+        fn.explain(fn.group_norm_backward, x, x, 32, mean, mean, weight, weight, **options),
+    )
+    host.reset()
+    for explanation, expected in zip(explanations, (forward, backward), strict=True):
+        assert explanation.reads == (2 if expected is None else 1)
+        assert (expected or "reduce") in explanation.launches[0]
