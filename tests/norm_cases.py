@@ -153,6 +153,8 @@ def _rows() -> Iterator[Case]:
     for norm in ROW_NORMS:
         yield Case(f"{norm}_token", norm, (1, 4096), residual=True, prenorm=True)
         yield Case(f"{norm}_vector", norm, (1000,), 0, activation="relu")
+        for length in (1024, 1025, 4096, 4097):  # where rows are summed in other ways
+            yield Case(f"{norm}_of_{length}", norm, (7, length))
         yield Case(f"{norm}_long", norm, (3, 40_000))
         yield Case(f"{norm}_longest", norm, (1, 262_144))
         yield Case(f"{norm}_many", norm, (5000, 24), activation="gelu_tanh")

@@ -30,6 +30,8 @@ VARIANCE_LIMIT = 1e-6
 PLACES = (
     Case("rows", "layer_norm", (37, 257)),
     Case("short_rows", "layer_norm", (1001, 7)),
+    Case("rows_about_means", "layer_norm", (19, 1001)),
+    Case("rows_about_guesses", "layer_norm", (7, 4001)),
     Case("long_rows", "layer_norm", (3, 40_003)),
     Case("two_axes", "layer_norm", (5, 4, 6, 33), 2),
     Case("rms", "rms_norm", (37, 257)),

@@ -8,29 +8,24 @@ namespace fastnorm::FASTNORM_ISA {
 
 namespace {
 
-// The sum of 2 * half numbers, as a tree of fixed shape.
-template <int half, class S>
-FASTNORM_FN S sum_of_halves(const S* x) {
+// The sum of n numbers, as a tree of fixed shape: of halves, of which a vector makes its own.
+template <int n, class S>
+FASTNORM_FN S sum_of(const S* x) {
     using V = Vec<S>;
-    alignas(64) S sums[half];
-    int width = half;
-    for (; width >= V::width; width /= 2, x = sums) {
-        for (int i = 0; i < width; i += V::width) {
-            (V::load(x + i) + V::load(x + i + width)).store(sums + i);
+    if constexpr (n == V::width) {
+        return sum(V::load(x));
+    } else {
+        alignas(64) S halves[n / 2];
+        for (int i = 0; i < n / 2; i += V::width) {
+            (V::load(x + i) + V::load(x + i + n / 2)).store(halves + i);
         }
+        return sum_of<n / 2>(static_cast<const S*>(halves));
     }
-    // What is left is a vector: width is V::width / 2.
-    unrolled<V::width>([&](auto i) {
-        constexpr int rest = V::width >> (i + 1);
-        for (int j = 0; j < rest; ++j) sums[j] = x[j] + x[j + rest];
-        x = sums;
-    });
-    return sums[0];
 }
 // That of all lanes.
 template <class A>
 FASTNORM_FN double sum_of_lanes(const double* x) {
-    return sum_of_halves<lanes<A> / 2>(x);
+    return sum_of<lanes<A>>(x);
 }
 template <class A>
 FASTNORM_FN double sum_of_lanes(const Vec<A> (&x)[vectors<A>]) {
@@ -41,7 +36,7 @@ FASTNORM_FN double sum_of_lanes(const Vec<A> (&x)[vectors<A>]) {
     for (int i = 0; i < lanes<A> / 2; ++i) {
         sums[i] = static_cast<double>(block[i]) + static_cast<double>(block[i + lanes<A> / 2]);
     }
-    return sum_of_halves<lanes<A> / 4>(sums);
+    return sum_of<lanes<A> / 2>(static_cast<const double*>(sums));
 }
 
 // What lies beside a pack counts for nothing: it may be infinite.

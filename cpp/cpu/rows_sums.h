@@ -25,7 +25,7 @@ struct Deviations {
 
     FASTNORM_FN Deviations(const KernelArgs& a, const Tile& t) : args(a), tile(t) {
         if (args.centred) {
-            guess_pivots();
+            guess_pivots(args, tile, pivots);
         } else {
             for (std::int64_t s = 0; s < tile.stat1 - tile.stat0; ++s) pivots[s] = A(0);
         }
@@ -90,6 +90,27 @@ struct Deviations {
         return differing == 0;
     }
 
+    // For each statistic the mean of its samples; that of equal values is exact.
+    static FASTNORM_FN void guess_pivots(const KernelArgs& args, const Tile& tile, A* pivots) {
+        constexpr int samples = pivot_samples;
+        const char* at[samples];
+        for (int k = 0; k < samples; ++k) at[k] = sample(args, tile, k);
+        const A share = A(1) / static_cast<A>(samples);
+        for (std::int64_t s = 0; s < tile.stat1 - tile.stat0; ++s) {
+            const auto value = [&](int k) {
+                return to_float(*reinterpret_cast<const T*>(at[k] + s * args.x.stat_stride));
+            };
+            const A first = value(0);
+            A sum = A(0), spread = A(0);
+            unrolled<samples - 1>([&](auto k) {
+                const A d = value(k + 1) - first;
+                sum += d;
+                spread += d < A(0) ? -d : d;
+            });
+            pivots[s] = pivot_near(first + sum * share, spread * share);
+        }
+    }
+
   private:
     FASTNORM_FN double count() const {
         return static_cast<double>((tile.outer1 - tile.outer0) * (tile.inner1 - tile.inner0));
@@ -121,27 +142,6 @@ struct Deviations {
         const std::int64_t i = tile.inner0 + k * 3 % pivot_samples * length / pivot_samples;
         return reinterpret_cast<const char*>(
             run_of<T>(args.view, args.x, tile.batch, o, tile.stat0) + i);
-    }
-
-    // For each statistic the mean of its samples; that of equal values is exact.
-    FASTNORM_FN void guess_pivots() {
-        constexpr int samples = pivot_samples;
-        const char* at[samples];
-        for (int k = 0; k < samples; ++k) at[k] = sample(args, tile, k);
-        const A share = A(1) / static_cast<A>(samples);
-        for (std::int64_t s = 0; s < tile.stat1 - tile.stat0; ++s) {
-            const auto value = [&](int k) {
-                return to_float(*reinterpret_cast<const T*>(at[k] + s * args.x.stat_stride));
-            };
-            const A first = value(0);
-            A sum = A(0), spread = A(0);
-            unrolled<samples - 1>([&](auto k) {
-                const A d = value(k + 1) - first;
-                sum += d;
-                spread += d < A(0) ? -d : d;
-            });
-            pivots[s] = pivot_near(first + sum * share, spread * share);
-        }
     }
 };
 

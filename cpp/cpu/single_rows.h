@@ -1,6 +1,6 @@
-// Reductions of short rows that are all of their statistic each: one after the other, in registers.
-// What it costs to begin and to end a statistic in memory is more than their sums. Compiled once
-// per instruction set.
+// Reductions of rows that are all of their statistic each: one after the other, in registers. What
+// it costs to begin and to end a statistic in memory is more than the sums of a short one. Compiled
+// once per instruction set.
 #pragma once
 
 #include "cpu/rows_sums.h"
@@ -10,8 +10,10 @@ namespace fastnorm::FASTNORM_ISA {
 
 namespace {
 
+// Those of one block that no map is interleaved with.
 template <class T>
-FASTNORM_FN bool are_single_short_rows(const View& view) {
+FASTNORM_FN bool are_single_rows(const View& view) {
+    if (view.traversal == Traversal::features) return view.inner <= rows_block;
     return view.outer == 1 && view.inner * std::int64_t{sizeof(T)} < least_interleaved_bytes;
 }
 
@@ -21,8 +23,15 @@ struct SingleRows {
     using V = Vec<A>;
 
     static constexpr Ahead ahead{Walk<T>::fetch_bytes};
+    // Mean and M2 of rows up to here are about means that are found first: in longer ones it costs
+    // less to be right about a guess.
+    static constexpr std::int64_t most_about_means = 1024;
+    // About a guess of few digits, numbers on a grid have squares on one: of more than 64 a lane
+    // the sums would all be rounded down.
+    static constexpr std::int64_t most_of_squares = 2048;
 
-    // Mean and M2, about means that are found first.
+    // Mean and M2. In the time that a row's mean has to be waited for, the sums of the row before
+    // it are made.
     static FASTNORM_FN void moments(const KernelArgs& args, const Tile& tile, double* mean,
                                     double* m2) {
         const std::int64_t n = args.view.inner;
@@ -33,20 +42,36 @@ struct SingleRows {
             TinyRows<T>::moments(args, tile, pivots, first, second);
             return finish(args, tile, pivots, first, second, mean, m2);
         }
-        if (args.centred) find_means(args, tile, pivots);
+        const auto row = [&](std::int64_t s) {
+            return run_of<T>(args.view, args.x, tile.batch, 0, tile.stat0 + s);
+        };
+        const A share = A(1) / static_cast<A>(n);
+        const bool about_means = args.centred && n <= most_about_means;
+        if (about_means) {
+            pivots[0] = mean_of(row(0), n, share);
+        } else if (args.centred) {
+            Deviations<T>::guess_pivots(args, tile, pivots);
+        }
+        const Ahead ahead_x = about_means ? Ahead() : ahead;  // the mean has fetched it
         for (std::int64_t s = 0; s < rows; ++s) {
-            const T* const x = run_of<T>(args.view, args.x, tile.batch, 0, tile.stat0 + s);
+            if (about_means && s + 1 < rows) pivots[s + 1] = mean_of(row(s + 1), n, share);
+            const T* const x = row(s);
             const V pivot(pivots[s]);
-            BlockSums<A> sums;
-            for_packs<A>(n, [&](std::int64_t i, auto valid) {
-                ahead.fetch<A>(x + i);
-                for_vectors<A>([&](auto v) {
-                    const V d = load<A>(x + i, v, valid) - pivot;
-                    sums.add(v, valid, d, d);
-                });
-            });
-            first[s] = sum_of_lanes<A>(sums.a);
-            second[s] = sum_of_lanes<A>(sums.ab);
+            first[s] = second[s] = 0.0;
+            for (std::int64_t from = 0; from < n; from += most_of_squares) {
+                const std::int64_t rest = n - from;
+                BlockSums<A> sums;
+                for_packs<A>(rest < most_of_squares ? rest : most_of_squares,
+                             [&](std::int64_t i, auto valid) {
+                                 ahead_x.fetch<A>(x + from + i);
+                                 for_vectors<A>([&](auto v) {
+                                     const V d = load<A>(x + from + i, v, valid) - pivot;
+                                     sums.add(v, valid, d, d);
+                                 });
+                             });
+                first[s] += sum_of_lanes<A>(sums.a);
+                second[s] += sum_of_lanes<A>(sums.ab);
+            }
         }
         finish(args, tile, pivots, first, second, mean, m2);
     }
@@ -110,26 +135,21 @@ struct SingleRows {
         }
     }
 
-    // That of equal values is exact.
-    static FASTNORM_FN void find_means(const KernelArgs& args, const Tile& tile, A* means) {
-        const std::int64_t n = args.view.inner;
-        const A share = A(1) / static_cast<A>(n);
-        for (std::int64_t s = 0; s < tile.stat1 - tile.stat0; ++s) {
-            const T* const x = run_of<T>(args.view, args.x, tile.batch, 0, tile.stat0 + s);
-            const A first = to_float(x[0]);
-            V differences[vectors<A>];
-            for_packs<A>(n, [&](std::int64_t i, auto valid) {
-                ahead.fetch<A>(x + i);
-                for_vectors<A>([&](auto v) {
-                    const V d = load<A>(x + i, v, valid) - V(first);
-                    differences[v] = differences[v] + keep_valid<A>(d, v, valid);
-                });
+    // That of n values, of which each has a share of 1 / n; of equal ones it is exact.
+    static FASTNORM_FN A mean_of(const T* x, std::int64_t n, A share) {
+        const A first = to_float(x[0]);
+        V differences[vectors<A>];
+        for_packs<A>(n, [&](std::int64_t i, auto valid) {
+            ahead.fetch<A>(x + i);
+            for_vectors<A>([&](auto v) {
+                const V d = load<A>(x + i, v, valid) - V(first);
+                differences[v] = differences[v] + keep_valid<A>(d, v, valid);
             });
-            alignas(64) A block[lanes<A>];
-            for_vectors<A>([&](auto v) { differences[v].store(block + v * V::width); });
-            const A mean = first + sum_of_halves<lanes<A> / 2>(block) * share;
-            means[s] = is_finite(mean) ? mean : A(0);
-        }
+        });
+        alignas(64) A block[lanes<A>];
+        for_vectors<A>([&](auto v) { differences[v].store(block + v * V::width); });
+        const A mean = first + sum_of<lanes<A>>(static_cast<const A*>(block)) * share;
+        return is_finite(mean) ? mean : A(0);
     }
 };
 
@@ -137,7 +157,7 @@ struct SingleRows {
 template <class T>
 FASTNORM_FN void moments_of_rows(const KernelArgs& args, const Tile& tile, double* mean,
                                  double* m2) {
-    if (are_single_short_rows<T>(args.view)) {
+    if (are_single_rows<T>(args.view)) {
         return SingleRows<T>::moments(args, tile, mean, m2);
     }
     Deviations<T> deviations(args, tile);
@@ -148,7 +168,7 @@ FASTNORM_FN void moments_of_rows(const KernelArgs& args, const Tile& tile, doubl
 template <class T, ActivationKind kind, template <class> class Maps>
 FASTNORM_FN void gradient_sums_of_rows(const KernelArgs& args, const Tile& tile, double* sum_g,
                                        double* sum_gx) {
-    if (are_single_short_rows<T>(args.view)) {
+    if (are_single_rows<T>(args.view)) {
         return SingleRows<T>::template gradient_sums<kind, Maps>(args, tile, sum_g, sum_gx);
     }
     GradientSums<T, kind, Maps> sums(args, tile);

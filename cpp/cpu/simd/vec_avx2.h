@@ -108,6 +108,11 @@ struct Vec<float> {
     friend FASTNORM_FN Vec keep_first(Vec a, int n) {
         return _mm256_and_ps(a.v, _mm256_castsi256_ps(first(n)));
     }
+    friend FASTNORM_FN float sum(Vec a) {
+        __m128 halves = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+        halves = _mm_add_ps(halves, _mm_movehl_ps(halves, halves));
+        return _mm_cvtss_f32(_mm_add_ss(halves, _mm_movehdup_ps(halves)));
+    }
 
   private:
     static FASTNORM_FN __m128i load_words(const void* p) {
@@ -253,6 +258,11 @@ struct Vec<double> {
     friend FASTNORM_FN Vec select(Mask m, Vec a, Vec b) { return _mm256_blendv_pd(b.v, a.v, m.m); }
     friend FASTNORM_FN Vec keep_first(Vec a, int n) {
         return _mm256_and_pd(a.v, _mm256_castsi256_pd(first(n)));
+    }
+    friend FASTNORM_FN double sum(Vec a) {
+        const __m128d halves =
+            _mm_add_pd(_mm256_castpd256_pd128(a.v), _mm256_extractf128_pd(a.v, 1));
+        return _mm_cvtsd_f64(_mm_add_sd(halves, _mm_unpackhi_pd(halves, halves)));
     }
 };
 

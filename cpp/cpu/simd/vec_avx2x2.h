@@ -86,6 +86,7 @@ struct Vec {
     friend FASTNORM_FN Vec keep_first(Vec a, int n) {
         return {keep_first(a.low, in_low(n)), keep_first(a.high, in_high(n))};
     }
+    friend FASTNORM_FN A sum(Vec a) { return sum(a.low + a.high); }
 };
 
 using avx2::stream_alignment;

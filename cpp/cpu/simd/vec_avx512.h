@@ -89,6 +89,14 @@ struct Vec<float> {
         return _mm512_mask_blend_ps(m.m, b.v, a.v);
     }
     friend FASTNORM_FN Vec keep_first(Vec a, int n) { return _mm512_maskz_mov_ps(first(n), a.v); }
+    friend FASTNORM_FN float sum(Vec a) {
+        const __m256 eight =
+            _mm256_add_ps(_mm512_castps512_ps256(a.v),
+                          _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a.v), 1)));
+        __m128 halves = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+        halves = _mm_add_ps(halves, _mm_movehl_ps(halves, halves));
+        return _mm_cvtss_f32(_mm_add_ss(halves, _mm_movehdup_ps(halves)));
+    }
 
   private:
     static FASTNORM_FN Vec widen(const Half*, __m256i words) { return _mm512_cvtph_ps(words); }
@@ -175,6 +183,13 @@ struct Vec<double> {
         return _mm512_mask_blend_pd(m.m, b.v, a.v);
     }
     friend FASTNORM_FN Vec keep_first(Vec a, int n) { return _mm512_maskz_mov_pd(first(n), a.v); }
+    friend FASTNORM_FN double sum(Vec a) {
+        const __m256d four =
+            _mm256_add_pd(_mm512_castpd512_pd256(a.v), _mm512_extractf64x4_pd(a.v, 1));
+        const __m128d halves =
+            _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+        return _mm_cvtsd_f64(_mm_add_sd(halves, _mm_unpackhi_pd(halves, halves)));
+    }
 };
 
 inline constexpr int stream_alignment = 64;

@@ -141,6 +141,12 @@ struct Vec {
         for (int i = n; i < width; ++i) a.v[i] = 0;
         return a;
     }
+    friend FASTNORM_FN A sum(Vec a) {
+        for (int half = width / 2; half > 0; half /= 2) {
+            for (int i = 0; i < half; ++i) a.v[i] += a.v[i + half];
+        }
+        return a.v[0];
+    }
 
   private:
     static FASTNORM_FN Vec widen(const A* elements) {

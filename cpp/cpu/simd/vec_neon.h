@@ -91,6 +91,10 @@ struct Vec<float> {
     friend FASTNORM_FN Vec keep_first(Vec a, int n) {
         return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(a.v), first(n)));
     }
+    friend FASTNORM_FN float sum(Vec a) {
+        const float32x2_t halves = vadd_f32(vget_low_f32(a.v), vget_high_f32(a.v));
+        return vget_lane_f32(halves, 0) + vget_lane_f32(halves, 1);
+    }
 
   private:
     template <class T>
@@ -191,6 +195,7 @@ struct Vec<double> {
     friend FASTNORM_FN Vec keep_first(Vec a, int n) {
         return vreinterpretq_f64_u64(vandq_u64(vreinterpretq_u64_f64(a.v), first(n)));
     }
+    friend FASTNORM_FN double sum(Vec a) { return vgetq_lane_f64(a.v, 0) + vgetq_lane_f64(a.v, 1); }
 };
 
 // No intrinsic gives STNP. It is a hint not to allocate the line; a core that ignores it still
