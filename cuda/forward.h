@@ -112,7 +112,7 @@ struct Forward {
                               });
     }
 
-    // What a statistic has with those that share its mean: nothing more, if there are none.
+    // What a statistic has with those that share its mean: of its own alone, if there are none.
     FASTNORM_DEVICE OfMean alone(const Partial& own, std::int64_t) const { return {own, 1.0}; }
     template <class Total>
     FASTNORM_DEVICE OfMean together(const Block& block, std::int64_t, Total&& total) const {

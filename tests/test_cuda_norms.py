@@ -421,7 +421,7 @@ def test_rows_on_a_large_machine(shape: tuple[int, ...], expected: str) -> None:
         ((2, 12, 12, 1280), 3, "on_chip: 16 blocks", "on_chip: 16 blocks"),
         ((2, 48, 48, 1280), 3, "clusters of 8", "teams of 9"),
         ((2, 96, 96, 320), 3, "teams of 33", "teams of 44"),
-        ((2, 48, 48, 960), 3, None, None),  # groups of 30 channels: no whole packs
+        ((2, 48, 48, 960), 3, None, None),  # columns of whole groups of 30 channels are too wide
     ],
 )
 def test_groups_on_a_large_machine(

@@ -19,7 +19,7 @@ FASTNORM_FN S sum_of(const S* x) {
         for (int i = 0; i < n / 2; i += V::width) {
             (V::load(x + i) + V::load(x + i + n / 2)).store(halves + i);
         }
-        return sum_of<n / 2>(static_cast<const S*>(halves));
+        return sum_of<n / 2>(halves);
     }
 }
 // That of all lanes.
@@ -36,7 +36,7 @@ FASTNORM_FN double sum_of_lanes(const Vec<A> (&x)[vectors<A>]) {
     for (int i = 0; i < lanes<A> / 2; ++i) {
         sums[i] = static_cast<double>(block[i]) + static_cast<double>(block[i + lanes<A> / 2]);
     }
-    return sum_of<lanes<A> / 2>(static_cast<const double*>(sums));
+    return sum_of<lanes<A> / 2>(sums);
 }
 
 // What lies beside a pack counts for nothing: it may be infinite.

@@ -148,7 +148,7 @@ struct SingleRows {
         });
         alignas(64) A block[lanes<A>];
         for_vectors<A>([&](auto v) { differences[v].store(block + v * V::width); });
-        const A mean = first + sum_of<lanes<A>>(static_cast<const A*>(block)) * share;
+        const A mean = first + sum_of<lanes<A>>(block) * share;
         return is_finite(mean) ? mean : A(0);
     }
 };

@@ -221,13 +221,12 @@ TensorView view_of(const char* op, const char* argument, py::handle object) {
     TensorView view;
     // Of a masked array not all elements count.
     const bool plain = Py_TYPE(object.ptr()) == py::detail::npy_api::get().PyArray_Type_;
-    if (!py::isinstance<py::array>(object) || (!plain && py::hasattr(object, "filled"))) {
-        const bool exports =
-            !py::isinstance<py::array>(object) && py::hasattr(object, "__dlpack__");
+    const bool is_array = py::isinstance<py::array>(object);
+    if (!is_array || (!plain && py::hasattr(object, "filled"))) {
+        const bool exports = !is_array && py::hasattr(object, "__dlpack__");
+        const char* const hint = exports ? " (numpy.from_dlpack makes one of it)" : "";
         wrong_type(op, argument, object,
-                   exports ? "a NumPy array (numpy.from_dlpack makes one of it), or one on a CUDA "
-                             "device"
-                           : "a NumPy array, or one on a CUDA device");
+                   (std::string("a NumPy array") + hint + ", or one on a CUDA device").c_str());
     }
     const auto array = py::reinterpret_borrow<py::array>(object);
     const py::dtype dtype = array.dtype();
