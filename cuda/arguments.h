@@ -29,7 +29,8 @@ struct Rows {
     std::int64_t chunks = 0;    // of a statistic
     std::int64_t parts = 0;     // of a statistic, the last one perhaps of fewer chunks
     std::int64_t chunks_of_part = 1;
-    std::int64_t stat = 0;  // statistics of a batch index, and so parameters
+    int lanes_of_merge = 1;  // so many of a warp merge a statistic's parts
+    std::int64_t stat = 0;   // statistics of a batch index, and so parameters
     std::int64_t stats = 0;
     std::int64_t stats_of_mean = 1;  // neighbours that have one mean and one variance
     std::int64_t groups = 0;

@@ -73,8 +73,9 @@ struct Backward {
     }
 
     template <class PartialOf>
-    FASTNORM_DEVICE Partial merge(const Block& block, PartialOf&& partial) const {
-        return merged_sums(block, args.rows.parts, partial);
+    FASTNORM_DEVICE Partial merge(const Block& block, int lanes, std::int64_t parts,
+                                  PartialOf&& partial) const {
+        return merged_sums(block, lanes, parts, partial);
     }
 
     // What a statistic has with those that share its mean: its weight, if there are none.

@@ -103,9 +103,10 @@ struct Forward {
     }
 
     template <class PartialOf>
-    FASTNORM_DEVICE Partial merge(const Block& block, PartialOf&& partial) const {
+    FASTNORM_DEVICE Partial merge(const Block& block, int lanes, std::int64_t parts,
+                                  PartialOf&& partial) const {
         const Rows& rows = args.rows;
-        return merged_moments(block, rows.parts, static_cast<double>(rows.elements), partial,
+        return merged_moments(block, lanes, parts, static_cast<double>(rows.elements), partial,
                               [&](std::int64_t part) {
                                   return elements_of_chunks<T, whole, width>(
                                       rows, part * rows.chunks_of_part, rows.chunks_of_part);

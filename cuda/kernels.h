@@ -81,13 +81,15 @@ struct Reduce {
             last_of_group[g] = before + mine == rows.parts;
         }
         block.sync();
-        own.each_of_warp(block, rows, [&](auto&, std::int64_t stat, std::int64_t s) {
-            if (!last_of_group[s / own.stats_of_group]) return;
-            const Partial merged = pass.merge(block, [&](std::int64_t part) {
+        own.merge(
+            block, rows, pass,
+            [&](std::int64_t s) { return last_of_group[s / own.stats_of_group]; },
+            [&](std::int64_t stat, std::int64_t, std::int64_t part) {
                 return fresh(block, args.partials + stat * rows.parts + part);
+            },
+            [&](auto&, std::int64_t stat, std::int64_t, const Partial& merged) {
+                args.totals[stat] = merged;
             });
-            if (block.lane() == 0) args.totals[stat] = merged;
-        });
     }
 
   private:

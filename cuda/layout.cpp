@@ -27,6 +27,10 @@ std::int64_t most_parts(std::int64_t groups) {
     return std::max<std::int64_t>(256, 2048 / std::max<std::int64_t>(groups, 1));
 }
 
+// As many as a lane adds up in the time in which lanes' sums meet: fewer lanes for a statistic, and
+// more statistics at a time.
+constexpr std::int64_t parts_of_lane = 8;
+
 }  // namespace
 
 Rows rows_of(const View& view, DType dtype) {
@@ -67,6 +71,9 @@ Rows rows_of(const View& view, DType dtype) {
             divide_up(rows.chunks_of_part, rows.chunks_of_run) * rows.chunks_of_run;
     }
     rows.parts = divide_up(rows.chunks, rows.chunks_of_part);
+    while (rows.lanes_of_merge < warp_size && rows.lanes_of_merge * parts_of_lane < rows.parts) {
+        rows.lanes_of_merge *= 2;
+    }
     rows.run_step = rows.lanes / rows.packs;
     rows.pack_step = rows.lanes % rows.packs;
     rows.outer_dims = view.outer_dims;

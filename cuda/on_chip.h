@@ -118,26 +118,27 @@ struct OnChip {
 
         // What is returned is left by one of the blocks that find the same.
         const bool stores = rank == 0;
-        own.each_of_warp(block, rows, [&](auto& of, std::int64_t stat, std::int64_t s) {
-            const std::int64_t group = s / own.stats_of_group;
-            const std::int64_t s_of_group = s - group * own.stats_of_group;
-            const Partial merged = pass.merge(block, [&](std::int64_t part) -> Partial {
+        own.merge(
+            block, rows, pass, [](std::int64_t) { return true; },
+            [&](std::int64_t stat, std::int64_t s, std::int64_t part) -> Partial {
                 if (share.in_global) {
                     return fresh(block, args.partials + stat * rows.parts + part);
                 }
+                const std::int64_t group = s / own.stats_of_group;
                 const std::int64_t chunk = part * rows.chunks_of_part;
                 const std::int64_t owner = cluster ? chunk / share.chunks_of_block : 0;
                 const Partial* const at =
-                    place(tile.group0 + group, chunk - owner * share.chunks_of_block, s_of_group);
+                    place(tile.group0 + group, chunk - owner * share.chunks_of_block,
+                          s - group * own.stats_of_group);
                 return cluster ? *block.of_peer(at, static_cast<int>(owner)) : *at;
+            },
+            [&](auto& of, std::int64_t stat, std::int64_t s, const Partial& merged) {
+                if (shares_means()) {
+                    totals[s] = merged;
+                } else {
+                    pass.finish(of, stat, merged, pass.alone(merged, stat), stores);
+                }
             });
-            if (block.lane() != 0) return;
-            if (shares_means()) {
-                totals[s] = merged;
-            } else {
-                pass.finish(of, stat, merged, pass.alone(merged, stat), stores);
-            }
-        });
         if constexpr (!Pass::features) {
             if (shares_means()) finish_together(block, pass, own, totals, stores);
         }
@@ -170,8 +171,7 @@ struct OnChip {
                                          const OfBlock<Pass>& own, const Partial* totals,
                                          bool stores) const {
         block.sync();
-        own.each_of_warp(block, args.rows, [&](auto&, std::int64_t stat, std::int64_t s) {
-            if (stat % args.rows.stats_of_mean != 0) return;
+        own.each_mean_of_warp(block, args.rows, [&](std::int64_t stat, std::int64_t s) {
             const OfMean together =
                 pass.together(block, stat, [&](std::int64_t i) { return totals[s + i]; });
             for (std::int64_t i = block.lane(); i < args.rows.stats_of_mean; i += warp_size) {

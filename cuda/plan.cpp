@@ -16,8 +16,11 @@ constexpr std::int64_t waves_of_pass = 8;        // blocks for each place on the
 constexpr double alone = 1.25;                   // a block that has a multiprocessor to itself:
                                                  // nothing loads while it reduces
 constexpr double of_doubling_a_team = 1.02;      // what it costs to meet
-constexpr double bytes_of_a_grid = 96 << 10;     // what a multiprocessor could move while a grid of
-                                                 // blocks meets
+// What a multiprocessor could move while
+constexpr double bytes_of_a_grid = 96 << 10;   // a grid of blocks meets,
+constexpr double bytes_of_a_merge = 12 << 10;  // a warp makes a statistic of its parts,
+constexpr double bytes_of_a_merge_of_grid = 2 * bytes_of_a_merge;  // from the L2 cache,
+constexpr double bytes_of_a_launch = 64 << 10;                     // one kernel more begins.
 
 std::int64_t round_up(std::int64_t a, std::int64_t b) { return divide_up(a, b) * b; }
 
@@ -25,6 +28,11 @@ int threads_for(std::int64_t tasks, int most_warps) {
     // As many rounds as the most warps need, and no more warps than those rounds need.
     const std::int64_t rounds = divide_up(tasks, most_warps);
     return static_cast<int>(divide_up(tasks, rounds)) * warp_size;
+}
+
+// As many have a statistic each, or a few of few parts.
+std::int64_t warps_to_merge(const Rows& rows, std::int64_t groups) {
+    return divide_up(groups * rows.across * rows.width * rows.lanes_of_merge, warp_size);
 }
 
 // What is kept in shared memory: slots, or images of rows that are no whole packs.
@@ -70,6 +78,19 @@ struct Costs {
         return static_cast<double>(rows.runs_of_chunk * bytes_of_images()) /
                static_cast<double>(rows.chunks_of_run);
     }
+    // How often the warps of a block merge parts, a few statistics at a time. It counts where means
+    // are shared: else a unit has few statistics, and it is the same for all tiers.
+    double merges(std::int64_t groups, std::int64_t warps) const {
+        if (rows.stats_of_mean == 1) return 0;
+        return static_cast<double>(divide_up(warps_to_merge(rows, groups), warps));
+    }
+    // In chunks, as all times of a multiprocessor.
+    double time_of_bytes(double bytes) const { return bytes / bytes_of_chunk(); }
+    // Of shared means: counters are cleared, then reduce, means, and map.
+    double time_of_two_passes(const Limits& limits) const {
+        const double chunks = static_cast<double>(rows.groups * rows.chunks);
+        return 2 * chunks / limits.multiprocessors + time_of_bytes(3 * bytes_of_a_launch);
+    }
     // Of a block.
     std::int64_t bytes(std::int64_t groups, std::int64_t chunks) const {
         const std::int64_t stats = groups * rows.across * rows.width;
@@ -96,7 +117,8 @@ int threads_on_chip(const Rows& rows, const Plan& plan, const Limits& limits) {
     const std::int64_t places = std::min(blocks, places_of(rows, plan.shape.shared_bytes, limits));
     const int warps = warps_on_chip(rows.width);
     const auto of_block = static_cast<int>((warps + places / 2) / places);  // to the nearest
-    return threads_for(plan.share.groups_of_unit * plan.share.chunks_of_block, of_block);
+    const std::int64_t tasks = plan.share.groups_of_unit * plan.share.chunks_of_block;
+    return threads_for(std::max(tasks, warps_to_merge(rows, plan.share.groups_of_unit)), of_block);
 }
 
 // How long clusters of 2^size blocks take, in chunks of the busiest multiprocessor: blocks come in
@@ -111,7 +133,13 @@ double time_of(const Costs& costs, int size, const Limits& limits) {
     const std::int64_t rest = blocks % (multiprocessors * places);
     auto time =
         static_cast<double>(groups * chunks * (waves * places + divide_up(rest, multiprocessors)));
+    const std::int64_t together = std::min(places, divide_up(blocks, multiprocessors));
+    const std::int64_t warps = divide_up(warps_on_chip(costs.rows.width), together);
+    const double merges = static_cast<double>(waves + (rest > 0 ? 1 : 0)) *
+                          costs.merges(groups, warps) * costs.time_of_bytes(bytes_of_a_merge);
     if (places == 1) time *= alone;
+    // Where there are several, others load while one merges.
+    time = together == 1 ? time + merges : std::max(time, merges);
     for (int i = 0; i < size; ++i) time *= of_doubling_a_team;
     return time;
 }
@@ -130,8 +158,12 @@ struct Grid {
         const std::int64_t units = divide_up(costs.rows.groups, groups);
         teams = std::min(limits.multiprocessors / blocks, units);
         team = static_cast<int>(limits.multiprocessors / teams);
-        const std::int64_t chunks = groups * costs.chunks_in_team(team) * divide_up(units, teams);
-        time = alone * static_cast<double>(chunks) + bytes_of_a_grid / costs.bytes_of_chunk();
+        const std::int64_t rounds = divide_up(units, teams);
+        const std::int64_t chunks = groups * costs.chunks_in_team(team) * rounds;
+        const double merges = costs.merges(groups, warps_on_chip(costs.rows.width));
+        time = alone * static_cast<double>(chunks) +
+               costs.time_of_bytes(bytes_of_a_grid +
+                                   static_cast<double>(rounds) * merges * bytes_of_a_merge_of_grid);
     }
 };
 
@@ -154,6 +186,8 @@ Plan on_chip(const Costs& costs, const Limits& limits) {
         team = candidate;
     }
     Plan plan;
+    plan.tier = Tier::two_passes;
+    if (rows.stats_of_mean > 1 && costs.time_of_two_passes(limits) < best) return plan;
     Share& share = plan.share;
     share.groups_of_unit = least;
     std::int64_t units = divide_up(rows.groups, least);
@@ -173,7 +207,6 @@ Plan on_chip(const Costs& costs, const Limits& limits) {
         share.chunks_of_block = costs.chunks_in_team(team);
         plan.shape.blocks = units * team;
     } else {
-        plan.tier = Tier::two_passes;
         if (grid.teams == 0) return plan;
         plan.tier = Tier::grid;
         share.in_global = true;

@@ -93,12 +93,40 @@ struct OfBlock {
             if (stat >= 0) f(coefficients[s], stat, s);
         }
     }
-    // The same for the warp's statistics.
+    // Calls leave(coefficients, statistic, its number in the block, its parts merged) for those
+    // that are wanted(number), from partial(statistic, number, part): a warp has several
+    // statistics of few parts at a time.
+    template <class Wanted, class PartialOf, class Leave>
+    FASTNORM_DEVICE void merge(const Block& block, const Rows& rows, const Pass& pass,
+                               Wanted&& wanted, PartialOf&& partial, Leave&& leave) const {
+        const int lanes = rows.lanes_of_merge;
+        const std::int64_t of_warp = warp_size / lanes;
+        for (std::int64_t first = block.warp() * of_warp; first < stats;
+             first += block.warps() * of_warp) {
+            const std::int64_t s = first + block.lane() / lanes;
+            const std::int64_t stat = s < stats ? stat_at(rows, s) : -1;
+            const bool is_wanted = stat >= 0 && wanted(s);
+            if (!block.any(is_wanted)) continue;
+            const Partial merged =
+                pass.merge(block, lanes, is_wanted ? rows.parts : 0,
+                           [&](std::int64_t part) { return partial(stat, s, part); });
+            if (is_wanted && block.lane() % lanes == 0) leave(coefficients[s], stat, s, merged);
+        }
+    }
+    // Calls f(the first statistic of a mean, its number in the block) for the warp's means, all of
+    // whose statistics the block has, side by side.
     template <class F>
-    FASTNORM_DEVICE void each_of_warp(const Block& block, const Rows& rows, F&& f) const {
-        for (std::int64_t s = block.warp(); s < stats; s += block.warps()) {
-            const std::int64_t stat = stat_at(rows, s);
-            if (stat >= 0) f(coefficients[s], stat, s);
+    FASTNORM_DEVICE void each_mean_of_warp(const Block& block, const Rows& rows, F&& f) const {
+        const std::int64_t slots = rows.groups_of_batch * stats_of_group;  // of a batch index
+        const std::int64_t means = rows.stat / rows.stats_of_mean;
+        const std::int64_t batch0 = slot0 / slots;
+        const std::int64_t mean0 = batch0 * means + (slot0 - batch0 * slots) / rows.stats_of_mean;
+        for (std::int64_t mean = mean0 + block.warp();; mean += block.warps()) {
+            const std::int64_t batch = mean / means;
+            const std::int64_t s =
+                batch * slots + (mean - batch * means) * rows.stats_of_mean - slot0;
+            if (s >= stats) return;
+            f(mean * rows.stats_of_mean, s);
         }
     }
 };

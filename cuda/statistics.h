@@ -1,6 +1,7 @@
 // From partial results to statistics, and from those to the coefficients of the maps. A part's
-// chunks are added up in order. Part q belongs to lane q % 32 of one warp; a lane adds up its parts
-// in order, and the lanes' sums meet in a butterfly: an order that follows from the shape alone.
+// chunks are added up in order. Of the L lanes that merge a statistic's parts, part q belongs to
+// lane q % L; a lane adds up its parts in order, and the lanes' sums meet in a butterfly: an order
+// that follows from the shape alone.
 #pragma once
 
 #include "core/stats.h"
@@ -17,6 +18,12 @@ template <class A>
 FASTNORM_DEVICE A sum_of_warp(const Block& block, A value) {
 #pragma unroll
     for (int mask = warp_size / 2; mask > 0; mask /= 2) value += block.exchange(value, mask);
+    return value;
+}
+// That of so many neighbouring ones, a power of two.
+template <class A>
+FASTNORM_DEVICE A sum_of_neighbours(const Block& block, int lanes, A value) {
+    for (int mask = lanes / 2; mask > 0; mask /= 2) value += block.exchange(value, mask);
     return value;
 }
 
@@ -110,19 +117,19 @@ FASTNORM_DEVICE A sum_of(const A (&values)[count]) {
 // Calls use(part, partial(part)) for the lane's parts, in order; a few of them are on their way
 // together.
 template <class PartialOf, class Use>
-FASTNORM_DEVICE void for_partials_of_lane(const Block& block, std::int64_t parts,
+FASTNORM_DEVICE void for_partials_of_lane(const Block& block, int lanes, std::int64_t parts,
                                           PartialOf&& partial, Use&& use) {
     constexpr int together = 4;
 #pragma unroll 1
-    for (std::int64_t q = block.lane(); q < parts; q += together * warp_size) {
+    for (std::int64_t q = block.lane() % lanes; q < parts; q += together * lanes) {
         Partial found[together];
 #pragma unroll
         for (int i = 0; i < together; ++i) {
-            if (q + i * warp_size < parts) found[i] = partial(q + i * warp_size);
+            if (q + i * lanes < parts) found[i] = partial(q + i * lanes);
         }
 #pragma unroll
         for (int i = 0; i < together; ++i) {
-            if (q + i * warp_size < parts) use(q + i * warp_size, found[i]);
+            if (q + i * lanes < parts) use(q + i * lanes, found[i]);
         }
     }
 }
@@ -160,25 +167,28 @@ struct SumsOfSets {
     FASTNORM_DEVICE Partial together(double) const { return sums; }
 };
 
-// A statistic's moments from those of its parts, partial(q) each of count_of(q) values.
+// A statistic's moments from those of its parts, partial(q) each of count_of(q) values. Of no parts
+// they are anything.
 template <class PartialOf, class CountOf>
-FASTNORM_DEVICE Partial merged_moments(const Block& block, std::int64_t parts, double count,
-                                       PartialOf&& partial, CountOf&& count_of) {
-    MomentsOfSets of_lane(partial(0));
-    for_partials_of_lane(block, parts, partial, [&](std::int64_t part, const Partial& of) {
+FASTNORM_DEVICE Partial merged_moments(const Block& block, int lanes, std::int64_t parts,
+                                       double count, PartialOf&& partial, CountOf&& count_of) {
+    MomentsOfSets of_lane(parts > 0 ? partial(0) : Partial{0, 0});
+    for_partials_of_lane(block, lanes, parts, partial, [&](std::int64_t part, const Partial& of) {
         of_lane.add(of, count_of(part));
     });
-    of_lane.sum = sum_of_warp(block, of_lane.sum);
-    of_lane.square_sum = sum_of_warp(block, of_lane.square_sum);
+    of_lane.sum = sum_of_neighbours(block, lanes, of_lane.sum);
+    of_lane.square_sum = sum_of_neighbours(block, lanes, of_lane.square_sum);
     return of_lane.together(count);
 }
 
 template <class PartialOf>
-FASTNORM_DEVICE Partial merged_sums(const Block& block, std::int64_t parts, PartialOf&& partial) {
+FASTNORM_DEVICE Partial merged_sums(const Block& block, int lanes, std::int64_t parts,
+                                    PartialOf&& partial) {
     SumsOfSets of_lane({});
-    for_partials_of_lane(block, parts, partial,
+    for_partials_of_lane(block, lanes, parts, partial,
                          [&](std::int64_t, const Partial& of) { of_lane.add(of, 0); });
-    return {sum_of_warp(block, of_lane.sums.first), sum_of_warp(block, of_lane.sums.second)};
+    return {sum_of_neighbours(block, lanes, of_lane.sums.first),
+            sum_of_neighbours(block, lanes, of_lane.sums.second)};
 }
 
 // What statistics that share a mean make together, the first of them `first`: from total(i), which
@@ -215,11 +225,12 @@ FASTNORM_DEVICE OfMean sums_of_mean(const Block& block, const Arguments& args, s
         largest = other > largest ? other : largest;
     }
     const double unit = power_of_two<double>(exponent_of(largest));
-    const Partial merged = merged_sums(block, rows.stats_of_mean, [&](std::int64_t i) -> Partial {
-        const double share = weight(i) / unit;
-        const Partial sums = total(i);
-        return {share * sums.first, share * sums.second};
-    });
+    const Partial merged =
+        merged_sums(block, warp_size, rows.stats_of_mean, [&](std::int64_t i) -> Partial {
+            const double share = weight(i) / unit;
+            const Partial sums = total(i);
+            return {share * sums.first, share * sums.second};
+        });
     return {merged, unit};
 }
 
