@@ -23,14 +23,14 @@ struct SingleRows {
     using V = Vec<A>;
 
     static constexpr Ahead ahead{Walk<T>::fetch_bytes};
-    // Mean and M2 of rows up to here are about means that are found first: in longer ones it costs
-    // less to be right about a guess.
-    static constexpr std::int64_t most_about_means = 1024;
+    // Mean and M2 of rows up to here are about means that are found first: in longer ones a guess
+    // costs less.
+    static constexpr std::int64_t most_about_means = 256;
     // About a guess of few digits, numbers on a grid have squares on one: of more than 64 a lane
     // the sums would all be rounded down.
     static constexpr std::int64_t most_of_squares = 2048;
 
-    // Mean and M2. In the time that a row's mean has to be waited for, the sums of the row before
+    // Mean and M2. In the time that a row's pivot has to be waited for, the sums of the row before
     // it are made.
     static FASTNORM_FN void moments(const KernelArgs& args, const Tile& tile, double* mean,
                                     double* m2) {
@@ -47,14 +47,13 @@ struct SingleRows {
         };
         const A share = A(1) / static_cast<A>(n);
         const bool about_means = args.centred && n <= most_about_means;
-        if (about_means) {
-            pivots[0] = mean_of(row(0), n, share);
-        } else if (args.centred) {
-            Deviations<T>::guess_pivots(args, tile, pivots);
-        }
         const Ahead ahead_x = about_means ? Ahead() : ahead;  // the mean has fetched it
-        for (std::int64_t s = 0; s < rows; ++s) {
-            if (about_means && s + 1 < rows) pivots[s + 1] = mean_of(row(s + 1), n, share);
+        for (std::int64_t s = -1; s < rows; ++s) {
+            if (args.centred && s + 1 < rows) {
+                const T* const next = row(s + 1);
+                pivots[s + 1] = about_means ? mean_of(next, n, share) : pivot_of(next, n);
+            }
+            if (s < 0) continue;
             const T* const x = row(s);
             const V pivot(pivots[s]);
             first[s] = second[s] = 0.0;
@@ -133,6 +132,23 @@ struct SingleRows {
             mean[s] = m.mean;
             m2[s] = m.m2;
         }
+    }
+
+    // From two packs, of the beginning and of the middle: their mean, and the differences of one's
+    // elements from the other's. Those of equal values are exact.
+    static FASTNORM_FN A pivot_of(const T* x, std::int64_t n) {
+        constexpr std::integral_constant<int, lanes<A>> all;
+        const A first = to_float(x[0]);
+        const T* const middle = x + n / 2 / lanes<A> * lanes<A>;
+        alignas(64) A sums[lanes<A>], spreads[lanes<A>];
+        for_vectors<A>([&](auto v) {
+            const V a = load<A>(x, v, all) - V(first), b = load<A>(middle, v, all) - V(first);
+            (a + b).store(sums + v * V::width);
+            abs(a - b).store(spreads + v * V::width);
+        });
+        constexpr A share = A(0.5) / lanes<A>;
+        return pivot_near(first + sum_of<lanes<A>>(sums) * share,
+                          sum_of<lanes<A>>(spreads) * (2 * share));
     }
 
     // That of n values, of which each has a share of 1 / n; of equal ones it is exact.
