@@ -38,8 +38,8 @@ constexpr std::int64_t elements_for_threads = 32768;
 constexpr std::int64_t most_cached_bytes = 1 << 22;
 
 // Under features, bytes of a tile, which its map should find in the L2 cache while it has the next
-// one fetched, and how many rows
-// backward takes at a time at least: what they add up in registers' precision costs a fold.
+// one fetched, and how many rows backward takes at a time at least: what they add up in registers'
+// precision costs a fold.
 constexpr std::int64_t features_tile_bytes = 131072;
 constexpr std::int64_t least_backward_rows = 4;
 // How many sums of the parameters' gradients there are at most, and of how many rows at least.
@@ -219,7 +219,10 @@ Schedule schedule_reduction(const View& view, std::int64_t element_bytes, int tw
     const auto unit_bytes = [&] {
         return plan.unit_stats * view.outer * view.inner * element_bytes * twice;
     };
-    schedule.shared = schedule.threads > 1 && (!balanced || meet || unit_bytes() > caches().l2);
+    // Under columns a unit that is too large for one thread's cache may fit into that of all. Rows
+    // lose more by waiting for each other than by reading twice.
+    const bool too_large = !rows && unit_bytes() > caches().l2;
+    schedule.shared = schedule.threads > 1 && (!balanced || meet || too_large);
     // Threads share rows by their chunks: where there is but one, some of the threads have all.
     if (view.traversal == Traversal::features && plan.chunks() == 1) schedule.shared = false;
     if (schedule.shared && view.elements() < elements_for_threads) {
