@@ -14,17 +14,12 @@ FASTNORM_FN float fma(float a, float b, float c) { return ::fmaf(a, b, c); }
 FASTNORM_FN double fma(double a, double b, double c) { return ::fma(a, b, c); }
 FASTNORM_FN float abs(float x) { return ::fabsf(x); }
 FASTNORM_FN double abs(double x) { return ::fabs(x); }
-FASTNORM_FN float round_nearest(float x) { return ::rintf(x); }
-FASTNORM_FN double round_nearest(double x) { return ::rint(x); }
 
-// NaN converts to some integer or other, which must not be undefined.
-FASTNORM_FN float exp2_int(float v) {
-    const std::int32_t n = v == v ? static_cast<std::int32_t>(v) : 0;
-    return bit_copy<float>(static_cast<std::uint32_t>(n + 127) << 23);
+FASTNORM_FN float low_bits_as_exponent(float x) {
+    return bit_copy<float>(bit_copy<std::uint32_t>(x) << 23);
 }
-FASTNORM_FN double exp2_int(double v) {
-    const std::int64_t n = v == v ? static_cast<std::int64_t>(v) : 0;
-    return bit_copy<double>(static_cast<std::uint64_t>(n + 1023) << 52);
+FASTNORM_FN double low_bits_as_exponent(double x) {
+    return bit_copy<double>(bit_copy<std::uint64_t>(x) << 52);
 }
 
 template <class A>

@@ -4,11 +4,11 @@
 // limits, results underflow gradually.
 //
 // V offers V(scalar), + - * / and unary -, < <= > >= giving a mask, and, found by
-// argument-dependent lookup: fma(a, b, c), abs(v), round_nearest(v) (ties to even), exp2_int(v)
-// (2^v for integral v in the normal exponent range; anything for NaN) and select(mask, a, b). float
-// and double have no namespace to search: the header that overloads those five for them, in
-// namespace fastnorm, must be included BEFORE this one (without it, select and exp2_int fail to
-// compile).
+// argument-dependent lookup: fma(a, b, c), abs(v), select(mask, a, b) and
+// low_bits_as_exponent(v): of v's representation the low bits, where the exponent is. float and
+// double have no namespace to search: the header that overloads those four for them, in namespace
+// fastnorm, must be included BEFORE this one (without it, select fails to compile). Where a
+// namespace has at_least(v, scalar) and at_most(v, scalar) of its own they are preferred.
 //
 // Largest error measured, in ulp of the exact result (float against double on 1e7 bit patterns,
 // every exponent below 1e10; double against mpmath on 3e4 points):
@@ -48,30 +48,40 @@ struct ElementaryConstants;
 
 template <>
 struct ElementaryConstants<float> {
+    static constexpr float integers = 0x1.8p23f;  // what is added to it is rounded to an integer
+    static constexpr float exponent_bias = 127.0f;
     static constexpr float log2e = 1.44269504f;
     static constexpr float ln2_hi = 0.693145752f;  // 16 bits: n * ln2_hi is exact
     static constexpr float ln2_lo = 1.42860677e-06f;
     static constexpr float exp_lowest = -104.0f;
     static constexpr float exp_highest = 89.0f;
-    static constexpr float underflow_shift = 64.0f;  // an exponent, and the power of two it undoes
+    static constexpr int underflow_shift = 64;  // an exponent, and the power of two it undoes
     static constexpr float underflow_scale = 0x1p-64f;
-    static constexpr float expm1_lowest = -18.0f;   // expm1 is -1 from here on
-    static constexpr float tanh_highest = 9.1f;     // tanh is 1 from here on
-    static constexpr float tiny = 0x1p-25f;         // below it expm1(x) and tanh(x) round to x
-    static constexpr float normal_highest = 14.5f;  // Phi(-a) is zero from here on
+    static constexpr int overflow_shift = -24;
+    static constexpr float overflow_scale = 0x1p-24f;
+    static constexpr float logistic_highest = 70.0f;  // a normal exp(-x) * overflow_scale
+    static constexpr float expm1_lowest = -18.0f;     // expm1 is -1 from here on
+    static constexpr float tanh_highest = 9.1f;       // tanh is 1 from here on
+    static constexpr float tiny = 0x1p-25f;           // below it expm1(x) and tanh(x) round to x
+    static constexpr float normal_highest = 14.5f;    // Phi(-a) is zero from here on
     static constexpr float mills_pole = 5.0f;
     static constexpr float inverse_sqrt_2pi = 0.398942280f;
 };
 
 template <>
 struct ElementaryConstants<double> {
+    static constexpr double integers = 0x1.8p52;
+    static constexpr double exponent_bias = 1023.0;
     static constexpr double log2e = 1.4426950408889634;
     static constexpr double ln2_hi = 0.69314718055989033;  // 42 bits
     static constexpr double ln2_lo = 5.4979230187083712e-14;
     static constexpr double exp_lowest = -746.0;
     static constexpr double exp_highest = 710.0;
-    static constexpr double underflow_shift = 128.0;
+    static constexpr int underflow_shift = 128;
     static constexpr double underflow_scale = 0x1p-128;
+    static constexpr int overflow_shift = -54;
+    static constexpr double overflow_scale = 0x1p-54;
+    static constexpr double logistic_highest = 670.0;
     static constexpr double expm1_lowest = -38.0;
     static constexpr double tanh_highest = 19.1;
     static constexpr double tiny = 0x1p-54;
@@ -107,16 +117,21 @@ FASTNORM_FN V at_most(V x, scalar_t<V> highest) {
 // Parts of exp. A caller that knows the sign of x, or a correction to it, puts together its own.
 // ---------------------------------------------------------------------------------------------
 
+// x = n ln 2 + r, and 2^(n + shift), which has to be a normal number. NaN gives an r of NaN.
 template <class V>
-FASTNORM_FN V exp_exponent(V x) {
-    return round_nearest(x * V(constants_t<V>::log2e));
-}
-
-// The first step is exact, fused or not.
-template <class V>
-FASTNORM_FN V exp_remainder(V x, V n) {
+struct ExpParts {
+    V n, r, scale;
+};
+template <int shift = 0, class V>
+FASTNORM_FN ExpParts<V> exp_parts(V x) {
     using C = constants_t<V>;
-    return fma(n, V(-C::ln2_lo), fma(n, V(-C::ln2_hi), x));
+    // A sum whose low bits are n, as an exponent is stored.
+    constexpr auto origin = C::integers + (C::exponent_bias + shift);
+    const V sum = fma(x, V(C::log2e), V(origin));
+    const V n = sum - V(origin);
+    // The first step is exact, fused or not.
+    const V r = fma(n, V(-C::ln2_lo), fma(n, V(-C::ln2_hi), x));
+    return {n, r, low_bits_as_exponent(sum)};
 }
 
 // expm1(r) for |r| <= ln(2)/2.
@@ -138,20 +153,18 @@ FASTNORM_FN V expm1_reduced(V r) {
 // exp(x + correction) for x <= 0, at most a few units below exp_lowest. The exponent is shifted
 // into the normal range and back, so that a subnormal result is rounded once, by the last product.
 template <class V>
-FASTNORM_FN V exp_nonpositive_from(V n, V r) {
-    using C = constants_t<V>;
-    const V scale = exp2_int(n + V(C::underflow_shift));
-    return fma(scale, expm1_reduced(r), scale) * V(C::underflow_scale);
+FASTNORM_FN V exp_nonpositive_from(V r, V scale) {
+    return fma(scale, expm1_reduced(r), scale) * V(constants_t<V>::underflow_scale);
 }
 template <class V>
 FASTNORM_FN V exp_nonpositive(V x) {
-    const V n = exp_exponent(x);
-    return exp_nonpositive_from(n, exp_remainder(x, n));
+    const ExpParts<V> parts = exp_parts<constants_t<V>::underflow_shift>(x);
+    return exp_nonpositive_from(parts.r, parts.scale);
 }
 template <class V>
 FASTNORM_FN V exp_nonpositive(V x, V correction) {
-    const V n = exp_exponent(x);
-    return exp_nonpositive_from(n, exp_remainder(x, n) + correction);
+    const ExpParts<V> parts = exp_parts<constants_t<V>::underflow_shift>(x);
+    return exp_nonpositive_from(parts.r + correction, parts.scale);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -161,23 +174,21 @@ FASTNORM_FN V exp_nonpositive(V x, V correction) {
 template <class V>
 FASTNORM_FN V exp_v(V x) {
     using C = constants_t<V>;
-    x = at_most(at_least(x, C::exp_lowest), C::exp_highest);
-    const V n = exp_exponent(x);
-    const V q = expm1_reduced(exp_remainder(x, n));
+    const ExpParts<V> parts = exp_parts(at_most(at_least(x, C::exp_lowest), C::exp_highest));
     // Half the exponent at a time: 2^n itself may lie outside the normal range on either side.
-    const V half = round_nearest(n * V(0.5f));
-    const V scale = exp2_int(half);
-    return fma(scale, q, scale) * exp2_int(n - half);
+    constexpr auto origin = C::integers + C::exponent_bias;
+    const V half = fma(parts.n, V(0.5f), V(origin));
+    const V rest = parts.n - (half - V(origin));
+    const V scale = low_bits_as_exponent(half);
+    return fma(scale, expm1_reduced(parts.r), scale) * low_bits_as_exponent(rest + V(origin));
 }
 
 template <class V>
 FASTNORM_FN V expm1_v(V x) {
     using C = constants_t<V>;
-    const V bounded = at_most(at_least(x, C::expm1_lowest), C::exp_highest);
-    const V n = exp_exponent(bounded);
-    const V q = expm1_reduced(exp_remainder(bounded, n));
-    const V half_scale = exp2_int(n - V(1));  // half, because 2^n may be just out of range
-    const V half = fma(half_scale, q, half_scale - V(0.5f));
+    // Half of it, because 2^n may be just out of range.
+    const ExpParts<V> parts = exp_parts<-1>(at_most(at_least(x, C::expm1_lowest), C::exp_highest));
+    const V half = fma(parts.scale, expm1_reduced(parts.r), parts.scale - V(0.5f));
     return select(abs(x) < V(C::tiny), x, half + half);  // keeps -0 and subnormals
 }
 
@@ -186,9 +197,8 @@ template <class V>
 FASTNORM_FN V tanh_v(V x) {
     using C = constants_t<V>;
     const V twice = V(-2) * at_most(abs(x), C::tanh_highest);
-    const V n = exp_exponent(twice);
-    const V scale = exp2_int(n);
-    const V e = fma(scale, expm1_reduced(exp_remainder(twice, n)), scale - V(1));
+    const ExpParts<V> parts = exp_parts(twice);
+    const V e = fma(parts.scale, expm1_reduced(parts.r), parts.scale - V(1));
     const V magnitude = -e / (e + V(2));
     return select(abs(x) < V(C::tiny), x, select(x < V(0), -magnitude, magnitude));
 }
@@ -205,6 +215,17 @@ FASTNORM_FN Logistic<V> logistic_v(V x) {
     const V small = e * large;
     const auto negative = x < V(0);
     return {select(negative, small, large), select(negative, large, small)};
+}
+
+// The same, but that of -x is right only to an accuracy relative to 1: in fewer operations.
+template <class V>
+FASTNORM_FN Logistic<V> logistic_rise_v(V x) {
+    using C = constants_t<V>;
+    const V bounded = at_most(at_least(x, C::exp_lowest), C::logistic_highest);
+    const ExpParts<V> parts = exp_parts<C::overflow_shift>(-bounded);
+    const V e = fma(parts.scale, expm1_reduced(parts.r), parts.scale);
+    const V inverse = V(1) / (V(C::overflow_scale) + e);
+    return {V(C::overflow_scale) * inverse, e * inverse};
 }
 
 // M(a) (a + K) as a polynomial in t = (a - K) / (a + K), K = mills_pole, M(a) = exp(a^2/2) Phi(-a).

@@ -104,13 +104,11 @@ struct ColumnsSums {
                         sums.packs[i / lanes<A>].add([&](auto&& add) FASTNORM_INLINED {
                             unrolled<rows>([&](auto r) FASTNORM_INLINED {
                                 const std::int64_t k = r * pitch + i;
-                                const unsigned pack_bits = backward.begin_pack(k, valid);
-                                for_vectors<A>([&](auto v) FASTNORM_INLINED {
-                                    const NormalizeMap<V>& map = maps(i, v, valid);
-                                    const Gradient<V> of = backward.vector(
-                                        k, v, valid, map, pack_bits >> (v * V::width));
-                                    add(v, valid, of.g, of.centred);
-                                });
+                                backward.pack(
+                                    k, valid, backward.begin_pack(k, valid),
+                                    [&](auto v) FASTNORM_INLINED { return maps(i, v, valid); },
+                                    [&](auto v, const Gradient<V>& of)
+                                        FASTNORM_INLINED { add(v, valid, of.g, of.centred); });
                             });
                         });
                     });

@@ -175,11 +175,19 @@ struct Features {
                 for (std::int64_t i = tile.inner0; i < tile.inner1; i += lanes<A>) {
                     ahead_x.fetch<A>(x + i);
                     ahead_y.fetch_to_write<A>(y + i);
-                    for_vectors<A>([&](auto v) {
+                    PackStore<A, T> store;
+                    const auto z = [&](int v) {
                         const auto map = map_at(i, v, all);
-                        const V z = map.affine(map.centred(load<A>(x + i, v, all)));
-                        store<A>(y + i, v, Act<kind>::value(z, params), all, stream);
-                    });
+                        return map.affine(map.centred(load<A>(x + i, v, all)));
+                    };
+                    if constexpr (in_lockstep<kind, A, decltype(all)>) {
+                        const auto values = Act<kind>::value(Pack<A>::each(z), params);
+                        for_vectors<A>([&](auto v) { store(y + i, v, values.of[v], all, stream); });
+                    } else {
+                        for_vectors<A>([&](auto v) {
+                            store(y + i, v, Act<kind>::value(z(v), params), all, stream);
+                        });
+                    }
                 }
             }
         };
@@ -271,6 +279,7 @@ struct Features {
                     Backward<T, kind> backward = backward_at<T, kind>(args, tile.batch, 0, s, i);
                     backward.ahead_dy = next_tile(args.dy, tile);
                     backward.ahead_x = next_tile(args.x, tile);
+                    PackStore<A, T> store_dx, store_dresidual;
                     backward.each(count, maps.z_from(i),
                                   [&](std::int64_t k, int v, auto valid, const Gradient<V>& of)
                                       FASTNORM_INLINED {
@@ -280,10 +289,10 @@ struct Features {
                                                            of.centred);
                                           if (added != nullptr)
                                               value = value + load<A>(added + k, v, valid);
-                                          store<A>(dx + k, v, value, valid, direct);
+                                          store_dx(dx + k, v, value, valid, direct);
                                           if (dresidual == nullptr) return;
                                           if (v == 0) ahead.fetch_to_write<A>(dresidual + k);
-                                          store<A>(dresidual + k, v, of.g, valid, direct);
+                                          store_dresidual(dresidual + k, v, of.g, valid, direct);
                                       });
                     dx_sink.close(count, direct);
                     if (dresidual != nullptr) dresidual_sink.close(count, direct);

@@ -5,6 +5,7 @@
 // per instruction set.
 #pragma once
 
+#include "cpu/lockstep.h"
 #include "cpu/mask_row.h"
 
 namespace fastnorm::FASTNORM_ISA {
@@ -58,29 +59,40 @@ struct Forward {
         const Ahead ahead_y = ahead_of_results(stream);
         for_packs<A>(count, [&](std::int64_t i, auto valid) {
             unsigned pack_bits[most_rows] = {};
+            PackStore<A, T> store[most_rows];
             for (int r = 0; r < rows; ++r) {
                 if (residual != nullptr) ahead.fetch<A>(residual + i + r * pitch);
                 ahead_y.fetch_to_write<A>(y + i + r * pitch);
             }
-            for_vectors<A>([&](auto v) {
-                const auto& map = map_at(i, v, valid);
-                std::int64_t at = i;
-                for (int r = 0; r < rows; ++r, at += pitch) {
-                    ahead_x.fetch<A>(x + at, v);
-                    const V input = z(at, v, valid, map);
-                    if constexpr (Act<kind>::piecewise) {
-                        if (mask) {
-                            pack_bits[r] |= bits(Act<kind>::is_unit(input, params))
-                                            << (v * V::width);
+            if constexpr (in_lockstep<kind, A, decltype(valid)> && std::is_same_v<Rows, One>) {
+                Pack<A> values;
+                for_vectors<A>([&](auto v) {
+                    ahead_x.fetch<A>(x + i, v);
+                    values.of[v] = z(i, v, valid, map_at(i, v, valid));
+                });
+                values = Act<kind>::value(values, params);
+                for_vectors<A>([&](auto v) { store[0](y + i, v, values.of[v], valid, direct); });
+            } else {
+                for_vectors<A>([&](auto v) {
+                    const auto& map = map_at(i, v, valid);
+                    std::int64_t at = i;
+                    for (int r = 0; r < rows; ++r, at += pitch) {
+                        ahead_x.fetch<A>(x + at, v);
+                        const V input = z(at, v, valid, map);
+                        if constexpr (Act<kind>::piecewise) {
+                            if (mask) {
+                                pack_bits[r] |= bits(Act<kind>::is_unit(input, params))
+                                                << (v * V::width);
+                            }
                         }
+                        store[r](y + at, v, Act<kind>::value(input, params), valid, direct);
                     }
-                    store<A>(y + at, v, Act<kind>::value(input, params), valid, direct);
-                }
-            });
-            if constexpr (Act<kind>::piecewise) {
-                if (!mask) return;
-                for (int r = 0; r < rows; ++r) {
-                    mask.store(i + r * pitch, pack_bits[r], valid, rows > 1);
+                });
+                if constexpr (Act<kind>::piecewise) {
+                    if (!mask) return;
+                    for (int r = 0; r < rows; ++r) {
+                        mask.store(i + r * pitch, pack_bits[r], valid, rows > 1);
+                    }
                 }
             }
         });
@@ -144,15 +156,40 @@ struct Backward {
         return saved_bits(i, valid);
     }
 
+    // Calls use(v, gradient) for each vector of the pack at i, of which map_of(v) is the map.
+    template <class Valid, class MapOf, class Use>
+    FASTNORM_FN void pack(std::int64_t i, Valid valid, unsigned pack_bits, MapOf&& map_of,
+                          Use&& use) const {
+        if constexpr (in_lockstep<kind, A, Valid>) {
+            V centred[vectors<A>];
+            Pack<A> slopes;
+            for_vectors<A>([&](auto v) {
+                const auto& map = map_of(v);
+                centred[v] = map.centred(load<A>(x + i, v, valid));
+                slopes.of[v] = z(centred[v], map, i, v, valid);
+            });
+            slopes = Act<kind>::slope(slopes, params);
+            for_vectors<A>([&](auto v) {
+                const Gradient<V> of{load<A>(dy + i, v, valid) * slopes.of[v], centred[v]};
+                if (g != nullptr) store<A>(g + i, v, of.g, valid);
+                use(v, of);
+            });
+        } else {
+            for_vectors<A>([&](auto v) {
+                const auto& map = map_of(v);
+                use(v, vector(i, v, valid, map, pack_bits >> (v * V::width)));
+            });
+        }
+    }
+
     // Calls use(i, v, valid, gradient) for each vector of the span.
     template <class MapAt, class Use>
     FASTNORM_FN void each(std::int64_t count, MapAt&& map_at, Use&& use) const {
         for_packs<A>(count, [&](std::int64_t i, auto valid) {
-            const unsigned pack_bits = begin_pack(i, valid);
-            for_vectors<A>([&](auto v) {
-                const auto& map = map_at(i, v, valid);
-                use(i, v, valid, vector(i, v, valid, map, pack_bits >> (v * V::width)));
-            });
+            pack(
+                i, valid, begin_pack(i, valid),
+                [&](auto v) -> decltype(auto) { return map_at(i, v, valid); },
+                [&](auto v, const Gradient<V>& of) FASTNORM_INLINED { use(i, v, valid, of); });
         });
     }
 
@@ -164,6 +201,7 @@ struct Backward {
         const Ahead ahead_dx = ahead_of_results(stream);
         for_packs<A>(count, [&](std::int64_t i, auto valid) {
             unsigned pack_bits[most_rows];
+            PackStore<A, T> store_dx[most_rows], store_dresidual[most_rows];
             for (int r = 0; r < rows; ++r) {
                 pack_bits[r] = saved_bits(i + r * pitch, valid);
                 ahead_dy.fetch<A>(dy + i + r * pitch);
@@ -171,17 +209,29 @@ struct Backward {
                 ahead_dx.fetch_to_write<A>(dx + i + r * pitch);
                 if (dresidual != nullptr) ahead_dx.fetch_to_write<A>(dresidual + i + r * pitch);
             }
-            for_vectors<A>([&](auto v) {
-                const auto& map = map_at(i, v, valid);
-                const auto& gradient_map = gradient_map_at(i, v, valid);
-                std::int64_t at = i;
-                for (int r = 0; r < rows; ++r, at += pitch) {
-                    const Gradient<V> of =
-                        vector(at, v, valid, map, pack_bits[r] >> (v * V::width));
-                    store<A>(dx + at, v, of.dx(gradient_map, frozen), valid, direct);
-                    if (dresidual != nullptr) store<A>(dresidual + at, v, of.g, valid, direct);
-                }
-            });
+            const auto leave = [&](int r, std::int64_t at, int v, const Gradient<V>& of,
+                                   const auto& gradient_map) FASTNORM_INLINED {
+                store_dx[r](dx + at, v, of.dx(gradient_map, frozen), valid, direct);
+                if (dresidual == nullptr) return;
+                store_dresidual[r](dresidual + at, v, of.g, valid, direct);
+            };
+            if constexpr (std::is_same_v<Rows, One>) {
+                pack(
+                    i, valid, pack_bits[0],
+                    [&](auto v) -> decltype(auto) { return map_at(i, v, valid); },
+                    [&](auto v, const Gradient<V>& of)
+                        FASTNORM_INLINED { leave(0, i, v, of, gradient_map_at(i, v, valid)); });
+            } else {
+                for_vectors<A>([&](auto v) {
+                    const auto& map = map_at(i, v, valid);
+                    const auto& gradient_map = gradient_map_at(i, v, valid);
+                    std::int64_t at = i;
+                    for (int r = 0; r < rows; ++r, at += pitch) {
+                        leave(r, at, v, vector(at, v, valid, map, pack_bits[r] >> (v * V::width)),
+                              gradient_map);
+                    }
+                });
+            }
         });
     }
 
@@ -201,13 +251,19 @@ struct Backward {
         if constexpr (Act<kind>::piecewise) {
             if (mask) return gate(at.g, V::mask(unit_bits));
         }
-        V z = map.affine(at.centred);
-        if (residual != nullptr) z = z + load<A>(residual + i, v, valid);
+        const V input = z(at.centred, map, i, v, valid);
         if constexpr (Act<kind>::piecewise) {
-            return gate(at.g, Act<kind>::is_unit(z, params));
+            return gate(at.g, Act<kind>::is_unit(input, params));
         } else {
-            return at.g * Act<kind>::slope(z, params);
+            return at.g * Act<kind>::slope(input, params);
         }
+    }
+
+    // The activation's input.
+    template <class Valid, class Map>
+    FASTNORM_FN V z(V centred, const Map& map, std::int64_t i, int v, Valid valid) const {
+        const V affine = map.affine(centred);
+        return residual == nullptr ? affine : affine + load<A>(residual + i, v, valid);
     }
 
     // A slope of zero gives zero, also for an infinite dy.

@@ -81,6 +81,25 @@ struct Vec<float> {
     FASTNORM_FN void stream(T* p) const {
         _mm_stream_si128(reinterpret_cast<__m128i*>(p), narrow(p));
     }
+    static FASTNORM_FN void store_pair(BFloat16* p, Vec a, Vec b) {
+        if (__builtin_expect(have_nan(a, b), false)) {
+            a.store(p);
+            b.store(p + width);
+            return;
+        }
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_pair(a, b));
+    }
+    static FASTNORM_FN void stream_pair(BFloat16* p, Vec a, Vec b) {
+        if (__builtin_expect(have_nan(a, b), false)) {
+            a.stream(p);
+            b.stream(p + width);
+            return;
+        }
+        const __m256i words = narrow_pair(a, b);
+        auto* const to = reinterpret_cast<__m128i*>(p);
+        _mm_stream_si128(to, _mm256_castsi256_si128(words));
+        _mm_stream_si128(to + 1, _mm256_extracti128_si256(words, 1));
+    }
 
     friend FASTNORM_FN Vec operator+(Vec a, Vec b) { return _mm256_add_ps(a.v, b.v); }
     friend FASTNORM_FN Vec operator-(Vec a, Vec b) { return _mm256_sub_ps(a.v, b.v); }
@@ -89,12 +108,15 @@ struct Vec<float> {
     friend FASTNORM_FN Vec operator-(Vec a) { return _mm256_xor_ps(a.v, _mm256_set1_ps(-0.0f)); }
     friend FASTNORM_FN Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a.v, b.v, c.v); }
     friend FASTNORM_FN Vec abs(Vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v); }
-    friend FASTNORM_FN Vec round_nearest(Vec a) {
-        return _mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    friend FASTNORM_FN Vec low_bits_as_exponent(Vec a) {
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a.v), 23));
     }
-    friend FASTNORM_FN Vec exp2_int(Vec n) {
-        const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
-        return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
+    // Of two operands the machine takes the second if one is NaN.
+    friend FASTNORM_FN Vec at_least(Vec a, float lowest) {
+        return _mm256_max_ps(_mm256_set1_ps(lowest), a.v);
+    }
+    friend FASTNORM_FN Vec at_most(Vec a, float highest) {
+        return _mm256_min_ps(_mm256_set1_ps(highest), a.v);
     }
     friend FASTNORM_FN Mask operator<(Vec a, Vec b) {
         return {_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)};
@@ -160,23 +182,42 @@ struct Vec<float> {
         }
     }
     static FASTNORM_FN Vec widen(const Half*, __m128i words) { return _mm256_cvtph_ps(words); }
+    // Each word above two bytes of zeros: of the two halves' own, as no byte crosses from one to
+    // the other.
     static FASTNORM_FN Vec widen(const BFloat16*, __m128i words) {
-        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(words), 16));
+        const __m256i above =
+            _mm256_setr_epi8(-1, -1, 0, 1, -1, -1, 2, 3, -1, -1, 4, 5, -1, -1, 6, 7, -1, -1, 8, 9,
+                             -1, -1, 10, 11, -1, -1, 12, 13, -1, -1, 14, 15);
+        return _mm256_castsi256_ps(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(words), above));
     }
     FASTNORM_FN __m128i narrow(Half*) const {
         return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     }
     FASTNORM_FN __m128i narrow(BFloat16*) const {
-        const __m256i u = _mm256_castps_si256(v);
-        const __m256i high = _mm256_srli_epi32(u, 16);
-        const __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
-        const __m256i bias = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
-        const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(u, bias), 16);
+        const __m256i quiet = _mm256_or_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x400000));
         const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
-        const __m256i quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
-        const __m256i chosen = _mm256_blendv_epi8(rounded, quiet, nan);
-        return _mm_packus_epi32(_mm256_castsi256_si128(chosen),
-                                _mm256_extracti128_si256(chosen, 1));
+        const __m256i upper = _mm256_srli_epi32(_mm256_blendv_epi8(rounded(), quiet, nan), 16);
+        return _mm_packus_epi32(_mm256_castsi256_si128(upper), _mm256_extracti128_si256(upper, 1));
+    }
+    // Numbers, in the upper words: half of the last place that stays is added, less one bit where
+    // that place is even. Shifts would take turns with the shuffles.
+    FASTNORM_FN __m256i rounded() const {
+        const __m256i u = _mm256_castps_si256(v);
+        const __m256i last = _mm256_and_si256(u, _mm256_set1_epi32(0x10000));
+        const __m256i even = _mm256_cmpeq_epi32(last, _mm256_setzero_si256());
+        return _mm256_add_epi32(u, _mm256_add_epi32(even, _mm256_set1_epi32(0x8000)));
+    }
+    static FASTNORM_FN bool have_nan(Vec a, Vec b) {
+        return _mm256_movemask_ps(_mm256_cmp_ps(a.v, b.v, _CMP_UNORD_Q)) != 0;
+    }
+    // Of numbers.
+    static FASTNORM_FN __m256i narrow_pair(Vec a, Vec b) {
+        const __m256i words =
+            _mm256_blend_epi16(_mm256_srli_epi32(a.rounded(), 16), b.rounded(), 0xaa);
+        const __m256i apart =
+            _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9,
+                             12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+        return _mm256_permute4x64_epi64(_mm256_shuffle_epi8(words, apart), 0xd8);
     }
 };
 
@@ -239,13 +280,14 @@ struct Vec<double> {
     friend FASTNORM_FN Vec operator-(Vec a) { return _mm256_xor_pd(a.v, _mm256_set1_pd(-0.0)); }
     friend FASTNORM_FN Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_pd(a.v, b.v, c.v); }
     friend FASTNORM_FN Vec abs(Vec a) { return _mm256_andnot_pd(_mm256_set1_pd(-0.0), a.v); }
-    friend FASTNORM_FN Vec round_nearest(Vec a) {
-        return _mm256_round_pd(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    friend FASTNORM_FN Vec low_bits_as_exponent(Vec a) {
+        return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(a.v), 52));
     }
-    friend FASTNORM_FN Vec exp2_int(Vec n) {
-        const __m256i integral = _mm256_cvtepi32_epi64(_mm256_cvtpd_epi32(n.v));
-        const __m256i biased = _mm256_add_epi64(integral, _mm256_set1_epi64x(1023));
-        return _mm256_castsi256_pd(_mm256_slli_epi64(biased, 52));
+    friend FASTNORM_FN Vec at_least(Vec a, double lowest) {
+        return _mm256_max_pd(_mm256_set1_pd(lowest), a.v);
+    }
+    friend FASTNORM_FN Vec at_most(Vec a, double highest) {
+        return _mm256_min_pd(_mm256_set1_pd(highest), a.v);
     }
     friend FASTNORM_FN Mask operator<(Vec a, Vec b) {
         return {_mm256_cmp_pd(a.v, b.v, _CMP_LT_OQ)};

@@ -72,10 +72,9 @@ struct Vec {
         return {fma(a.low, b.low, c.low), fma(a.high, b.high, c.high)};
     }
     friend FASTNORM_FN Vec abs(Vec a) { return {abs(a.low), abs(a.high)}; }
-    friend FASTNORM_FN Vec round_nearest(Vec a) {
-        return {round_nearest(a.low), round_nearest(a.high)};
+    friend FASTNORM_FN Vec low_bits_as_exponent(Vec a) {
+        return {low_bits_as_exponent(a.low), low_bits_as_exponent(a.high)};
     }
-    friend FASTNORM_FN Vec exp2_int(Vec n) { return {exp2_int(n.low), exp2_int(n.high)}; }
     friend FASTNORM_FN Mask operator<(Vec a, Vec b) { return {a.low < b.low, a.high < b.high}; }
     friend FASTNORM_FN Mask operator<=(Vec a, Vec b) { return {a.low <= b.low, a.high <= b.high}; }
     friend FASTNORM_FN Mask operator>(Vec a, Vec b) { return b < a; }

@@ -70,12 +70,15 @@ struct Vec<float> {
     friend FASTNORM_FN Vec operator-(Vec a) { return _mm512_xor_ps(a.v, _mm512_set1_ps(-0.0f)); }
     friend FASTNORM_FN Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
     friend FASTNORM_FN Vec abs(Vec a) { return _mm512_abs_ps(a.v); }
-    friend FASTNORM_FN Vec round_nearest(Vec a) {
-        return _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    friend FASTNORM_FN Vec low_bits_as_exponent(Vec a) {
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a.v), 23));
     }
-    friend FASTNORM_FN Vec exp2_int(Vec n) {
-        const __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
-        return _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23));
+    // Of two operands the machine takes the second if one is NaN.
+    friend FASTNORM_FN Vec at_least(Vec a, float lowest) {
+        return _mm512_max_ps(_mm512_set1_ps(lowest), a.v);
+    }
+    friend FASTNORM_FN Vec at_most(Vec a, float highest) {
+        return _mm512_min_ps(_mm512_set1_ps(highest), a.v);
     }
     friend FASTNORM_FN Mask operator<(Vec a, Vec b) {
         return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)};
@@ -164,12 +167,14 @@ struct Vec<double> {
     friend FASTNORM_FN Vec operator-(Vec a) { return _mm512_xor_pd(a.v, _mm512_set1_pd(-0.0)); }
     friend FASTNORM_FN Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_pd(a.v, b.v, c.v); }
     friend FASTNORM_FN Vec abs(Vec a) { return _mm512_abs_pd(a.v); }
-    friend FASTNORM_FN Vec round_nearest(Vec a) {
-        return _mm512_roundscale_pd(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    friend FASTNORM_FN Vec low_bits_as_exponent(Vec a) {
+        return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(a.v), 52));
     }
-    friend FASTNORM_FN Vec exp2_int(Vec n) {
-        const __m512i biased = _mm512_add_epi64(_mm512_cvtpd_epi64(n.v), _mm512_set1_epi64(1023));
-        return _mm512_castsi512_pd(_mm512_slli_epi64(biased, 52));
+    friend FASTNORM_FN Vec at_least(Vec a, double lowest) {
+        return _mm512_max_pd(_mm512_set1_pd(lowest), a.v);
+    }
+    friend FASTNORM_FN Vec at_most(Vec a, double highest) {
+        return _mm512_min_pd(_mm512_set1_pd(highest), a.v);
     }
     friend FASTNORM_FN Mask operator<(Vec a, Vec b) {
         return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_LT_OQ)};

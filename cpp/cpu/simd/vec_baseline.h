@@ -115,17 +115,8 @@ struct Vec {
         return bit_copy<Lanes>(bit_copy<IntLanes>(a.v) & ~bit_copy<IntLanes>(Vec(A(-0.0)).v));
     }
     // Adding 1.5 * 2^mantissa pushes the fraction out of the mantissa; larger values are integral.
-    friend FASTNORM_FN Vec round_nearest(Vec a) {
-        const Vec magic(sizeof(A) == 4 ? A(0x1.8p23) : A(0x1.8p52));
-        const Vec limit(sizeof(A) == 4 ? A(0x1p22) : A(0x1p51));
-        return select(abs(a) < limit, (a + magic) - magic, a);
-    }
-    friend FASTNORM_FN Vec exp2_int(Vec n) {
-        constexpr int bias = sizeof(A) == 4 ? 127 : 1023;
-        constexpr int mantissa = sizeof(A) == 4 ? 23 : 52;
-        // Converted by the adder: biased lands in the low bits of the sum's mantissa.
-        const Vec biased = n + Vec(A(bias) + (sizeof(A) == 4 ? A(0x1.8p23) : A(0x1.8p52)));
-        return bit_copy<Lanes>(bit_copy<IntLanes>(biased.v) << mantissa);
+    friend FASTNORM_FN Vec low_bits_as_exponent(Vec a) {
+        return bit_copy<Lanes>(bit_copy<IntLanes>(a.v) << (sizeof(A) == 4 ? 23 : 52));
     }
     friend FASTNORM_FN Mask operator<(Vec a, Vec b) { return {bit_copy<IntLanes>(less(a.v, b.v))}; }
     friend FASTNORM_FN Mask operator<=(Vec a, Vec b) {

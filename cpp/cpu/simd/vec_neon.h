@@ -78,10 +78,8 @@ struct Vec<float> {
     friend FASTNORM_FN Vec operator-(Vec a) { return vnegq_f32(a.v); }
     friend FASTNORM_FN Vec fma(Vec a, Vec b, Vec c) { return vfmaq_f32(c.v, a.v, b.v); }
     friend FASTNORM_FN Vec abs(Vec a) { return vabsq_f32(a.v); }
-    friend FASTNORM_FN Vec round_nearest(Vec a) { return vrndnq_f32(a.v); }
-    friend FASTNORM_FN Vec exp2_int(Vec n) {
-        const int32x4_t biased = vaddq_s32(vcvtnq_s32_f32(n.v), vdupq_n_s32(127));
-        return vreinterpretq_f32_s32(vshlq_n_s32(biased, 23));
+    friend FASTNORM_FN Vec low_bits_as_exponent(Vec a) {
+        return vreinterpretq_f32_s32(vshlq_n_s32(vreinterpretq_s32_f32(a.v), 23));
     }
     friend FASTNORM_FN Mask operator<(Vec a, Vec b) { return {vcltq_f32(a.v, b.v)}; }
     friend FASTNORM_FN Mask operator<=(Vec a, Vec b) { return {vcleq_f32(a.v, b.v)}; }
@@ -182,10 +180,8 @@ struct Vec<double> {
     friend FASTNORM_FN Vec operator-(Vec a) { return vnegq_f64(a.v); }
     friend FASTNORM_FN Vec fma(Vec a, Vec b, Vec c) { return vfmaq_f64(c.v, a.v, b.v); }
     friend FASTNORM_FN Vec abs(Vec a) { return vabsq_f64(a.v); }
-    friend FASTNORM_FN Vec round_nearest(Vec a) { return vrndnq_f64(a.v); }
-    friend FASTNORM_FN Vec exp2_int(Vec n) {
-        const int64x2_t biased = vaddq_s64(vcvtnq_s64_f64(n.v), vdupq_n_s64(1023));
-        return vreinterpretq_f64_s64(vshlq_n_s64(biased, 52));
+    friend FASTNORM_FN Vec low_bits_as_exponent(Vec a) {
+        return vreinterpretq_f64_s64(vshlq_n_s64(vreinterpretq_s64_f64(a.v), 52));
     }
     friend FASTNORM_FN Mask operator<(Vec a, Vec b) { return {vcltq_f64(a.v, b.v)}; }
     friend FASTNORM_FN Mask operator<=(Vec a, Vec b) { return {vcleq_f64(a.v, b.v)}; }

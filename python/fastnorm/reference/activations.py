@@ -37,15 +37,19 @@ def _normal_pdf(z: Float64) -> Float64:
     return np.exp(-0.5 * z * z) / math.sqrt(2.0 * math.pi)
 
 
-def _gelu_tanh(z: Float64) -> Float64:
+def _gelu_tanh_argument(z: Float64) -> Float64:
     # 0.5 * (1 + tanh(t)) is sigmoid(2 t), without the cancellation below zero.
-    return _damped(z, _sigmoid(2.0 * _GELU_TANH_SCALE * (z + _GELU_TANH_CUBIC * z**3)))
+    return 2.0 * _GELU_TANH_SCALE * (z + _GELU_TANH_CUBIC * z**3)
+
+
+def _gelu_tanh(z: Float64) -> Float64:
+    return _damped(z, _sigmoid(_gelu_tanh_argument(z)))
 
 
 def _gelu_tanh_slope(z: Float64) -> Float64:
-    s = _sigmoid(2.0 * _GELU_TANH_SCALE * (z + _GELU_TANH_CUBIC * z**3))
+    u = _gelu_tanh_argument(z)
     inner = 2.0 * _GELU_TANH_SCALE * (1.0 + 3.0 * _GELU_TANH_CUBIC * z**2)
-    return s + _damped(z * inner, s * (1.0 - s))
+    return _sigmoid(u) + _damped(z * inner, _sigmoid(u) * _sigmoid(-u))
 
 
 def _hardswish_slope(z: Float64) -> Float64:
