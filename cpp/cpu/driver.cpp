@@ -89,7 +89,8 @@ void normalize(const Execution& execution, const Problem& problem, const PerStat
     scratch.attach(args);
     args.stream = schedule.stream;
     const Kernels kernels(execution.kernels, problem);
-    for_stats(parallel_for, 1, 0, view.stats(), [&](std::int64_t from, std::int64_t count) {
+    const ParallelFor of_stats = worth_waking(parallel_for, view.stats() * elements_of_stat);
+    for_stats(of_stats, 1, 0, view.stats(), [&](std::int64_t from, std::int64_t count) {
         StatBlock::Array means, rstds;
         mean.load(from, count, means);
         var.load(from, count, rstds);
@@ -192,24 +193,24 @@ void normalize_backward(const Execution& execution, const Problem& problem,
         mean.load(piece.first, piece.means, means);
         rstd.load(piece.first, piece.means, rstds);
     };
-    for_stats(
-        parallel_for, view.group, 0, view.stats(), [&](std::int64_t from, std::int64_t count) {
-            const Piece piece(view, from, count);
-            StatBlock::Array means, rstds;
-            load(piece, means, rstds);
-            set_coefficients_of_z(scratch, problem, kernels.coefficients_of_z_in_backward, piece,
-                                  means, rstds, args.weights_scale);
-            if (reduces) return;
-            StatBlock block;
-            std::copy_n(means, count, block.mean);
-            std::copy_n(rstds, count, block.rstd);
-            problem.weight.load_parameters(view, from, count, block.weight, args.weights_scale);
-            std::copy_n(block.weight, count, block.weight_of_sums);
-            std::fill_n(block.sum_g, count, 0.0);
-            std::fill_n(block.sum_centred, count, 0.0);
-            set_coefficients(scratch, problem, kernels.coefficients_of_dx, forward_coefficients,
-                             backward_coefficients, from, count, block);
-        });
+    const ParallelFor of_stats = worth_waking(parallel_for, view.stats() * elements_of_stat);
+    for_stats(of_stats, view.group, 0, view.stats(), [&](std::int64_t from, std::int64_t count) {
+        const Piece piece(view, from, count);
+        StatBlock::Array means, rstds;
+        load(piece, means, rstds);
+        set_coefficients_of_z(scratch, problem, kernels.coefficients_of_z_in_backward, piece, means,
+                              rstds, args.weights_scale);
+        if (reduces) return;
+        StatBlock block;
+        std::copy_n(means, count, block.mean);
+        std::copy_n(rstds, count, block.rstd);
+        problem.weight.load_parameters(view, from, count, block.weight, args.weights_scale);
+        std::copy_n(block.weight, count, block.weight_of_sums);
+        std::fill_n(block.sum_g, count, 0.0);
+        std::fill_n(block.sum_centred, count, 0.0);
+        set_coefficients(scratch, problem, kernels.coefficients_of_dx, forward_coefficients,
+                         backward_coefficients, from, count, block);
+    });
     if (!reduces) {
         map_only(parallel_for, args, schedule.plan, kernels.gradient, kernels.fence);
         return;
@@ -251,7 +252,7 @@ void normalize_backward(const Execution& execution, const Problem& problem,
         store_sums(parallel_for, schedule.plan, scratch, dweight, dbias);
         return;
     }
-    for_stats(parallel_for, 1, 0, view.parameters(), [&](std::int64_t from, std::int64_t count) {
+    for_stats(of_stats, 1, 0, view.parameters(), [&](std::int64_t from, std::int64_t count) {
         sum_batches(view, scratch.first, from, count);
         sum_batches(view, scratch.second, from, count);
         dbias.store(from, count, scratch.first + from);

@@ -199,28 +199,25 @@ const A* values_of_features(const ParallelFor& parallel_for, const KernelTable& 
     const bool dense = values && values.stride == size &&
                        reinterpret_cast<std::uintptr_t>(values.data) % size == 0;
     if (dense && size == sizeof(A) && offset == 0) return reinterpret_cast<const A*>(values.data);
-    // So few that threads are not worth waking for them.
-    const ParallelFor serial;
-    for_stats(count < 1 << 15 ? serial : parallel_for, 1, 0, count,
-              [&](std::int64_t from, std::int64_t n) {
-                  A* const block = to + from;
-                  if (!values) {
-                      std::fill_n(block, n, A(1));
-                      return;
-                  }
-                  if (dense && size <= 4 && sizeof(A) == 4) {
-                      table.widen[static_cast<int>(values.dtype)](values.data + from * size, n,
-                                                                  block);
-                      if (offset == 0) return;
-                      for (std::int64_t i = 0; i < n; ++i) {
-                          block[i] = static_cast<A>(static_cast<double>(block[i]) + offset);
-                      }
-                      return;
-                  }
-                  StatBlock::Array wide;
-                  values.load(from, n, wide);
-                  for (std::int64_t i = 0; i < n; ++i) block[i] = narrowed<A>(wide[i] + offset);
-              });
+    for_stats(
+        worth_waking(parallel_for, count), 1, 0, count, [&](std::int64_t from, std::int64_t n) {
+            A* const block = to + from;
+            if (!values) {
+                std::fill_n(block, n, A(1));
+                return;
+            }
+            if (dense && size <= 4 && sizeof(A) == 4) {
+                table.widen[static_cast<int>(values.dtype)](values.data + from * size, n, block);
+                if (offset == 0) return;
+                for (std::int64_t i = 0; i < n; ++i) {
+                    block[i] = static_cast<A>(static_cast<double>(block[i]) + offset);
+                }
+                return;
+            }
+            StatBlock::Array wide;
+            values.load(from, n, wide);
+            for (std::int64_t i = 0; i < n; ++i) block[i] = narrowed<A>(wide[i] + offset);
+        });
     return to;
 }
 
@@ -277,8 +274,9 @@ inline void attach_sums(const ParallelFor& parallel_for, const Plan& plan, const
     args.unit_rows = plan.unit_stats;
     args.units_of_batch = plan.stat_units;
     args.units_of_sums = plan.units_of_sums;
-    for_shares(parallel_for, plan.sums(), [&](std::int64_t from, std::int64_t to) {
-        const std::int64_t inner = plan.view.inner;
+    const std::int64_t inner = plan.view.inner;
+    const ParallelFor threads = worth_waking(parallel_for, plan.sums() * inner);
+    for_shares(threads, plan.sums(), [&](std::int64_t from, std::int64_t to) {
         std::fill(scratch.sums_of_g + from * inner, scratch.sums_of_g + to * inner, 0.0);
         std::fill(scratch.sums_of_gx + from * inner, scratch.sums_of_gx + to * inner, 0.0);
     });
@@ -298,7 +296,8 @@ inline void store_sums(const ParallelFor& parallel_for, const Plan& plan, const 
         }
         to.store(from, count, total);
     };
-    for_stats(parallel_for, 1, 0, inner, [&](std::int64_t from, std::int64_t count) {
+    const ParallelFor threads = worth_waking(parallel_for, plan.sums() * inner);
+    for_stats(threads, 1, 0, inner, [&](std::int64_t from, std::int64_t count) {
         store(scratch.sums_of_g, dbias, from, count);
         store(scratch.sums_of_gx, dweight, from, count);
     });
@@ -311,7 +310,8 @@ inline void update_running(const ParallelFor& parallel_for, const View& view,
     if (!running.mean && !running.var) return;
     const double values = static_cast<double>(view.reduced());
     const double batches = static_cast<double>(view.batch);
-    for_stats(parallel_for, 1, 0, view.stat, [&](std::int64_t from, std::int64_t count) {
+    const ParallelFor of_stats = worth_waking(parallel_for, view.stats() * elements_of_stat);
+    for_stats(of_stats, 1, 0, view.stat, [&](std::int64_t from, std::int64_t count) {
         StatBlock::Array mean, var;
         running.mean.load(from, count, mean);
         running.var.load(from, count, var);

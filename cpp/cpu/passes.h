@@ -12,6 +12,13 @@
 
 namespace fastnorm {
 
+// The threads, or none where it would take longer to wake them: for so many elements, of about a
+// nanosecond each, or statistics, whose divisions and roots take about as long as so many of them.
+inline constexpr std::int64_t elements_of_stat = 32;
+inline ParallelFor worth_waking(const ParallelFor& parallel_for, std::int64_t elements) {
+    return elements <= 1 << 15 ? ParallelFor() : parallel_for;
+}
+
 // Calls f(first, how many) for pieces of stats [from, to), whole groups of them, a task each.
 template <class F>
 void for_stats(const ParallelFor& parallel_for, std::int64_t group, std::int64_t from,
