@@ -153,7 +153,7 @@ def _rows() -> Iterator[Case]:
     for norm in ROW_NORMS:
         yield Case(f"{norm}_token", norm, (1, 4096), residual=True, prenorm=True)
         yield Case(f"{norm}_vector", norm, (1000,), 0, activation="relu")
-        for length in (1024, 1025, 4096, 4097):  # where rows are summed in other ways
+        for length in (256, 257, 2048, 2049, 4096, 4097):  # where rows are summed in other ways
             yield Case(f"{norm}_of_{length}", norm, (7, length))
         yield Case(f"{norm}_long", norm, (3, 40_000))
         yield Case(f"{norm}_longest", norm, (1, 262_144))
@@ -241,6 +241,8 @@ def _channels() -> Iterator[Case]:
     yield Case("group_of_many_values", "group_norm", (70, 48), 1, 8, activation="silu")
     yield Case("group_tiny_planes", "group_norm", (9, 12, 3, 5), 1, 3)
     yield Case("group_tiny_planes_residual", "group_norm", (9, 12, 3, 5), 1, 3, residual=True)
+    # 16-bit rows that are summed about a guess
+    yield Case("instance_odd_planes", "instance_norm", (2, 9, 19, 19), 1)
     yield Case("instance_tiny_planes", "instance_norm", (9, 12, 2, 2), 1)
     yield Case("group_middle", "group_norm", (2, 3, 8, 5), 2, 4)
     yield Case("instance_one_channel", "instance_norm", (4, 1, 33), 1, activation="relu")

@@ -243,31 +243,39 @@ def test_same_bits_on_every_machine(case: Case, dtype: str, activation: str | No
 
 @on_host
 @pytest.mark.parametrize(
-    ("case", "dtype", "multiprocessors"),
-    [
-        (Case("groups", "group_norm", (3, 8, 64, 64), 1, 4), "float32", 12),
-        (Case("groups", "group_norm", (3, 8, 64, 64), 1, 4), "float16", 12),
-        (Case("groups_last", "group_norm", (4, 32, 32, 32), -1, 8), "float32", 12),
-        (Case("groups_last", "group_norm", (4, 32, 32, 32), -1, 8), "float64", 12),
-        (Case("prenorm", "rms_norm", (2, 20_000), prenorm=True), "float64", 20),
+    ("case", "dtype", "multiprocessors", "grids"),
+    [  # grids: of which passes there are some
+        (Case("groups", "group_norm", (3, 8, 64, 64), 1, 4), "float32", 12, "both"),
+        (Case("groups", "group_norm", (3, 8, 64, 64), 1, 4), "float16", 12, "backward"),
+        (Case("groups_last", "group_norm", (4, 32, 32, 32), -1, 8), "float32", 12, "forward"),
+        (Case("groups_last", "group_norm", (4, 32, 32, 32), -1, 8), "float64", 12, "forward"),
+        (Case("prenorm", "rms_norm", (2, 20_000), prenorm=True), "float64", 20, "both"),
     ],
     ids=lambda value: getattr(value, "name", value),
 )
-def test_grids_of_several_rounds(case: Case, dtype: str, multiprocessors: int) -> None:
+def test_grids_of_several_rounds(case: Case, dtype: str, multiprocessors: int, grids: str) -> None:
     """What a grid keeps of its units makes room for the next ones; the bits are those of blocks."""
     data = make(case, dtype)
     results = []
-    room = []
-    for machine in (Limits(), Limits(multiprocessors, 24_000, 25_000, cluster=1)):
+    small = Limits(multiprocessors, 24_000, 25_000, cluster=1)
+    for machine in (Limits(), small):
         for order in ORDERS:
+            room = {}
             host.reset(machine, order)
             fwd = forward(case, data)
+            room["forward"] = [a.blocks * a.shared_bytes for a in host.launches() if a.resident]
+            host.reset(machine, order)
             grads = backward(case, data, fwd)
+            room["backward"] = [a.blocks * a.shared_bytes for a in host.launches() if a.resident]
             results.append([a for a in (*fwd, *grads) if a is not None])
-            room += [one.blocks * one.shared_bytes for one in host.launches() if one.resident]
+            if machine is small:
+                assert [name for name in room if room[name]] == (
+                    list(room) if grids == "both" else [grids]
+                )
+                # x, and with it the residual or dy
+                assert all(bytes < data.x.nbytes * (1 + case.prenorm) for bytes in room["forward"])
+                assert all(bytes < data.x.nbytes * 2 for bytes in room["backward"])
     host.reset()
-    assert room
-    assert min(room) < 2 * data.x.nbytes  # x and the residual, or x and dy
     for result in results[1:]:
         for one, other in zip(result, results[0], strict=True):
             assert_same_bits(one, other)

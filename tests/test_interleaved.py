@@ -23,11 +23,16 @@ DTYPES = ("float32", "float64", "float16", ml_dtypes.bfloat16)
 ISAS = tuple(fn._core.isas())
 FEW = 3  # channels that make too small a tensor (a single one would be one long row)
 
-# Small units, which threads of small caches need not share.
 SHAPES = {
     "planes": (5, 303, 28, 28),  # several rows a block, channels in twos or fours
     "odd_rows": (3, 75, 5003),  # two blocks a row, neither of whole lines
     "long_rows": (1, 66, 20_011),  # several chunks a row
+    "large_units": (
+        2,
+        14,
+        420,
+        431,
+    ),  # more than a cache holds of a channel, to each thread its own
 }
 
 
@@ -144,3 +149,28 @@ def test_backward(name: str, activation: str | None, dtype: np.dtype[Any]) -> No
             expected = getattr(alone, field)
             assert_part(getattr(added, field), expected, part, field)
             assert_part(getattr(masked, field), expected, part, field)
+
+
+def test_units_larger_than_a_cache(dtype: np.dtype[Any]) -> None:
+    """A channel of 3 MB or more, to each thread its own: with SiLU it is not interleaved."""
+    shape = (3, 8, 1000, 521)
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal(shape, np.float32).astype(dtype)
+    dy = rng.standard_normal(shape, np.float32).astype(dtype)
+    told = fn.explain(fn.batch_norm_train, x)
+    assert told.interleaved
+    assert not told.shared
+    fwd = fn.batch_norm_train(x)
+    silu = fn.batch_norm_train(x, activation="silu")
+    assert_same_numbers(fwd.mean, silu.mean, "mean")
+    assert_same_numbers(fwd.rstd, silu.rstd, "rstd")
+    grads = fn.batch_norm_backward(dy, x, fwd.mean, fwd.rstd)
+    fn.set_num_threads(3 - fn.get_num_threads())
+    again = fn.batch_norm_train(x)
+    assert_same_numbers(fwd.y, again.y, "y")
+    again = fn.batch_norm_backward(dy, x, fwd.mean, fwd.rstd)
+    for name in ("dx", "dweight", "dbias"):
+        assert_same_numbers(getattr(grads, name), getattr(again, name), name)
+    y = fwd.y[:, 3].astype(np.float64)
+    assert abs(y.mean()) < 1e-3
+    assert abs(y.var() - 1) < 1e-2

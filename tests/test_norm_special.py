@@ -389,3 +389,23 @@ def test_the_largest_weights(case: Case, dtype: str) -> None:
     np.testing.assert_allclose(y, smaller * 2**10, rtol=2e-2, atol=largest * 1e-6)
     equal = np.full(case.shape, 0.0 if case.norm == "rms_norm" else 7.0, element)
     assert (train(case, equal, weight, bias).y == element.type(0.5)).all()
+
+
+@pytest.mark.parametrize("isa", fn._core.isas())
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0xFF80FFFF])
+@pytest.mark.parametrize("rows", [5, 4000])  # the latter past the cache
+def test_a_nan_of_any_digits_stays_one(rows: int, bits: int, dtype: str, isa: str) -> None:
+    """Of some, what rounds a number makes a zero: those of float32 parameters, at one feature."""
+    x = np.random.default_rng(11).standard_normal((rows, 320)).astype(to_dtype(dtype))
+    weight = np.ones(320, np.float32)
+    weight.view(np.uint32)[[1, 300]] = bits
+    before = fn._core.isa()
+    fn._core.set_isa(isa)
+    try:
+        y = fn.layer_norm(x, weight)
+    finally:
+        fn._core.set_isa(before)
+    expected = np.zeros(320, bool)
+    expected[[1, 300]] = True
+    assert (np.isnan(y.astype(np.float32)) == expected).all()

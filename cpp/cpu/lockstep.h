@@ -16,15 +16,6 @@ struct Lockstep {
 
     struct Mask {
         typename V::Mask of[n];
-        friend FASTNORM_FN Mask operator&(const Mask& a, const Mask& b) {
-            return each_mask([&](int i) { return a.of[i] & b.of[i]; });
-        }
-        friend FASTNORM_FN Mask operator|(const Mask& a, const Mask& b) {
-            return each_mask([&](int i) { return a.of[i] | b.of[i]; });
-        }
-        friend FASTNORM_FN Mask operator!(const Mask& a) {
-            return each_mask([&](int i) { return !a.of[i]; });
-        }
     };
 
     V of[n];

@@ -219,8 +219,9 @@ Schedule schedule_reduction(const View& view, std::int64_t element_bytes, int tw
     const auto unit_bytes = [&] {
         return plan.unit_stats * view.outer * view.inner * element_bytes * twice;
     };
-    // Under columns a unit that is too large for one thread's cache may fit into that of all. Rows
-    // lose more by waiting for each other than by reading twice.
+    // Under columns a unit that is too large for one thread's cache may fit into that of all. Under
+    // rows threads lose more by waiting for each other than by reading twice, but for where there
+    // would be too few units.
     const bool too_large = !rows && unit_bytes() > caches().l2;
     schedule.shared = schedule.threads > 1 && (!balanced || meet || too_large);
     // Threads share rows by their chunks: where there is but one, some of the threads have all.

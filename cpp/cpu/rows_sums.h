@@ -90,6 +90,7 @@ struct Deviations {
         return differing == 0;
     }
 
+  private:
     // For each statistic the mean of its samples; that of equal values is exact.
     static FASTNORM_FN void guess_pivots(const KernelArgs& args, const Tile& tile, A* pivots) {
         constexpr int samples = pivot_samples;
@@ -111,7 +112,6 @@ struct Deviations {
         }
     }
 
-  private:
     FASTNORM_FN double count() const {
         return static_cast<double>((tile.outer1 - tile.outer0) * (tile.inner1 - tile.inner0));
     }

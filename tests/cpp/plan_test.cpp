@@ -49,6 +49,18 @@ void test_interleaving() {
            "interleaved without kernels for it");
 }
 
+void test_sharing() {
+    const auto shared = [](const fastnorm::View& view) {
+        return fastnorm::schedule_reduction(view, 4, 1, 2, 2, true).shared;
+    };
+    expect(!shared(planes(2, 64, 8'000'000)), "threads wait for each other in each unit");
+    expect(shared(planes(2, 3, 8'000'000)), "three units for two threads are not shared");
+    fastnorm::View samples = columns(2, 8'000'000, 16);
+    expect(shared(samples), "what fits no thread's cache is not shared");
+    samples = columns(2, 4'000, 8);
+    expect(!shared(samples), "what fits each thread's cache is shared");
+}
+
 void test_chunks_of_columns(std::int64_t outer, std::int64_t stat) {
     const std::string name = std::to_string(outer) + " rows of " + std::to_string(stat) + ": ";
     const fastnorm::Plan plan = fastnorm::reduction_plan(columns(1, outer, stat), 4, 1, 1);
@@ -110,5 +122,6 @@ int main() {
     test_groups_of_planes(35, 2);
     test_groups_of_planes(147, 1);
     test_interleaving();
+    test_sharing();
     return test_result();
 }

@@ -114,7 +114,6 @@ struct Vec {
     friend FASTNORM_FN Vec abs(Vec a) {
         return bit_copy<Lanes>(bit_copy<IntLanes>(a.v) & ~bit_copy<IntLanes>(Vec(A(-0.0)).v));
     }
-    // Adding 1.5 * 2^mantissa pushes the fraction out of the mantissa; larger values are integral.
     friend FASTNORM_FN Vec low_bits_as_exponent(Vec a) {
         return bit_copy<Lanes>(bit_copy<IntLanes>(a.v) << (sizeof(A) == 4 ? 23 : 52));
     }
