@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,17 @@ from fastnorm import reference
 from fastnorm.activation import as_activation
 
 Array = npt.NDArray[Any]
+
+
+@contextmanager
+def on_isa(name: str) -> Iterator[str]:
+    """Kernels of one instruction set, and after that those of before."""
+    before = fn._core.isa()
+    fn._core.set_isa(name)
+    try:
+        yield name
+    finally:
+        fn._core.set_isa(before)
 
 
 def snapshot(data: Data) -> dict[str, bytes]:

@@ -6,7 +6,7 @@ constant statistics, for a dy of 1, the slope.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import pytest
 
 import fastnorm as fn
 from cases import ACTIVATIONS
+from checks import on_isa
 from fastnorm import reference
 
 Array = npt.NDArray[Any]
@@ -31,11 +32,9 @@ LOWEST = {
 
 
 @pytest.fixture(params=fn._core.isas(), autouse=True)
-def isa(request: pytest.FixtureRequest) -> Any:
-    before = fn._core.isa()
-    fn._core.set_isa(request.param)
-    yield request.param
-    fn._core.set_isa(before)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    with on_isa(request.param) as name:
+        yield name
 
 
 def points(dtype: str) -> Array:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pytest
 
 import fastnorm as fn
-from checks import assert_same_numbers
+from checks import assert_same_numbers, on_isa
 
 Array = npt.NDArray[Any]
 
@@ -49,11 +49,10 @@ def dtype(request: pytest.FixtureRequest) -> np.dtype[Any]:
 )
 def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
     """Every instruction set, and one thread, to whom all units but the first are interleaved."""
-    isa, threads = fn._core.isa(), fn.get_num_threads()
-    fn._core.set_isa(request.param[0])
+    threads = fn.get_num_threads()
     fn.set_num_threads(request.param[1])
-    yield
-    fn._core.set_isa(isa)
+    with on_isa(request.param[0]):
+        yield
     fn.set_num_threads(threads)
 
 

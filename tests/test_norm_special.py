@@ -15,6 +15,7 @@ import pytest
 import fastnorm as fn
 import tolerances as tol
 from cases import ACTIVATIONS, DTYPES, activation_id, to_dtype
+from checks import on_isa
 from fastnorm import reference
 from norm_cases import Case
 from norm_checks import wide
@@ -400,12 +401,8 @@ def test_a_nan_of_any_digits_stays_one(rows: int, bits: int, dtype: str, isa: st
     x = np.random.default_rng(11).standard_normal((rows, 320)).astype(to_dtype(dtype))
     weight = np.ones(320, np.float32)
     weight.view(np.uint32)[[1, 300]] = bits
-    before = fn._core.isa()
-    fn._core.set_isa(isa)
-    try:
+    with on_isa(isa):
         y = fn.layer_norm(x, weight)
-    finally:
-        fn._core.set_isa(before)
     expected = np.zeros(320, bool)
     expected[[1, 300]] = True
     assert (np.isnan(y.astype(np.float32)) == expected).all()

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 
 import fastnorm as fn
-from checks import assert_same_numbers
+from checks import assert_same_numbers, on_isa
 
 Array = npt.NDArray[Any]
 
@@ -41,10 +41,8 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 @pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = fn._core.isa()
-    fn._core.set_isa(request.param)
-    yield request.param
-    fn._core.set_isa(before)
+    with on_isa(request.param) as name:
+        yield name
 
 
 def numbers(length: int, stream: bool, dtype: np.dtype[Any], count: int) -> list[Array]:
