@@ -13,18 +13,16 @@
 
 namespace fastnorm::cuda {
 
-// The sum of all lanes' values, the same in each.
-template <class A>
-FASTNORM_DEVICE A sum_of_warp(const Block& block, A value) {
-#pragma unroll
-    for (int mask = warp_size / 2; mask > 0; mask /= 2) value += block.exchange(value, mask);
-    return value;
-}
-// That of so many neighbouring ones, a power of two.
+// The sum of the values of so many neighbouring lanes, a power of two, the same in each.
 template <class A>
 FASTNORM_DEVICE A sum_of_neighbours(const Block& block, int lanes, A value) {
     for (int mask = lanes / 2; mask > 0; mask /= 2) value += block.exchange(value, mask);
     return value;
+}
+// That of all lanes.
+template <class A>
+FASTNORM_DEVICE A sum_of_warp(const Block& block, A value) {
+    return sum_of_neighbours(block, warp_size, value);
 }
 
 // The sums over all lanes that share statistics, `width` of them, the same in each.

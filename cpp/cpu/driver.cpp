@@ -89,7 +89,7 @@ void normalize(const Execution& execution, const Problem& problem, const PerStat
     scratch.attach(args);
     args.stream = schedule.stream;
     const Kernels kernels(execution.kernels, problem);
-    const ParallelFor of_stats = worth_waking(parallel_for, view.stats() * elements_of_stat);
+    const ParallelFor of_stats = worth_waking_for_stats(parallel_for, view);
     for_stats(of_stats, 1, 0, view.stats(), [&](std::int64_t from, std::int64_t count) {
         StatBlock::Array means, rstds;
         mean.load(from, count, means);
@@ -193,7 +193,7 @@ void normalize_backward(const Execution& execution, const Problem& problem,
         mean.load(piece.first, piece.means, means);
         rstd.load(piece.first, piece.means, rstds);
     };
-    const ParallelFor of_stats = worth_waking(parallel_for, view.stats() * elements_of_stat);
+    const ParallelFor of_stats = worth_waking_for_stats(parallel_for, view);
     for_stats(of_stats, view.group, 0, view.stats(), [&](std::int64_t from, std::int64_t count) {
         const Piece piece(view, from, count);
         StatBlock::Array means, rstds;

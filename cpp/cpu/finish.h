@@ -310,7 +310,7 @@ inline void update_running(const ParallelFor& parallel_for, const View& view,
     if (!running.mean && !running.var) return;
     const double values = static_cast<double>(view.reduced());
     const double batches = static_cast<double>(view.batch);
-    const ParallelFor of_stats = worth_waking(parallel_for, view.stats() * elements_of_stat);
+    const ParallelFor of_stats = worth_waking_for_stats(parallel_for, view);
     for_stats(of_stats, 1, 0, view.stat, [&](std::int64_t from, std::int64_t count) {
         StatBlock::Array mean, var;
         running.mean.load(from, count, mean);

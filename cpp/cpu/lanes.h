@@ -107,10 +107,8 @@ FASTNORM_FN void store(T* p, int v, Vec<A> x, Valid valid, bool direct) {
     store<A>(p, v, x, valid);
 }
 
-template <class V, class T, class = void>
-constexpr bool has_pairs = false;
 template <class V, class T>
-constexpr bool has_pairs<V, T, decltype(V::store_pair(std::declval<T*>(), V(), V()))> = true;
+concept HasPairs = requires(T* p, V v) { V::store_pair(p, v, v); };
 
 // store() of the vectors of packs, of which each comes in its turn: in pairs, where there are such.
 template <class A, class T>
@@ -120,7 +118,7 @@ class PackStore {
 
     template <class Valid>
     FASTNORM_FN void operator()(T* p, int v, V x, Valid valid, bool direct) {
-        if constexpr (has_pairs<V, T> && is_full<Valid>) {
+        if constexpr (HasPairs<V, T> && is_full<Valid>) {
             if (v % 2 == 0) {
                 even_ = x;
                 return;

@@ -25,15 +25,9 @@ struct Lockstep {
         unrolled<n>([&](auto i) { of[i] = V(x); });
     }
 
-    template <class F>
-    static FASTNORM_FN Lockstep each(F&& f) {
-        Lockstep result;
-        unrolled<n>([&](auto i) { result.of[i] = f(i); });
-        return result;
-    }
-    template <class F>
-    static FASTNORM_FN Mask each_mask(F&& f) {
-        Mask result;
+    template <class Result = Lockstep, class F>
+    static FASTNORM_FN Result each(F&& f) {
+        Result result;
         unrolled<n>([&](auto i) { result.of[i] = f(i); });
         return result;
     }
@@ -72,10 +66,10 @@ struct Lockstep {
         return each([&](int i) { return select(m.of[i], a.of[i], b.of[i]); });
     }
     friend FASTNORM_FN Mask operator<(const Lockstep& a, const Lockstep& b) {
-        return each_mask([&](int i) { return a.of[i] < b.of[i]; });
+        return each<Mask>([&](int i) { return a.of[i] < b.of[i]; });
     }
     friend FASTNORM_FN Mask operator<=(const Lockstep& a, const Lockstep& b) {
-        return each_mask([&](int i) { return a.of[i] <= b.of[i]; });
+        return each<Mask>([&](int i) { return a.of[i] <= b.of[i]; });
     }
     friend FASTNORM_FN Mask operator>(const Lockstep& a, const Lockstep& b) { return b < a; }
     friend FASTNORM_FN Mask operator>=(const Lockstep& a, const Lockstep& b) { return b <= a; }

@@ -13,10 +13,13 @@
 namespace fastnorm {
 
 // The threads, or none where it would take longer to wake them: for so many elements, of about a
-// nanosecond each, or statistics, whose divisions and roots take about as long as so many of them.
-inline constexpr std::int64_t elements_of_stat = 32;
+// nanosecond each, or statistics, whose divisions and roots take longer.
 inline ParallelFor worth_waking(const ParallelFor& parallel_for, std::int64_t elements) {
     return elements <= 1 << 15 ? ParallelFor() : parallel_for;
+}
+inline ParallelFor worth_waking_for_stats(const ParallelFor& parallel_for, const View& view) {
+    constexpr std::int64_t elements_of_stat = 32;
+    return worth_waking(parallel_for, view.stats() * elements_of_stat);
 }
 
 // Calls f(first, how many) for pieces of stats [from, to), whole groups of them, a task each.
