@@ -27,12 +27,6 @@ SHAPES = {
     "planes": (5, 303, 28, 28),  # several rows a block, channels in twos or fours
     "odd_rows": (3, 75, 5003),  # two blocks a row, neither of whole lines
     "long_rows": (1, 66, 20_011),  # several chunks a row
-    "large_units": (
-        2,
-        14,
-        420,
-        431,
-    ),  # more than a cache holds of a channel, to each thread its own
 }
 
 
