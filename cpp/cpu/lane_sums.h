@@ -39,6 +39,18 @@ FASTNORM_FN double sum_of_lanes(const Vec<A> (&x)[vectors<A>]) {
     return sum_of<lanes<A> / 2>(sums);
 }
 
+// The same of vectors in registers, all of it in A.
+template <class A, int n>
+FASTNORM_FN A sum_of_vectors(const Vec<A> (&x)[n]) {
+    if constexpr (n == 1) {
+        return sum(x[0]);
+    } else {
+        Vec<A> halves[n / 2];
+        unrolled<n / 2>([&](auto i) { halves[i] = x[i] + x[i + n / 2]; });
+        return sum_of_vectors<A>(halves);
+    }
+}
+
 // What lies beside a pack counts for nothing: it may be infinite.
 template <class A, class Valid>
 FASTNORM_FN Vec<A> keep_valid(Vec<A> x, int v, Valid valid) {

@@ -24,7 +24,8 @@ struct SingleRows {
 
     static constexpr Ahead ahead{Walk<T>::fetch_bytes};
     // Mean and M2 of rows up to here are about means that are found first: in longer ones a guess
-    // costs less.
+    // costs less. A lane has eight of their values at most, so that its sums are as good as exact,
+    // and those of all lanes need no double: five more roundings.
     static constexpr std::int64_t most_about_means = 256;
     // About a guess of few digits, numbers on a grid have squares on one: of more than 64 a lane
     // the sums would all be rounded down.
@@ -68,8 +69,8 @@ struct SingleRows {
                                      sums.add(v, valid, d, d);
                                  });
                              });
-                first[s] += sum_of_lanes<A>(sums.a);
-                second[s] += sum_of_lanes<A>(sums.ab);
+                first[s] += sum_of_row(sums.a, n);
+                second[s] += sum_of_row(sums.ab, n);
             }
         }
         finish(args, tile, pivots, first, second, mean, m2);
@@ -90,13 +91,19 @@ struct SingleRows {
                           [&](std::int64_t i, auto v, auto valid, const Gradient<V>& at) {
                               sums.add(v, valid, maps.weighted(at.g, i, v, valid), at.centred);
                           });
-            sum_g[s] = sum_of_lanes<A>(sums.a);
-            sum_gx[s] = sum_of_lanes<A>(sums.ab);
+            sum_g[s] = sum_of_row(sums.a, n);
+            sum_gx[s] = sum_of_row(sums.ab, n);
             GradientSums<T, kind, Maps>::make_finite(args, tile, s, sum_g, sum_gx);
         }
     }
 
   private:
+    // What the lanes' sums of a row of n values make together.
+    static FASTNORM_FN double sum_of_row(const V (&lanes_sums)[vectors<A>], std::int64_t n) {
+        return n <= most_about_means ? static_cast<double>(sum_of_vectors<A>(lanes_sums))
+                                     : sum_of_lanes<A>(lanes_sums);
+    }
+
     static FASTNORM_FN void finish(const KernelArgs& args, const Tile& tile, const A* pivots,
                                    const double* first, const double* second, double* mean,
                                    double* m2) {
@@ -140,15 +147,15 @@ struct SingleRows {
         constexpr std::integral_constant<int, lanes<A>> all;
         const A first = to_float(x[0]);
         const T* const middle = x + n / 2 / lanes<A> * lanes<A>;
-        alignas(64) A sums[lanes<A>], spreads[lanes<A>];
+        V sums[vectors<A>], spreads[vectors<A>];
         for_vectors<A>([&](auto v) {
             const V a = load<A>(x, v, all) - V(first), b = load<A>(middle, v, all) - V(first);
-            (a + b).store(sums + v * V::width);
-            abs(a - b).store(spreads + v * V::width);
+            sums[v] = a + b;
+            spreads[v] = abs(a - b);
         });
         constexpr A share = A(0.5) / lanes<A>;
-        return pivot_near(first + sum_of<lanes<A>>(sums) * share,
-                          sum_of<lanes<A>>(spreads) * (2 * share));
+        return pivot_near(first + sum_of_vectors<A>(sums) * share,
+                          sum_of_vectors<A>(spreads) * (2 * share));
     }
 
     // That of n values, of which each has a share of 1 / n; of equal ones it is exact.
@@ -162,9 +169,7 @@ struct SingleRows {
                 differences[v] = differences[v] + keep_valid<A>(d, v, valid);
             });
         });
-        alignas(64) A block[lanes<A>];
-        for_vectors<A>([&](auto v) { differences[v].store(block + v * V::width); });
-        const A mean = first + sum_of<lanes<A>>(block) * share;
+        const A mean = first + sum_of_vectors<A>(differences) * share;
         return is_finite(mean) ? mean : A(0);
     }
 };
