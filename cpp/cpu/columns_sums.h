@@ -101,21 +101,50 @@ struct ColumnsSums {
                 backward.ahead_x = Layout::ahead_of(args, args.x, halves, at, rows, o);
                 for (; times > 0; --times, backward.advance(rows * pitch)) {
                     for_packs<A>(at.count, [&](std::int64_t i, auto valid) FASTNORM_INLINED {
-                        sums.packs[i / lanes<A>].add([&](auto&& add) FASTNORM_INLINED {
-                            unrolled<rows>([&](auto r) FASTNORM_INLINED {
-                                const std::int64_t k = r * pitch + i;
-                                backward.pack(
-                                    k, valid, backward.begin_pack(k, valid),
-                                    [&](auto v) FASTNORM_INLINED { return maps(i, v, valid); },
-                                    [&](auto v, const Gradient<V>& of)
-                                        FASTNORM_INLINED { add(v, valid, of.g, of.centred); });
+                        const auto each_vector = [&](int r, auto&& use) FASTNORM_INLINED {
+                            const std::int64_t k = r * pitch + i;
+                            backward.pack(
+                                k, valid, backward.begin_pack(k, valid),
+                                [&](auto v) FASTNORM_INLINED { return maps(i, v, valid); }, use);
+                        };
+                        LaneSums<A>& own = sums.packs[i / lanes<A>];
+                        if constexpr (is_smooth(kind)) {
+                            add_by_way_of_memory<rows>(own, valid, each_vector);
+                        } else {
+                            own.add([&](auto&& add) FASTNORM_INLINED {
+                                unrolled<rows>([&](auto r) FASTNORM_INLINED {
+                                    each_vector(
+                                        r, [&](auto v, const Gradient<V>& of) FASTNORM_INLINED {
+                                            add(v, valid, of.g, of.centred);
+                                        });
+                                });
                             });
-                        });
+                        }
                     });
                 }
             };
             Layout::for_several(args, halves, at, outer0, outer1, add_rows);
             sums.fold(at);
+        });
+    }
+
+    // A slope takes all registers: sums that wait for it there would be moved out of its way.
+    template <int rows, class Valid, class EachVector>
+    static FASTNORM_FN void add_by_way_of_memory(LaneSums<A>& sums, Valid valid,
+                                                 EachVector&& each_vector) {
+        alignas(64) A g[rows][lanes<A>], centred[rows][lanes<A>];
+        for (int r = 0; r < rows; ++r) {
+            each_vector(r, [&](auto v, const Gradient<V>& of) FASTNORM_INLINED {
+                of.g.store(g[r] + v * V::width);
+                of.centred.store(centred[r] + v * V::width);
+            });
+        }
+        sums.add([&](auto&& add) FASTNORM_INLINED {
+            for (int r = 0; r < rows; ++r) {
+                for_vectors<A>([&](auto v) FASTNORM_INLINED {
+                    add(v, valid, V::load(g[r] + v * V::width), V::load(centred[r] + v * V::width));
+                });
+            }
         });
     }
 
