@@ -39,6 +39,8 @@ from suites import (
 # Peers take the caller's array as it is; these keep a layout of their own, which costs a reorder
 # that is not timed.
 OWN_LAYOUT = ("onednn_blocked",)
+# Loops for the case alone: a bound, no library.
+BOUND = ("bare",)
 
 
 def available(names: list[str], threads: int, console: Console) -> dict[str, Provider]:
@@ -68,6 +70,8 @@ def by_case(measurements: list[Measurement]) -> dict[Case, dict[str, Measurement
 def table_of(measurements: list[Measurement], names: list[str]) -> Table:
     """A row a case: fastnorm's time and efficiency, and everyone's time over fastnorm's."""
     table = Table(caption="times over fastnorm's; in brackets without an output array (+alloc)")
+    had = {m.provider for m in measurements}
+    names = [name for name in names if name in had]
     for column in ("case", "fastnorm", "efficiency", *(n for n in names if n != "fastnorm")):
         table.add_column(column, justify="left" if column == "case" else "right", overflow="fold")
     last = None
@@ -107,7 +111,7 @@ def geometric_means(measurements: list[Measurement]) -> list[str]:
             peers = [
                 m.typical
                 for name, m in found.items()
-                if name not in ("fastnorm", *OWN_LAYOUT) and not m.allocates
+                if name not in ("fastnorm", *OWN_LAYOUT, *BOUND) and not m.allocates
             ]
             if case.op == op and own is not None and peers:
                 ratios.append(min(peers) / own.typical)

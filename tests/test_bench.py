@@ -220,6 +220,32 @@ def test_providers_of_the_other_norms_are_right(provider: str, op: str, case: Ca
             assert problem.error(runner) < (1e-4 if dtype == "float32" else 4e-2)
 
 
+BARE = (
+    Case("bert", "", "plain", "", "rows", (50, 128), norm="layer_norm"),
+    Case("llama", "", "plain", "", "rows", (50, 128), norm="rms_norm"),
+    *(
+        Case("sd_unet", "", epilogue, "", layout, (2, 64, 8, 16), norm="group_norm", groups=4)
+        for epilogue in ("plain", "silu")
+        for layout in LAYOUTS
+    ),
+    Case("style", "", "plain", "", "NCHW", (2, 64, 8, 16), norm="instance_norm"),
+)
+
+
+@pytest.mark.parametrize("op", OPS_OF_OTHERS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", BARE, ids=lambda c: f"{c.norm}-{c.epilogue}-{c.layout}")
+def test_bare_loops_are_right(op: str, dtype: str, case: Case) -> None:
+    try:
+        library = load("bare", 2)
+    except Unavailable as missing:
+        pytest.skip(str(missing).splitlines()[0])
+    problem = Problem(dataclasses.replace(case, op=op, dtype=dtype), 1 << 18)
+    runner = library.prepare(problem)
+    assert runner is not None
+    assert problem.error(runner) < (1e-4 if dtype == "float32" else 4e-2)
+
+
 def test_a_missing_provider_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PROVIDERS, "absent", ("providers.of_absent", "pip install absent"))
     with pytest.raises(Unavailable, match=r"^absent: .*of_absent.*\(pip install absent\)$"):

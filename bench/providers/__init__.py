@@ -19,6 +19,7 @@ PROVIDERS = {
     "fastnorm": ("providers.of_fastnorm", ""),
     "numpy": ("providers.of_numpy", ""),
     "torch": ("providers.of_torch", "pip install torch==2.13.0"),
+    "bare": ("providers.of_bare", ""),
     "onednn": (
         "providers.of_onednn",
         "pip install onednn-cpu-gomp==2023.2.0 onednn-devel-cpu-gomp==2023.2.0",
