@@ -126,6 +126,24 @@ def test_streamed_masks_say_where_relu_was_open(
     assert masked.dx.tobytes() == recomputed.dx.tobytes() == dx.tobytes()
 
 
+@pytest.mark.parametrize("activation", ["silu", "gelu"])
+@pytest.mark.parametrize("wide", ["float32", "float64"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_smooth_gradients_left_in_dx_are_those_computed_twice(
+    name: str, wide: str, activation: str
+) -> None:
+    shape = SHAPES[name]
+    axis = 1 if len(shape) == 4 else -1
+    rng = np.random.default_rng(2)
+    x, dy = (rng.standard_normal(shape, np.float32).astype(wide) for _ in range(2))
+    options: dict[str, Any] = {"channel_axis": axis, "activation": activation}
+    fwd = fn.batch_norm_train(x, **options)
+    kept = fn.batch_norm_backward(dy, x, fwd.mean, fwd.rstd, **options)
+    over = fn.batch_norm_backward(dy, x, fwd.mean, fwd.rstd, out=dy, **options)
+    assert kept.dx.tobytes() == over.dx.tobytes()
+    assert fn.explain(fn.batch_norm_backward, dy, x, fwd.mean, fwd.rstd, out=dy, **options).stream
+
+
 @pytest.mark.parametrize("op", ["train", "backward"])
 @pytest.mark.parametrize("channels", [24, 64, 320, 1024, 2048])
 def test_sums_are_the_same_whether_results_are_streamed(

@@ -175,7 +175,8 @@ void normalize_backward(const Execution& execution, const Problem& problem,
     // It is in the cache then, past which dx does not go. Features have use for dy itself.
     const bool keeps_g = reduces && is_smooth(problem.activation) && size >= 4 && !features &&
                          args.dx.data != args.dy.data;
-    if (keeps_g) schedule.stream = false;
+    // By which reductions go too: whether what they read is in the cache.
+    const bool stream = std::exchange(schedule.stream, schedule.stream && !keeps_g);
     if (explains(execution, problem, schedule, backward_coefficients)) return;
     const ParallelFor parallel_for = threads_of(execution, schedule);
     const Scratch scratch(execution, problem, schedule, backward_coefficients);
@@ -185,7 +186,7 @@ void normalize_backward(const Execution& execution, const Problem& problem,
         if (dweight || dbias) attach_sums(parallel_for, schedule.plan, scratch, args);
     }
     args.frozen = frozen;
-    args.stream = schedule.stream;
+    args.stream = stream;
 
     const auto prescale =
         problem.dtype == DType::float64 ? backward_prescale<double> : backward_prescale<float>;
@@ -238,6 +239,7 @@ void normalize_backward(const Execution& execution, const Problem& problem,
         });
     };
     KernelArgs map_args = args;
+    map_args.stream = schedule.stream;
     if (keeps_g) {
         args.g = args.dx;
         map_args.dy = args.dx;
