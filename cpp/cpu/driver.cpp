@@ -183,7 +183,9 @@ void normalize_backward(const Execution& execution, const Problem& problem,
     scratch.attach(args);
     if (features) {
         set_parameters_of_features(parallel_for, execution.kernels, problem, scratch, true, args);
-        if (dweight || dbias) attach_sums(parallel_for, schedule.plan, scratch, args);
+        if (dweight || dbias) {
+            attach_sums(parallel_for, schedule.plan, scratch, bool(dweight), bool(dbias), args);
+        }
     }
     args.frozen = frozen;
     args.stream = stream;

@@ -45,33 +45,42 @@ class ParameterSums {
         A *g_, *gx_;
     };
 
-    // exact(i, g, gx) gives in double what left A's range.
+    // To g and gx, each of which may be null: for long rows this takes as long as what is added, so
+    // what nobody wants is left out. exact(i, g, gx) gives in double what left A's range.
     template <class Exact>
     FASTNORM_FN void add_to(double* g, double* gx, std::int64_t count, Exact&& exact) const {
         const A* const own_g = g_ + shift_;
         const A* const own_gx = gx_ + shift_;
-        if (all_finite(count)) {
-#pragma omp simd
-            for (std::int64_t i = 0; i < count; ++i) g[i] += static_cast<double>(own_g[i]);
-#pragma omp simd
-            for (std::int64_t i = 0; i < count; ++i) gx[i] += static_cast<double>(own_gx[i]);
+        if ((g == nullptr || all_finite(g_, count)) && (gx == nullptr || all_finite(gx_, count))) {
+            if (g != nullptr) add(own_g, count, g);
+            if (gx != nullptr) add(own_gx, count, gx);
             return;
         }
         for (std::int64_t i = 0; i < count; ++i) {
-            double sum_g = static_cast<double>(own_g[i]);
-            double sum_gx = static_cast<double>(own_gx[i]);
-            if (!is_finite(sum_g) || !is_finite(sum_gx)) exact(i, sum_g, sum_gx);
-            g[i] += sum_g;
-            gx[i] += sum_gx;
+            double sum_g = g == nullptr ? 0.0 : static_cast<double>(own_g[i]);
+            double sum_gx = gx == nullptr ? 0.0 : static_cast<double>(own_gx[i]);
+            if (!is_finite(sum_g) || !is_finite(sum_gx)) {
+                double exact_g, exact_gx;
+                exact(i, exact_g, exact_gx);
+                if (!is_finite(sum_g)) sum_g = exact_g;  // each for itself: one may be unwanted
+                if (!is_finite(sum_gx)) sum_gx = exact_gx;
+            }
+            if (g != nullptr) g[i] += sum_g;
+            if (gx != nullptr) gx[i] += sum_gx;
         }
     }
 
   private:
-    FASTNORM_FN bool all_finite(std::int64_t count) const {
+    static FASTNORM_FN void add(const A* sums, std::int64_t count, double* to) {
+#pragma omp simd
+        for (std::int64_t i = 0; i < count; ++i) to[i] += static_cast<double>(sums[i]);
+    }
+
+    FASTNORM_FN bool all_finite(const A* sums, std::int64_t count) const {
         V differences;  // of each sum from itself
         for (std::int64_t i = 0; i < shift_ + count; i += V::width) {
-            const V g = V::load(g_ + i), gx = V::load(gx_ + i);
-            differences = differences + ((g - g) + (gx - gx));
+            const V sum = V::load(sums + i);
+            differences = differences + (sum - sum);
         }
         return bits(differences <= V()) == bits(V() <= V());
     }
@@ -319,9 +328,10 @@ struct Features {
     static FASTNORM_FN void add_to_tiles(const KernelArgs& args, const Tile& tile,
                                          std::int64_t from, std::int64_t to,
                                          const ParameterSums<A>& sums) {
-        if (args.sums_of_g == nullptr) return;
+        if (args.sums_of_g == nullptr && args.sums_of_gx == nullptr) return;
         const std::int64_t at = args.sums_at(tile) + from;
-        sums.add_to(args.sums_of_g + at, args.sums_of_gx + at, to - from,
+        const auto of = [&](double* all) { return all == nullptr ? nullptr : all + at; };
+        sums.add_to(of(args.sums_of_g), of(args.sums_of_gx), to - from,
                     [&](std::int64_t i, double& g, double& gx) {
                         exact_sums(args, tile, from + i, g, gx);
                     });

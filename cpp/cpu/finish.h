@@ -266,19 +266,20 @@ inline void set_parameters_of_features(const ParallelFor& parallel_for, const Ke
     }
 }
 
-// Where maps are to add up the parameters' gradients: sums of nothing yet.
+// Where maps are to add up the parameters' gradients that are wanted: sums of nothing yet.
 inline void attach_sums(const ParallelFor& parallel_for, const Plan& plan, const Scratch& scratch,
-                        KernelArgs& args) {
-    args.sums_of_g = scratch.sums_of_g;
-    args.sums_of_gx = scratch.sums_of_gx;
+                        bool dweight, bool dbias, KernelArgs& args) {
+    if (dbias) args.sums_of_g = scratch.sums_of_g;
+    if (dweight) args.sums_of_gx = scratch.sums_of_gx;
     args.unit_rows = plan.unit_stats;
     args.units_of_batch = plan.stat_units;
     args.units_of_sums = plan.units_of_sums;
     const std::int64_t inner = plan.view.inner;
     const ParallelFor threads = worth_waking(parallel_for, plan.sums() * inner);
     for_shares(threads, plan.sums(), [&](std::int64_t from, std::int64_t to) {
-        std::fill(scratch.sums_of_g + from * inner, scratch.sums_of_g + to * inner, 0.0);
-        std::fill(scratch.sums_of_gx + from * inner, scratch.sums_of_gx + to * inner, 0.0);
+        for (double* const sums : {args.sums_of_g, args.sums_of_gx}) {
+            if (sums != nullptr) std::fill(sums + from * inner, sums + to * inner, 0.0);
+        }
     });
 }
 
