@@ -75,7 +75,7 @@ struct Rows {
                     return z.affine(centred);
                 });
         }
-        if (are_short_rows<T>(args.view, tile, {&args.x, &args.residual, &args.y})) {
+        if (are_short_rows<T, kind>(args.view, tile, {&args.x, &args.residual, &args.y})) {
             return ShortRows<T, kind>::normalize(args, tile);
         }
         RowMap::normalize(args, tile, MapOnly());
@@ -98,8 +98,8 @@ struct Rows {
         const Operand none;
         const bool recomputed = kind != ActivationKind::identity && args.mask == nullptr;
         const Operand& residual = recomputed ? args.residual : none;
-        if (are_short_rows<T>(args.view, tile,
-                              {&args.x, &args.dy, &residual, &args.dx, &args.dresidual})) {
+        if (are_short_rows<T, kind>(args.view, tile,
+                                    {&args.x, &args.dy, &residual, &args.dx, &args.dresidual})) {
             return ShortRows<T, kind>::gradient(args, tile);
         }
         gradient_with(args, tile, MapOnly());

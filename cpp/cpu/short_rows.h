@@ -20,13 +20,16 @@ namespace {
 // packs of whole rows are faster than vector after vector: measured.
 constexpr std::int64_t shortest_short_row = 32;
 constexpr std::int64_t longest_short_row = 1024;
+// Smooth activations are taken of packs, all of whose chains of operations overlap.
+constexpr std::int64_t longest_smooth_short_row = 256;
 static_assert(Vec<float>::width <= shortest_short_row);
 
 // Whether a tile has several short rows, whole ones, side by side in each of the operands.
-template <class T>
+template <class T, ActivationKind kind>
 FASTNORM_FN bool are_short_rows(const View& view, const Tile& tile,
                                 std::initializer_list<const Operand*> operands) {
-    if (view.inner < shortest_short_row || view.inner > longest_short_row) return false;
+    constexpr std::int64_t longest = is_smooth(kind) ? longest_smooth_short_row : longest_short_row;
+    if (view.inner < shortest_short_row || view.inner > longest) return false;
     if (tile.stat1 - tile.stat0 == 1 || tile.inner1 - tile.inner0 != view.inner) return false;
     for (const Operand* operand : operands) {
         const bool dense = operand->stat_stride == view.inner * std::int64_t{sizeof(T)};
