@@ -274,7 +274,7 @@ struct ColumnsLayout {
             return;
         }
         const std::int64_t all = (outer1 - outer0) / at.rows;
-        const bool in_order = args.stream && whole_rows(args.view, halves);
+        const bool in_order = args.from_memory && whole_rows(args.view, halves);
         const std::int64_t several = in_order ? 0 : all / most_rows;
         const std::int64_t rest = outer0 + several * most_rows * at.rows;
         f(std::integral_constant<int, most_rows>{}, outer0, several);

@@ -118,7 +118,7 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
     if (view.traversal == Traversal::features) {
         set_parameters_of_features(parallel_for, execution.kernels, problem, scratch, false, args);
     }
-    args.stream = schedule.stream;
+    args.stream = args.from_memory = schedule.stream;
     const double values = static_cast<double>(view.reduced());
     const bool runs = running.mean || running.var;
 
@@ -175,8 +175,8 @@ void normalize_backward(const Execution& execution, const Problem& problem,
     // It is in the cache then, past which dx does not go. Features have use for dy itself.
     const bool keeps_g = reduces && is_smooth(problem.activation) && size >= 4 && !features &&
                          args.dx.data != args.dy.data;
-    // By which reductions go too: whether what they read is in the cache.
-    const bool stream = std::exchange(schedule.stream, schedule.stream && !keeps_g);
+    args.from_memory = schedule.stream;
+    if (keeps_g) schedule.stream = false;
     if (explains(execution, problem, schedule, backward_coefficients)) return;
     const ParallelFor parallel_for = threads_of(execution, schedule);
     const Scratch scratch(execution, problem, schedule, backward_coefficients);
@@ -188,7 +188,7 @@ void normalize_backward(const Execution& execution, const Problem& problem,
         }
     }
     args.frozen = frozen;
-    args.stream = stream;
+    args.stream = schedule.stream;
 
     const auto prescale =
         problem.dtype == DType::float64 ? backward_prescale<double> : backward_prescale<float>;
@@ -241,7 +241,6 @@ void normalize_backward(const Execution& execution, const Problem& problem,
         });
     };
     KernelArgs map_args = args;
-    map_args.stream = schedule.stream;
     if (keeps_g) {
         args.g = args.dx;
         map_args.dy = args.dx;

@@ -45,8 +45,8 @@ class ParameterSums {
         A *g_, *gx_;
     };
 
-    // To g and gx, each of which may be null: for long rows this takes as long as what is added, so
-    // what nobody wants is left out. exact(i, g, gx) gives in double what left A's range.
+    // To g and gx, which nobody may want: null. For long rows the doubles are as many bytes as what
+    // is added up. exact(i, g, gx) gives in double what left A's range.
     template <class Exact>
     FASTNORM_FN void add_to(double* g, double* gx, std::int64_t count, Exact&& exact) const {
         const A* const own_g = g_ + shift_;
@@ -260,8 +260,9 @@ struct Features {
         ParameterSums<A> sums(to - from,
                               head_of_segments(args.stream, dx_of(tile.stat0), from, to));
         // Once dx is written over dy there is nothing left from which to compute exact sums.
+        const bool wanted = args.sums_of_g != nullptr || args.sums_of_gx != nullptr;
         const bool in_place = args.dx.data == args.dy.data;
-        if (in_place) {
+        if (wanted && in_place) {
             add_rows(args, tile, from, to, sums);
             add_to_tiles(args, tile, from, to, sums);
         }
@@ -307,7 +308,7 @@ struct Features {
                     if (dresidual != nullptr) dresidual_sink.close(count, direct);
                 });
         }
-        if (!in_place) add_to_tiles(args, tile, from, to, sums);
+        if (wanted && !in_place) add_to_tiles(args, tile, from, to, sums);
     }
 
     static FASTNORM_FN void add_rows(const KernelArgs& args, const Tile& tile, std::int64_t from,
@@ -328,7 +329,6 @@ struct Features {
     static FASTNORM_FN void add_to_tiles(const KernelArgs& args, const Tile& tile,
                                          std::int64_t from, std::int64_t to,
                                          const ParameterSums<A>& sums) {
-        if (args.sums_of_g == nullptr && args.sums_of_gx == nullptr) return;
         const std::int64_t at = args.sums_at(tile) + from;
         const auto of = [&](double* all) { return all == nullptr ? nullptr : all + at; };
         sums.add_to(of(args.sums_of_g), of(args.sums_of_gx), to - from,

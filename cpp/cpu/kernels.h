@@ -43,6 +43,7 @@ struct KernelArgs : Tensors {
     const void* coefficients = nullptr;
     std::int64_t coefficients_stride = 0;  // elements from one coefficient's array to the next's
     bool stream = false;                   // write past the cache
+    bool from_memory = false;              // what is read is hardly in the cache
     bool frozen = false;                   // mean and rstd are constants
     Operand addends[2];                    // whose sum x is to be
     Operand g;  // if given, where a smooth activation's g is left as it is computed

@@ -24,8 +24,8 @@ struct SingleRows {
 
     static constexpr Ahead ahead{Walk<T>::fetch_bytes};
     // Mean and M2 of rows up to here are about means that are found first: in longer ones a guess
-    // costs less. A lane has eight of their values at most, so that its sums are as good as exact,
-    // and those of all lanes need no double: five more roundings.
+    // costs less. A lane has no more than 256 / lanes of their values, so that the sums of all
+    // lanes need no double either: twenty roundings on the way to each at most.
     static constexpr std::int64_t most_about_means = 256;
     // About a guess of few digits, numbers on a grid have squares on one: of more than 64 a lane
     // the sums would all be rounded down.

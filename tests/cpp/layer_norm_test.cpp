@@ -1,5 +1,6 @@
-// What layer norm's gradients do not depend on: which of them are wanted.
+// What the gradients of layer and RMS norm do not depend on: which of them are wanted.
 #include <limits>
+#include <string>
 #include <vector>
 
 #include "expect.h"
@@ -17,12 +18,16 @@ struct Gradients {
     std::vector<float> dbias = std::vector<float>(features);
 };
 
-// large: some elements of dy; sums of two may leave the range of float32, those of all do not.
-Gradients gradients_of(float large, bool wants_dweight, bool wants_dbias) {
+struct How {
+    float large;  // some elements of dy: sums of two may leave float32's range, those of all do not
+    bool centred, in_place;
+};
+
+Gradients gradients_of(const How& how, bool wants_dweight, bool wants_dbias) {
     std::vector<float> x(rows * features), dy(x.size()), y(x.size()), weight(features, 0.5f);
     for (std::size_t i = 0; i < x.size(); ++i) {
         x[i] = static_cast<float>((i * 37 + i * i % 101) % 61) / 8;
-        dy[i] = i % features % 7 == 0 ? large : static_cast<float>(i * 11 % 53) / 16 - 1;
+        dy[i] = i % features % 7 == 0 ? how.large : static_cast<float>(i * 11 % 53) / 16 - 1;
         if (i / features % 4 >= 2) dy[i] = -dy[i];  // two rows of a tile, then two
     }
     std::vector<float> mean(rows), rstd(rows);
@@ -31,27 +36,37 @@ Gradients gradients_of(float large, bool wants_dweight, bool wants_dbias) {
     };
     const TensorView means(mean.data(), {rows}), rstds(rstd.data(), {rows});
     const TensorView weights(weight.data(), {features});
-    fastnorm::layer_norm_train(matrix(x), weights, {}, matrix(y), means, rstds, {});
+    if (how.centred) {
+        fastnorm::layer_norm_train(matrix(x), weights, {}, matrix(y), means, rstds, {});
+    } else {
+        fastnorm::rms_norm_train(matrix(x), weights, {}, matrix(y), rstds, {});
+    }
     Gradients found;
+    if (how.in_place) found.dx = dy;
     fastnorm::NormGradients wanted;
     wanted.out = matrix(found.dx);
     if (wants_dweight) wanted.dweight = {found.dweight.data(), {features}};
     if (wants_dbias) wanted.dbias = {found.dbias.data(), {features}};
-    fastnorm::layer_norm_backward(matrix(dy), matrix(x), means, rstds, weights, {}, wanted);
+    const TensorView given = matrix(how.in_place ? found.dx : dy);
+    if (how.centred) {
+        fastnorm::layer_norm_backward(given, matrix(x), means, rstds, weights, {}, wanted);
+    } else {
+        fastnorm::rms_norm_backward(given, matrix(x), rstds, weights, {}, wanted);
+    }
     return found;
 }
 
-void test_unwanted_gradients() {
-    for (const float large : {1.5f, std::numeric_limits<float>::max() * 0.75f}) {
-        const Gradients all = gradients_of(large, true, true);
-        const Gradients of_weight = gradients_of(large, true, false);
-        const Gradients of_bias = gradients_of(large, false, true);
-        const Gradients neither = gradients_of(large, false, false);
-        expect(of_weight.dweight == all.dweight, "dweight alone");
-        expect(of_bias.dbias == all.dbias, "dbias alone");
-        expect(of_weight.dx == all.dx && of_bias.dx == all.dx && neither.dx == all.dx, "dx");
-        for (const float value : all.dbias) expect(value - value == 0.0f, "dbias is finite");
-    }
+void test_unwanted_gradients(const How& how, const std::string& isa) {
+    const Gradients all = gradients_of(how, true, true);
+    const Gradients of_weight = gradients_of(how, true, false);
+    const Gradients of_bias = gradients_of(how, false, true);
+    const Gradients neither = gradients_of(how, false, false);
+    expect(of_weight.dweight == all.dweight, isa + ": dweight alone");
+    expect(of_bias.dbias == all.dbias, isa + ": dbias alone");
+    expect(of_weight.dx == all.dx && of_bias.dx == all.dx && neither.dx == all.dx, isa + ": dx");
+    bool finite = true;
+    for (const float value : all.dbias) finite &= value - value == 0.0f;
+    expect(finite, isa + ": dbias is finite");
 }
 
 }  // namespace
@@ -59,7 +74,13 @@ void test_unwanted_gradients() {
 int main() {
     for (const std::string& isa : fastnorm::isas()) {
         fastnorm::set_isa(isa);
-        test_unwanted_gradients();
+        for (const bool centred : {true, false}) {
+            for (const bool in_place : {true, false}) {
+                test_unwanted_gradients({1.5f, centred, in_place}, isa);
+                const float large = std::numeric_limits<float>::max() * 0.75f;
+                test_unwanted_gradients({large, centred, in_place}, isa);
+            }
+        }
     }
     return test_result();
 }
