@@ -1,8 +1,8 @@
-// What bounds a normalization beside memory: loops with its arithmetic and nothing else, which move
-// its fewest bytes (channels last, those of two passes). No part of a vector, no array that does
-// not begin with a cache line, no mean far from zero, no infinity, no epilogue or dtype but those
-// of the benchmark's cases; sums in float32, an exponential of six digits. What a library takes
-// longer is what its generality and accuracy cost, or a defect of it.
+// What a normalization takes beside memory: loops with its arithmetic and nothing else, in the
+// simplest order. No part of a vector, no array that does not begin with a cache line, no mean far
+// from zero, no infinity, no epilogue or dtype but those of the benchmark's cases; sums in float32,
+// an exponential of six digits. What a library takes longer is what its generality and accuracy
+// cost, or a defect of it; what it takes less, its order of doing things.
 #include <immintrin.h>
 #include <omp.h>
 
@@ -62,12 +62,12 @@ inline float sum(V v) {
     for (int i = 0; i < width; ++i) total += v[i];
     return total;
 }
-inline V of(float x) { return x - V{}; }
+inline V broadcast(float x) { return x - V{}; }
 
 inline V sigmoid(V z) {
     const V t = z * -1.44269504f;  // exp(-z) = 2^t
-    const V bounded = t < -126 ? of(-126) : t > 126 ? of(126) : t;
-    const V magic = of(0x1.8p23f), sum = bounded + magic, f = bounded - (sum - magic);
+    const V bounded = t < -126 ? broadcast(-126) : t > 126 ? broadcast(126) : t;
+    const V magic = broadcast(0x1.8p23f), sum = bounded + magic, f = bounded - (sum - magic);
     const V p =
         1 + f * (0.69314718f +
                  f * (0.24022651f + f * (0.05550411f + f * (0.00961813f + f * 0.00133336f))));
@@ -80,7 +80,7 @@ inline V activated(V z) {
 }
 template <bool silu>
 inline V slope(V z) {
-    if (!silu) return of(1);
+    if (!silu) return broadcast(1);
     const V s = sigmoid(z);
     return s * (1 + z * (1 - s));
 }
@@ -95,13 +95,14 @@ inline void each(std::int64_t n, F&& f) {
     for (; i < n; i += width) f(i, 0);
 }
 struct Sums {
-    V of[4] = {};
-    float total() const { return sum((of[0] + of[1]) + (of[2] + of[3])); }
+    V part[4] = {};
+    float total() const { return sum((part[0] + part[1]) + (part[2] + part[3])); }
 };
 
 }  // namespace
 
-// Pointers to lines. Statistics are backward's alone; extents are multiples of a vector.
+// x, dy, out, weight and bias begin with a line. Statistics are backward's alone; what vectors run
+// along is whole vectors.
 struct BareProblem {
     const void *x, *dy;
     void* out;
@@ -126,16 +127,16 @@ void rows_forward(const Problem& p, std::int64_t from, std::int64_t to) {
         if (centred) {
             each(n, [&](std::int64_t i, int k) {
                 fetch(x + i);
-                sums.of[k] += load(x + i);
+                sums.part[k] += load(x + i);
             });
         }
-        const V mean = of(sums.total() / static_cast<float>(n));
+        const V mean = broadcast(sums.total() / static_cast<float>(n));
         each(n, [&](std::int64_t i, int k) {
             if (!centred) fetch(x + i);
             const V d = load(x + i) - mean;
-            squares.of[k] += d * d;
+            squares.part[k] += d * d;
         });
-        const V rstd = of(1 / std::sqrt(squares.total() / static_cast<float>(n) + p.eps));
+        const V rstd = broadcast(1 / std::sqrt(squares.total() / static_cast<float>(n) + p.eps));
         each(n, [&](std::int64_t i, int) {
             const V z = (load(x + i) - mean) * rstd * load(p.weight + i);
             store<past>(y + i, centred ? z + load(p.bias + i) : z);
@@ -151,17 +152,17 @@ void rows_backward(const Problem& p, std::int64_t from, std::int64_t to, float* 
         const T* const x = static_cast<const T*>(p.x) + r * n;
         const T* const dy = static_cast<const T*>(p.dy) + r * n;
         T* const dx = static_cast<T*>(p.out) + r * n;
-        const V mean = of(centred ? p.mean[r] : 0.0f), rstd = of(p.rstd[r]);
+        const V mean = broadcast(centred ? p.mean[r] : 0.0f), rstd = broadcast(p.rstd[r]);
         Sums of_g, of_gx;
         each(n, [&](std::int64_t i, int k) {
             fetch(x + i);
             fetch(dy + i);
             const V g = load(dy + i) * load(p.weight + i);
-            of_g.of[k] += g;
-            of_gx.of[k] += g * (load(x + i) - mean);
+            of_g.part[k] += g;
+            of_gx.part[k] += g * (load(x + i) - mean);
         });
-        const V a = of(centred ? of_g.total() / static_cast<float>(n) : 0.0f);
-        const V b = of(of_gx.total() / static_cast<float>(n)) * rstd;
+        const V a = broadcast(centred ? of_g.total() / static_cast<float>(n) : 0.0f);
+        const V b = broadcast(of_gx.total() / static_cast<float>(n)) * rstd;
         each(n, [&](std::int64_t i, int) {
             const V d = load(dy + i), z = (load(x + i) - mean) * rstd;
             store<past>(dx + i, (d * load(p.weight + i) - a - z * b) * rstd);
@@ -181,16 +182,16 @@ void planes_forward(const Problem& p, std::int64_t from, std::int64_t to) {
         each(n, [&](std::int64_t i, int k) {
             fetch(x + i);
             const V v = load(x + i);
-            sums.of[k] += v;
-            squares.of[k] += v * v;
+            sums.part[k] += v;
+            squares.part[k] += v * v;
         });
         const float mean = sums.total() / static_cast<float>(n);
         const float var = squares.total() / static_cast<float>(n) - mean * mean;
         const float rstd = 1 / std::sqrt(var + p.eps);
         for (std::int64_t c = 0; c < each_group; ++c) {
             const std::int64_t channel = u % p.groups * each_group + c;
-            const V a = of(p.weight[channel] * rstd);
-            const V b = of(p.bias[channel] - mean * a[0]);
+            const V a = broadcast(p.weight[channel] * rstd);
+            const V b = broadcast(p.bias[channel] - mean * a[0]);
             each(p.pixels, [&](std::int64_t i, int) {
                 const std::int64_t at = c * p.pixels + i;
                 store<past>(y + at, activated<silu>(load(x + at) * a + b));
@@ -213,7 +214,7 @@ void planes_backward(const Problem& p, std::int64_t from, std::int64_t to, float
             for (std::int64_t c = 0; c < each_group; ++c) {
                 const std::int64_t channel = u % p.groups * each_group + c;
                 const float a = p.weight[channel] * rstd, b = p.bias[channel] - mean * a;
-                use(c * p.pixels, channel, of(a), of(b));
+                use(c * p.pixels, channel, broadcast(a), broadcast(b));
             }
         };
         channels([&](std::int64_t at, std::int64_t channel, V a, V b) {
@@ -222,8 +223,8 @@ void planes_backward(const Problem& p, std::int64_t from, std::int64_t to, float
                 fetch(x + at + i);
                 fetch(dy + at + i);
                 const V v = load(x + at + i), g = load(dy + at + i) * slope<silu>(v * a + b);
-                g_sums.of[k] += g;
-                gx_sums.of[k] += g * (v - mean);
+                g_sums.part[k] += g;
+                gx_sums.part[k] += g * (v - mean);
             });
             const float g = g_sums.total(), gx = gx_sums.total() * rstd;
             dbias[channel] += g;
@@ -231,7 +232,8 @@ void planes_backward(const Problem& p, std::int64_t from, std::int64_t to, float
             of_g += p.weight[channel] * g / static_cast<float>(n);
             of_gx += p.weight[channel] * gx / static_cast<float>(n);
         });
-        const V by_x = of(-of_gx * rstd * rstd), rest = of((of_gx * rstd * mean - of_g) * rstd);
+        const V by_x = broadcast(-of_gx * rstd * rstd),
+                rest = broadcast((of_gx * rstd * mean - of_g) * rstd);
         channels([&](std::int64_t at, std::int64_t, V a, V b) {
             each(p.pixels, [&](std::int64_t i, int) {
                 const V v = load(x + at + i), g = load(dy + at + i) * slope<silu>(v * a + b);
@@ -241,27 +243,31 @@ void planes_backward(const Problem& p, std::int64_t from, std::int64_t to, float
     }
 }
 
-// Five numbers of each channel.
+// Numbers of each channel: the sums of g (forward: x) and of its product with x, and coefficients.
 struct OfChannels {
     std::vector<float> memory;
-    float* of[5];
+    float *g, *gx, *scale, *shift, *mean, *by_x, *rest;
     OfChannels(const OfChannels&) = delete;
     OfChannels(OfChannels&&) = default;
     explicit OfChannels(std::int64_t channels)
-        : memory(static_cast<std::size_t>(5 * channels) + 16) {
-        auto at = reinterpret_cast<std::uintptr_t>(memory.data());
-        auto* const first = reinterpret_cast<float*>((at + 63) / 64 * 64);
-        for (int k = 0; k < 5; ++k) of[k] = first + k * channels;
+        : memory(static_cast<std::size_t>(7 * channels) + 16) {
+        auto at = (reinterpret_cast<std::uintptr_t>(memory.data()) + 63) / 64 * 64;
+        for (float** array : {&g, &gx, &scale, &shift, &mean, &by_x, &rest}) {
+            *array = reinterpret_cast<float*>(at);
+            at += static_cast<std::uintptr_t>(channels) * sizeof(float);
+        }
     }
 };
 
+// Of what is in the cache, so that sums are loaded and stored less often; what comes from memory is
+// read in its order.
 constexpr int rows_together = 4;
 
 // Calls f(row, count, channel) for some rows at a time, all their channels.
 template <class F>
-inline void pixels_of(std::int64_t from, std::int64_t to, std::int64_t channels, F&& f) {
+inline void pixels_of(std::int64_t from, std::int64_t to, std::int64_t channels, bool past, F&& f) {
     std::int64_t row = from;
-    for (; row + rows_together <= to; row += rows_together) {
+    for (; !past && row + rows_together <= to; row += rows_together) {
         for (std::int64_t c = 0; c < channels; c += width) {
             f(row, std::integral_constant<int, rows_together>(), c);
         }
@@ -281,36 +287,36 @@ void columns_sums(const Problem& p, std::int64_t sample, std::int64_t from, std:
     const std::int64_t n = p.channels;
     const T* const x = static_cast<const T*>(p.x) + sample * p.pixels * n;
     const T* const dy = static_cast<const T*>(p.dy) + sample * p.pixels * n;
-    float* const* const of = channels.of;
-    std::fill(of[0], of[0] + 2 * n, 0.0f);
+    std::fill(channels.g, channels.g + n, 0.0f);
+    std::fill(channels.gx, channels.gx + n, 0.0f);
     if (p.backward) {
         for (std::int64_t c = 0; c < n; ++c) {
             const std::int64_t u = sample * p.groups + c * p.groups / n;
-            of[2][c] = p.weight[c] * p.rstd[u];
-            of[3][c] = p.bias[c] - p.mean[u] * of[2][c];
-            of[4][c] = p.mean[u];
+            channels.scale[c] = p.weight[c] * p.rstd[u];
+            channels.shift[c] = p.bias[c] - p.mean[u] * channels.scale[c];
+            channels.mean[c] = p.mean[u];
         }
     }
-    pixels_of(from, to, n, [&](std::int64_t row, auto count, std::int64_t c) {
-        V a = at(of[0] + c), b = at(of[1] + c);
+    pixels_of(from, to, n, p.past != 0, [&](std::int64_t row, auto count, std::int64_t c) {
+        V a = at(channels.g + c), b = at(channels.gx + c);
         for (int r = 0; r < count; ++r) {
             const std::int64_t i = (row + r) * n + c;
             fetch(x + i);
             V v = load(x + i), g = v;
             if (p.backward) {
                 fetch(dy + i);
-                g = load(dy + i) * slope<silu>(v * at(of[2] + c) + at(of[3] + c));
-                v -= at(of[4] + c);
+                g = load(dy + i) * slope<silu>(v * at(channels.scale + c) + at(channels.shift + c));
+                v -= at(channels.mean + c);
             }
             a += g;
             b += g * v;
         }
-        at(of[0] + c) = a;
-        at(of[1] + c) = b;
+        at(channels.g + c) = a;
+        at(channels.gx + c) = b;
     });
 }
 
-// From the sums of all parts of a sample: what is left to do to x (and g) is of[2], of[3], of[4].
+// The coefficients of the map from the sums of all parts of a sample.
 void finish_columns(const Problem& p, std::int64_t sample, std::vector<OfChannels>& parts,
                     OfChannels& channels) {
     const std::int64_t n = p.channels, each_group = n / p.groups;
@@ -320,19 +326,19 @@ void finish_columns(const Problem& p, std::int64_t sample, std::vector<OfChannel
         for (std::int64_t c = g * each_group; c < (g + 1) * each_group; ++c) {
             const float weight = p.backward ? p.weight[c] : 1.0f;
             for (OfChannels& part : parts) {
-                a += weight * part.of[0][c] / values;
-                b += weight * part.of[1][c] / values;
+                a += weight * part.g[c] / values;
+                b += weight * part.gx[c] / values;
             }
         }
         const std::int64_t u = sample * p.groups + g;
         const float mean = p.backward ? p.mean[u] : a;
         const float rstd = p.backward ? p.rstd[u] : 1 / std::sqrt(b - a * a + p.eps);
         for (std::int64_t c = g * each_group; c < (g + 1) * each_group; ++c) {
-            channels.of[2][c] = p.weight[c] * rstd;
-            channels.of[3][c] = p.bias[c] - mean * channels.of[2][c];
+            channels.scale[c] = p.weight[c] * rstd;
+            channels.shift[c] = p.bias[c] - mean * channels.scale[c];
             if (!p.backward) continue;
-            channels.of[0][c] = -b * rstd * rstd * rstd;
-            channels.of[1][c] = (b * rstd * rstd * mean - a) * rstd;
+            channels.by_x[c] = -b * rstd * rstd * rstd;
+            channels.rest[c] = (b * rstd * rstd * mean - a) * rstd;
         }
     }
 }
@@ -344,16 +350,15 @@ void columns_map(const Problem& p, std::int64_t sample, std::int64_t from, std::
     const T* const x = static_cast<const T*>(p.x) + offset;
     const T* const dy = static_cast<const T*>(p.dy) + offset;
     T* const out = static_cast<T*>(p.out) + offset;
-    float* const* const of = channels.of;
     for (std::int64_t row = from; row < to; ++row) {
         each(n, [&](std::int64_t c, int) {
             const std::int64_t i = row * n + c;
             fetch(x + i);
             if (p.backward) fetch(dy + i);
-            const V v = load(x + i), a = at(of[2] + c), z = v * a + at(of[3] + c);
+            const V v = load(x + i), a = at(channels.scale + c), z = v * a + at(channels.shift + c);
             if (p.backward) {
                 const V g = load(dy + i) * slope<silu>(z);
-                store<past>(out + i, g * a + (v * at(of[0] + c) + at(of[1] + c)));
+                store<past>(out + i, g * a + (v * at(channels.by_x + c) + at(channels.rest + c)));
             } else {
                 store<past>(out + i, activated<silu>(z));
             }
@@ -362,28 +367,28 @@ void columns_map(const Problem& p, std::int64_t sample, std::int64_t from, std::
 }
 
 template <class T, bool past, bool flag>
-void run(const Problem& p, int layout) {
+void run(const Problem& problem, int layout) {
+    const Problem p = problem;  // so that stores to memory are not taken for stores to it
     const std::int64_t units = layout == 0 ? p.samples : p.samples * p.groups;
-    std::vector<OfChannels> parts, sums;
+    std::vector<OfChannels> parts, sums;  // of zeros
     for (int t = 0; t < p.threads; ++t) {
         parts.emplace_back(p.channels);
         sums.emplace_back(p.channels);
     }
-    for (OfChannels& sum : sums) std::fill(sum.of[0], sum.of[0] + 2 * p.channels, 0.0f);
 #pragma omp parallel num_threads(p.threads)
     {
         const int thread = omp_get_thread_num();
         auto& part = parts[static_cast<std::size_t>(thread)];
         auto& sum = sums[static_cast<std::size_t>(thread)];
-        const auto share = [&](std::int64_t count, int of) { return count * of / p.threads; };
+        const int team = omp_get_num_threads();  // which may be fewer than were asked for
+        const auto share = [&](std::int64_t count, int before) { return count * before / team; };
         if (layout != 2) {
             const std::int64_t from = share(units, thread), to = share(units, thread + 1);
             if (layout == 0 && !p.backward) rows_forward<T, past, flag>(p, from, to);
-            if (layout == 0 && p.backward)
-                rows_backward<T, past, flag>(p, from, to, sum.of[0], sum.of[1]);
+            if (layout == 0 && p.backward) rows_backward<T, past, flag>(p, from, to, sum.gx, sum.g);
             if (layout == 1 && !p.backward) planes_forward<T, past, flag>(p, from, to);
             if (layout == 1 && p.backward)
-                planes_backward<T, past, flag>(p, from, to, sum.of[0], sum.of[1]);
+                planes_backward<T, past, flag>(p, from, to, sum.gx, sum.g);
         } else {
             const std::int64_t from = share(p.pixels, thread), to = share(p.pixels, thread + 1);
             for (std::int64_t sample = 0; sample < p.samples; ++sample) {
@@ -394,8 +399,8 @@ void run(const Problem& p, int layout) {
                 if (p.backward) {
                     for (std::int64_t c = 0; c < p.channels; ++c) {
                         const std::int64_t u = sample * p.groups + c * p.groups / p.channels;
-                        sum.of[0][c] += part.of[1][c] * p.rstd[u];
-                        sum.of[1][c] += part.of[0][c];
+                        sum.gx[c] += part.gx[c] * p.rstd[u];
+                        sum.g[c] += part.g[c];
                     }
                 }
                 columns_map<T, past, flag>(p, sample, from, to, own);
@@ -408,8 +413,8 @@ void run(const Problem& p, int layout) {
     for (std::int64_t c = 0; c < p.channels; ++c) {
         p.dweight[c] = p.dbias[c] = 0;
         for (OfChannels& sum : sums) {
-            p.dweight[c] += sum.of[0][c];
-            p.dbias[c] += sum.of[1][c];
+            p.dweight[c] += sum.gx[c];
+            p.dbias[c] += sum.g[c];
         }
     }
 }

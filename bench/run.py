@@ -39,8 +39,8 @@ from suites import (
 # Peers take the caller's array as it is; these keep a layout of their own, which costs a reorder
 # that is not timed.
 OWN_LAYOUT = ("onednn_blocked",)
-# Loops for the case alone: a bound, no library.
-BOUND = ("bare",)
+# Loops for the case alone: no library.
+NO_PEERS = ("bare",)
 
 
 def available(names: list[str], threads: int, console: Console) -> dict[str, Provider]:
@@ -70,8 +70,7 @@ def by_case(measurements: list[Measurement]) -> dict[Case, dict[str, Measurement
 def table_of(measurements: list[Measurement], names: list[str]) -> Table:
     """A row a case: fastnorm's time and efficiency, and everyone's time over fastnorm's."""
     table = Table(caption="times over fastnorm's; in brackets without an output array (+alloc)")
-    had = {m.provider for m in measurements}
-    names = [name for name in names if name in had]
+    names = [name for name in names if any(m.provider == name for m in measurements)]
     for column in ("case", "fastnorm", "efficiency", *(n for n in names if n != "fastnorm")):
         table.add_column(column, justify="left" if column == "case" else "right", overflow="fold")
     last = None
@@ -111,7 +110,7 @@ def geometric_means(measurements: list[Measurement]) -> list[str]:
             peers = [
                 m.typical
                 for name, m in found.items()
-                if name not in ("fastnorm", *OWN_LAYOUT, *BOUND) and not m.allocates
+                if name not in ("fastnorm", *OWN_LAYOUT, *NO_PEERS) and not m.allocates
             ]
             if case.op == op and own is not None and peers:
                 ratios.append(min(peers) / own.typical)
@@ -226,6 +225,9 @@ def main(
     except KeyboardInterrupt:
         console.print("interrupted: what follows was measured before")
     console.print(table_of(measurements, list(providers)))
+    for name in providers:
+        if not any(m.provider == name for m in measurements):
+            console.print(f"{name} has none of these cases", highlight=False)
     for line in [*geometric_means(measurements), *(f"[red]wrong[/] {w}" for w in wrong)]:
         console.print(line, highlight=False)
     console.print(f"{about['cpu']}, {threads} threads, {rounds} rounds; written: {path}")

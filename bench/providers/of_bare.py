@@ -1,11 +1,10 @@
-"""Loops with a normalization's arithmetic and nothing else: what bounds it beside memory."""
+"""Loops with a normalization's arithmetic and nothing else: what it takes beside memory."""
 
 from __future__ import annotations
 
 import ctypes
 from ctypes import POINTER, byref, c_float, c_int, c_int64, c_void_p
 from math import prod
-from typing import Any
 
 import numpy as np
 
@@ -15,8 +14,11 @@ from problem import EPS, Problem
 from providers import Array, Runner
 
 LINE = 64
+VECTOR = 16  # elements, of the widest one
 # Results of more bytes go past the cache, as they do in fastnorm.
 CACHED = 4 << 20
+# Calls on less have one thread, as a copy has.
+LEAST_SHARED = 128 << 10
 PLANES = {"NCHW": 1, "NHWC": 2}
 
 
@@ -33,7 +35,13 @@ class _Problem(ctypes.Structure):
 
 
 class Bare:
-    """The norms beside batch norm, of float32 and bfloat16, on arrays that begin with a line."""
+    """The norms beside batch norm, of float32 and bfloat16, on arrays that begin with a line.
+
+    Attributes
+    ----------
+    arrays : list of dict
+        What the loops have of each set of the last problem.
+    """
 
     def __init__(self, threads: int) -> None:
         self._run = compiled("bare_loops.cpp").bare_run
@@ -41,6 +49,7 @@ class Bare:
         self._run.restype = None
         self._threads = threads
         self.version = fn.info()["version"]
+        self.arrays: list[dict[str, Array | None]] = []
 
     def prepare(self, problem: Problem) -> Runner | None:
         """Plain, or with SiLU after planes; extents of whole vectors."""
@@ -51,13 +60,14 @@ class Bare:
             return None
         n, channels = case.shape[:2]
         pixels = prod(case.shape[2:])
-        if (channels if case.of_rows or case.layout == "NHWC" else pixels) % LINE:
+        if (channels if case.of_rows or case.layout == "NHWC" else pixels) % VECTOR:
             return None
         backward = case.op == "backward"
         groups = case.groups or (1 if case.of_rows else channels)
         bytes_moved = case.tensor_bytes * (case.reads + case.writes)
         bias = None if case.norm == "rms_norm" else _aligned(problem.bias)
-        keep: list[Any] = []  # what the pointers point to
+        weight = _aligned(problem.weight)
+        self.arrays = keep = []  # what the pointers point to
         problems = []
         for s in problem.sets:
             statistics = _statistics(problem, s.x) if backward else (None, None)
@@ -65,7 +75,7 @@ class Bare:
                 "x": _aligned(s.x),
                 "dy": _aligned(s.dy),
                 "out": _aligned(s.out),
-                "weight": _aligned(problem.weight),
+                "weight": weight,
                 "bias": bias,
                 "mean": statistics[0],
                 "rstd": statistics[1],
@@ -84,7 +94,7 @@ class Bare:
                     backward=backward,
                     silu=case.epilogue == "silu",
                     past=bytes_moved > CACHED,
-                    threads=self._threads,
+                    threads=self._threads if case.tensor_bytes > LEAST_SHARED else 1,
                 )
             )
         layout, half = PLANES.get(case.layout, 0), case.dtype == "bfloat16"
@@ -92,7 +102,12 @@ class Bare:
         def call(i: int) -> None:
             self._run(byref(problems[i]), layout, half)
 
-        return Runner(call, lambda i: keep[i]["out"])
+        def result(i: int) -> Array:
+            out = keep[i]["out"]
+            assert out is not None
+            return out
+
+        return Runner(call, result)
 
 
 def _aligned(array: Array | None) -> Array | None:
