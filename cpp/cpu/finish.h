@@ -35,13 +35,22 @@ struct Piece {
         }
     }
 
+    // Calls f(mean, i, j) for stats [i, j) of [at, at + n), counted from at, of the same mean.
+    template <class F>
+    void for_means(std::int64_t at, std::int64_t n, F&& f) const {
+        std::int64_t m = at / group, end = (m + 1) * group - at;
+        for (std::int64_t i = 0; i < n; i = end, end += group) f(m++, i, std::min(end, n));
+    }
+
     // What stats [at, at + n) of the piece have, of one value for each mean.
     void spread(const double* values, std::int64_t at, std::int64_t n, double* to) const {
         if (group == 1) {
             std::copy_n(values + at, n, to);
             return;
         }
-        for (std::int64_t i = 0; i < n; ++i) to[i] = values[(at + i) / group];
+        for_means(at, n, [&](std::int64_t m, std::int64_t i, std::int64_t j) {
+            std::fill(to + i, to + j, values[m]);
+        });
     }
 };
 
@@ -148,7 +157,9 @@ class SumsOfMeans {
             piece.for_blocks([&](std::int64_t at, std::int64_t n) {
                 StatBlock::Array weight;
                 problem.weight.load_parameters(view, piece.from + at, n, weight, 1.0);
-                for (std::int64_t i = 0; i < n; ++i) use(at + i, (at + i) / piece.group, weight[i]);
+                piece.for_means(at, n, [&](std::int64_t m, std::int64_t i, std::int64_t j) {
+                    for (; i < j; ++i) use(at + i, m, weight[i]);
+                });
             });
         };
         for (std::int64_t m = 0; m < piece.means; ++m) weight_[m] = group_g_[m] = group_gx_[m] = 0;
@@ -290,6 +301,7 @@ inline void store_sums(const ParallelFor& parallel_for, const Plan& plan, const 
     const auto store = [&](const double* sums, const PerStatistic& to, std::int64_t from,
                            std::int64_t count) {
         if (!to) return;
+        if (plan.sums() == 1) return to.store(from, count, sums + from);
         StatBlock::Array total;
         std::copy_n(sums + from, count, total);
         for (std::int64_t k = 1; k < plan.sums(); ++k) {

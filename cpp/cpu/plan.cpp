@@ -42,9 +42,10 @@ constexpr std::int64_t most_cached_bytes = 1 << 22;
 // precision costs a fold.
 constexpr std::int64_t features_tile_bytes = 131072;
 constexpr std::int64_t least_backward_rows = 4;
-// How many sums of the parameters' gradients there are at most, and of how many rows at least.
+// How many sums of the parameters' gradients there are at most, and of how many rows at least: to
+// clear and merge one costs what two or three rows do.
 constexpr std::int64_t most_sums = 64;
-constexpr std::int64_t rows_of_sums = 64;
+constexpr std::int64_t rows_of_sums = 16;
 
 void cut_inner(Plan& plan, std::int64_t most) {
     const std::int64_t inner = plan.view.inner;

@@ -61,6 +61,29 @@ void test_sharing() {
     expect(!shared(samples), "what fits each thread's cache is shared");
 }
 
+// Rows with a weight for each of their elements: forward, or backward, which reads two tensors.
+void test_sharing_of_features() {
+    const auto schedule = [](std::int64_t rows, std::int64_t inner, int twice, int threads) {
+        fastnorm::View view = planes(1, rows, inner);
+        view.traversal = fastnorm::Traversal::features;
+        return fastnorm::schedule_reduction(view, 4, twice, 1 + twice, threads, false);
+    };
+    for (const int twice : {1, 2}) {
+        const fastnorm::Schedule row = schedule(1, 262'144, twice, 2);
+        expect(row.threads == 2 && row.shared && row.plan.chunks() >= 2,
+               "two threads do not share a single long row");
+        expect(schedule(1, 4096, twice, 2).threads == 1, "a token wakes a thread");
+        const fastnorm::Schedule few = schedule(32, 4096, twice, 2);
+        expect(few.threads == 2 && !few.shared && few.plan.sums() >= 2,
+               "each of two threads has no rows of 32");
+    }
+    for (const std::int64_t rows : {1, 7, 32, 100, 4096, 65'536}) {
+        const auto sums = [&](int threads) { return schedule(rows, 1024, 2, threads).plan.sums(); };
+        expect(sums(1) == sums(64), "what adds up gradients depends on threads");
+        expect(16 * (sums(2) - 1) <= rows && sums(2) <= 64, "few rows to a sum of gradients");
+    }
+}
+
 void test_chunks_of_columns(std::int64_t outer, std::int64_t stat) {
     const std::string name = std::to_string(outer) + " rows of " + std::to_string(stat) + ": ";
     const fastnorm::Plan plan = fastnorm::reduction_plan(columns(1, outer, stat), 4, 1, 1);
@@ -123,5 +146,6 @@ int main() {
     test_groups_of_planes(147, 1);
     test_interleaving();
     test_sharing();
+    test_sharing_of_features();
     return test_result();
 }
