@@ -120,9 +120,10 @@ struct KernelTable {
     CoefficientKernel coefficients_of_dx[accumulators];
 };
 
-// A reduction keeps its accumulators on the stack: a tile of it holds no more than this.
+// A reduction keeps its accumulators on the stack, 24 bytes a lane: a tile of it holds no more than
+// this. Rows of more lanes go in parts, out of the order of memory; but of 2048 the sums leave L1.
 inline constexpr std::int64_t rows_tile_stats = 32;
-inline constexpr std::int64_t columns_tile_lanes = 1024;
+inline constexpr std::int64_t columns_tile_lanes = 1280;
 
 // Shorter rows are reduced and mapped in less time one after the other.
 inline constexpr std::int64_t least_interleaved_bytes = 1024;
