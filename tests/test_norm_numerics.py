@@ -57,11 +57,21 @@ def train(case: Case, x: Array, *parameters: Any, ops: Any = fn, **options: Any)
 
 
 def backward(
-    case: Case, dy: Array, x: Array, fwd: Any, *parameters: Any, ops: Any = fn, **options: Any
+    case: Case,
+    dy: Array,
+    x: Array,
+    fwd: Any,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    ops: Any = fn,
+    **options: Any,
 ) -> Any:
-    """From the statistics of the op's own forward pass."""
+    """From the statistics of the op's own forward pass; all gradients, of RMS norm's bias too."""
     statistics = (fwd.rstd,) if case.norm == "rms_norm" else (fwd.mean, fwd.rstd)
-    arguments = (dy, x, *leading(case), *statistics, *parameters)
+    if bias is None and case.norm == "rms_norm":
+        double = x.dtype == np.float64 if weight is None else weight.dtype == np.float64
+        bias = np.zeros(case.parameters_shape, np.float64 if double else np.float32)
+    arguments = (dy, x, *leading(case), *statistics, weight, bias)
     return case.op("_backward", ops)(*arguments, **case.where(), **options)
 
 

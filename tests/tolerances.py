@@ -214,6 +214,7 @@ def gradient_tolerances_by(
     term_error = g_error + SUM * u * g
     dbias_error = parameter_sum(term_error)
     dweight_error = parameter_sum(term_error * xhat)
+    dbias = 0.0 if expected.dbias is None else np.abs(expected.dbias)
 
     dx_error = weight * (g_error + ARITHMETIC * u * g)
     if average is not None:
@@ -225,7 +226,7 @@ def gradient_tolerances_by(
     return GradientTolerances(
         dx=dx_error + rounding(np.abs(expected.dx) + dx_error, dtype),
         dweight=dweight_error + rounding(np.abs(expected.dweight) + dweight_error, parameter_dtype),
-        dbias=dbias_error + rounding(np.abs(expected.dbias) + dbias_error, parameter_dtype),
+        dbias=dbias_error + rounding(dbias + dbias_error, parameter_dtype),
         dresidual=g_error + rounding(g + g_error, dtype),
     )
 

@@ -88,7 +88,7 @@ py::tuple batch_norm_gradients(const py::object& dy, const py::object& x, const 
     options.training = flag_of(op, "training", training);
     options.channel_axis = integer_of(op, "channel_axis", channel_axis);
     return differentiate(
-        op, arrays, options, weight_view, bias_view, residual, activation, mask, out,
+        op, arrays, options, weight_view, bias_view, true, residual, activation, mask, out,
         [&] { return batch_norm_sizes(x_view, options.channel_axis); },
         [&](const NormGradients& gradients) {
             batch_norm_backward(dy_view, x_view, mean_view, rstd_view, weight_view, bias_view,
@@ -161,7 +161,7 @@ py::tuple group_norm_gradients(const py::object& dy, const py::object& x, const 
     GroupNormBackwardOptions options;
     options.channel_axis = integer_of(op, "channel_axis", channel_axis);
     return differentiate(
-        op, arrays, options, weight_view, bias_view, residual, activation, mask, out,
+        op, arrays, options, weight_view, bias_view, true, residual, activation, mask, out,
         [&] { return group_norm_sizes(x_view, group_count, options.channel_axis); },
         [&](const NormGradients& gradients) {
             group_norm_backward(dy_view, x_view, group_count, mean_view, rstd_view, weight_view,
@@ -229,7 +229,7 @@ py::tuple instance_norm_gradients(const py::object& dy, const py::object& x, con
     GroupNormBackwardOptions options;
     options.channel_axis = integer_of(op, "channel_axis", channel_axis);
     return differentiate(
-        op, arrays, options, weight_view, bias_view, residual, activation, mask, out,
+        op, arrays, options, weight_view, bias_view, true, residual, activation, mask, out,
         [&] { return instance_norm_sizes(x_view, options.channel_axis); },
         [&](const NormGradients& gradients) {
             instance_norm_backward(dy_view, x_view, mean_view, rstd_view, weight_view, bias_view,

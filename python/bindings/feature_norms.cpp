@@ -136,15 +136,15 @@ py::tuple rms_norm_saving(const py::object& x, const py::object& weight, const p
 
 template <class Call>
 py::tuple gradients_of(const char* op, Arrays& arrays, LayerNormBackwardOptions& options,
-                       const TensorView& weight, const TensorView& bias, const py::object& axis,
-                       const py::object& residual, const py::object& dsum,
+                       const TensorView& weight, const TensorView& bias, bool has_dbias,
+                       const py::object& axis, const py::object& residual, const py::object& dsum,
                        const py::object& weight_offset, const py::object& activation,
                        const py::object& mask, const py::object& out, Call&& call) {
     options.axis = integer_of(op, "axis", axis);
     options.weight_offset = number_of(op, "weight_offset", weight_offset);
     options.dsum = arrays.optional("dsum", dsum);
     return differentiate(
-        op, arrays, options, weight, bias, residual, activation, mask, out,
+        op, arrays, options, weight, bias, has_dbias, residual, activation, mask, out,
         [&] { return layer_norm_sizes(arrays.x(), options.axis); }, std::forward<Call>(call));
 }
 
@@ -163,7 +163,7 @@ py::tuple layer_norm_gradients(const py::object& dy, const py::object& x, const 
     const TensorView weight_view = arrays.optional("weight", weight);
     const TensorView bias_view = arrays.optional("bias", bias);
     LayerNormBackwardOptions options;
-    return gradients_of(op, arrays, options, weight_view, bias_view, axis, residual, dsum,
+    return gradients_of(op, arrays, options, weight_view, bias_view, true, axis, residual, dsum,
                         weight_offset, activation, mask, out, [&](const NormGradients& gradients) {
                             layer_norm_backward(dy_view, arrays.x(), mean_view, rstd_view,
                                                 weight_view, bias_view, gradients, options);
@@ -183,8 +183,9 @@ py::tuple rms_norm_gradients(const py::object& dy, const py::object& x, const py
     const TensorView weight_view = arrays.optional("weight", weight);
     const TensorView bias_view = arrays.optional("bias", bias);
     LayerNormBackwardOptions options;
-    return gradients_of(op, arrays, options, weight_view, bias_view, axis, residual, dsum,
-                        weight_offset, activation, mask, out, [&](const NormGradients& gradients) {
+    return gradients_of(op, arrays, options, weight_view, bias_view, bias_view.given(), axis,
+                        residual, dsum, weight_offset, activation, mask, out,
+                        [&](const NormGradients& gradients) {
                             rms_norm_backward(dy_view, arrays.x(), rstd_view, weight_view,
                                               bias_view, gradients, options);
                         });

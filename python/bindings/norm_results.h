@@ -84,7 +84,7 @@ inline DType gradient_dtype(const TensorView& own, const TensorView& other, cons
 // What a backward pass returns: call(gradients) writes it.
 template <class Options, class SizesOf, class Call>
 py::tuple differentiate(const char* op, Arrays& arrays, Options& options, const TensorView& weight,
-                        const TensorView& bias, const py::object& residual,
+                        const TensorView& bias, bool has_dbias, const py::object& residual,
                         const py::object& activation, const py::object& mask, const py::object& out,
                         SizesOf&& sizes_of, Call&& call) {
     // True: the forward had a residual, whose values are not needed here.
@@ -104,7 +104,7 @@ py::tuple differentiate(const char* op, Arrays& arrays, Options& options, const 
     if (const auto sizes = sizes_if_valid(sizes_of)) {
         if (out.is_none()) dx = arrays.empty_like_x();
         dweight = arrays.empty(gradient_dtype(weight, bias, x), sizes->parameters);
-        dbias = arrays.empty(gradient_dtype(bias, weight, x), sizes->parameters);
+        if (has_dbias) dbias = arrays.empty(gradient_dtype(bias, weight, x), sizes->parameters);
         if (had_residual) dresidual = arrays.empty_like_x();
     }
     const NormGradients gradients{arrays.optional("out", dx), arrays.optional("dweight", dweight),

@@ -67,12 +67,13 @@ class NormGradients(NamedTuple):
         Of x's shape, dtype and memory layout.
     dweight, dbias : ndarray
         Of the shape of weight and bias, and of their dtype. Where one of those is not given, the
-        other's dtype; where neither is, float32 (float64 for float64 x).
+        other's dtype; where neither is, float32 (float64 for float64 x). The dbias of RMS norm
+        is None unless a bias was given.
     dresidual : ndarray or None
         Of x's shape, dtype and memory layout; None unless there was a residual.
     """
 
     dx: Array
     dweight: Array
-    dbias: Array
+    dbias: Array | None
     dresidual: Array | None

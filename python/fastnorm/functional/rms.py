@@ -199,7 +199,7 @@ def rms_norm_backward(
     Returns
     -------
     NormGradients
-        ``(dx, dweight, dbias, dresidual)``.
+        ``(dx, dweight, dbias, dresidual)``; dbias is None unless a bias was given.
 
     Raises
     ------

@@ -189,4 +189,5 @@ def rms_norm_backward(
     **options: Any,
 ) -> Gradients:
     """The chain rule through `rms_norm_train`; as `layer_norm_backward`."""
-    return layer_norm_backward(dy, x, None, rstd, weight, bias, **options)
+    grads = layer_norm_backward(dy, x, None, rstd, weight, bias, **options)
+    return grads._replace(dbias=None) if bias is None else grads

@@ -20,11 +20,11 @@ class Forward(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """What the backward ops return."""
+    """What the backward ops return; dbias is None of RMS norm without a bias."""
 
     dx: Float64
     dweight: Float64
-    dbias: Float64
+    dbias: Float64 | None
     dresidual: Float64 | None
 
 
