@@ -144,6 +144,13 @@ struct Ahead {
     FASTNORM_FN void fetch(const T* p) const {
         each_line<A>(p, [](const char* line) { __builtin_prefetch(line, 0, 2); });
     }
+    // The pack at p itself, which is not read now.
+    template <class A, class T>
+    static FASTNORM_FN void fetch_pack(const T* p) {
+        for (int i = 0; i < lanes<A>; i += 64 / static_cast<int>(sizeof(T))) {
+            __builtin_prefetch(p + i, 0, 2);
+        }
+    }
     // For vector v of it alone: a map of one tensor has no time to lose between two lines.
     template <class A, class T>
     FASTNORM_FN void fetch(const T* p, int v) const {

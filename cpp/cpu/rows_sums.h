@@ -170,9 +170,12 @@ struct GradientSums {
         Backward<T, kind> backward = backward_at<T, kind>(args, tile.batch, o, s, from);
         backward.ahead_dy = ahead_dy;
         backward.ahead_x = ahead_x;
+        // For the map, as in SingleRows.
+        const T* const dsum = run_of<T>(args.view, args.dsum, tile.batch, o, s);
         sums[s - tile.stat0].add([&](auto&& add) {
             backward.each(to - from, maps.z_from(from),
                           [&](std::int64_t i, auto v, auto valid, const Gradient<V>& at) {
+                              if (v == 0 && dsum != nullptr) Ahead::fetch_pack<A>(dsum + from + i);
                               add(v, valid, maps.weighted(at.g, from + i, v, valid), at.centred);
                           });
         });

@@ -76,7 +76,8 @@ struct SingleRows {
         finish(args, tile, pivots, first, second, mean, m2);
     }
 
-    // The sums of g and of g * centred(x).
+    // The sums of g and of g * centred(x). What only the map will read, prenorm's dsum, is fetched
+    // now, when memory has nothing else to do: dy and x are in the cache already.
     template <ActivationKind kind, template <class> class Maps>
     static FASTNORM_FN void gradient_sums(const KernelArgs& args, const Tile& tile, double* sum_g,
                                           double* sum_gx) {
@@ -86,9 +87,11 @@ struct SingleRows {
             Backward<T, kind> backward =
                 backward_at<T, kind>(args, tile.batch, 0, tile.stat0 + s, 0);
             backward.ahead_dy = backward.ahead_x = ahead;
+            const T* const dsum = run_of<T>(args.view, args.dsum, tile.batch, 0, tile.stat0 + s);
             BlockSums<A> sums;
             backward.each(n, maps.z_from(0),
                           [&](std::int64_t i, auto v, auto valid, const Gradient<V>& at) {
+                              if (v == 0 && dsum != nullptr) Ahead::fetch_pack<A>(dsum + i);
                               sums.add(v, valid, maps.weighted(at.g, i, v, valid), at.centred);
                           });
             sum_g[s] = sum_of_row(sums.a, n);
