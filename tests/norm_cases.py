@@ -193,9 +193,9 @@ def _channels() -> Iterator[Case]:
         yield Case(
             f"group_diffusion_{name}", "group_norm", shape(2, 320, 12, 12), groups=32, **options
         )
-        # Groups of more channels than a tile of either traversal has.
+        # Groups of more channels than a tile has: of rows, and of columns.
         yield Case(f"group_wide_{name}", "group_norm", shape(2, 80, 6, 6), groups=2, **options)
-        yield Case(f"group_widest_{name}", "group_norm", shape(2, 1280, 3, 3), groups=2, **options)
+        yield Case(f"group_widest_{name}", "group_norm", shape(2, 2624, 3, 3), groups=2, **options)
         yield Case(f"group_threads_{name}", "group_norm", shape(3, 24, 40, 41), groups=3, **options)
         yield Case(f"group_one_image_{name}", "group_norm", shape(1, 8, 9, 9), groups=2, **options)
         yield Case(

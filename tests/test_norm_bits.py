@@ -27,7 +27,8 @@ THREADS = (1, 2, 3, 7)
 SHARED = (
     Case("many_rows", "layer_norm", (3001, 67), residual=True, activation="relu"),
     Case("few_rows", "layer_norm", (3, 70_001), activation="leaky_relu"),
-    Case("one_row", "rms_norm", (1, 150_007), prenorm=True),
+    Case("one_row", "rms_norm", (1, 150_007), prenorm=True, bias=False),
+    Case("without_bias", "rms_norm", (1031, 1541), bias=False),
     Case("token", "rms_norm", (7, 4099), residual=True, activation="silu"),
     Case("two_axes", "layer_norm", (61, 5, 29, 31), 2, prenorm=True, activation="gelu_tanh"),
     Case("tall", "rms_norm", (30_011, 5), residual=True, activation="clip"),

@@ -149,7 +149,7 @@ def test_smooth_gradients_left_in_dx_are_those_computed_twice(
 
 @pytest.mark.parametrize("activation", ["relu", "silu"])
 @pytest.mark.parametrize("op", ["train", "backward"])
-@pytest.mark.parametrize("channels", [24, 64, 320, 1024, 2048])
+@pytest.mark.parametrize("channels", [24, 64, 320, 1024, 1280, 1312, 2048])
 def test_sums_are_the_same_in_and_out_of_the_cache(
     channels: int, op: str, activation: str, dtype: np.dtype[Any]
 ) -> None:

@@ -27,10 +27,12 @@ void PerStatistic::load(std::int64_t from, std::int64_t count, double* to, doubl
 void PerStatistic::store(std::int64_t from, std::int64_t count, const double* values) const {
     if (data == nullptr) return;
     with_dtype(dtype, [&](auto element) {
-        const auto store_all = [&, to = data](std::int64_t step) {
+        // What is written may be anything, as far as compilers know: also this object.
+        const auto store_all = [=, to = data](std::int64_t step) {
             for (std::int64_t i = 0; i < count; ++i) {
-                from_float(values[i], element);
-                std::memcpy(to + (from + i) * step, &element, sizeof(element));
+                auto stored = element;
+                from_float(values[i], stored);
+                std::memcpy(to + (from + i) * step, &stored, sizeof(stored));
             }
         };
         stride == sizeof(element) ? store_all(sizeof(element)) : store_all(stride);

@@ -34,12 +34,14 @@ class ParameterSums {
         FASTNORM_FN From(ParameterSums& sums, std::int64_t i)
             : g_(sums.g_ + sums.shift_ + i), gx_(sums.gx_ + sums.shift_ + i) {}
 
-        // Vector v of the pack at i. unit: what turns centred(x) into (x - mean) * rstd; of_g: a
-        // constant, whether the sums of g are wanted.
-        template <class OfG, class Valid>
-        FASTNORM_FN void add(OfG of_g, std::int64_t i, int v, Valid valid, const Gradient<V>& of,
+        // Vector v of the pack at i. unit: what turns centred(x) into (x - mean) * rstd; WantsG: a
+        // constant, whether sums of g are made.
+        template <class WantsG, class Valid>
+        FASTNORM_FN void add(WantsG, std::int64_t i, int v, Valid valid, const Gradient<V>& of,
                              V unit) {
-            if (of_g) store<A>(g_ + i, v, load<A>(g_ + i, v, valid) + of.g, valid);
+            if constexpr (WantsG::value) {
+                store<A>(g_ + i, v, load<A>(g_ + i, v, valid) + of.g, valid);
+            }
             store<A>(gx_ + i, v, fma(of.g, of.centred * unit, load<A>(gx_ + i, v, valid)), valid);
         }
 
@@ -130,7 +132,8 @@ struct Features {
         for (std::int64_t from = tile.inner0; from < tile.inner1; from += ParameterSums<A>::most) {
             const std::int64_t end = from + ParameterSums<A>::most;
             const std::int64_t to = end < tile.inner1 ? end : tile.inner1;
-            // RMS norm rarely has a bias, whose gradient takes a tenth of the time.
+            // Often there is no bias, whose gradient takes a tenth of the time; of a loop with an
+            // activation it takes less than a second one is worth.
             if constexpr (kind == ActivationKind::identity) {
                 if (args.sums_of_g == nullptr) {
                     gradient_of(args, tile, from, to, std::false_type());
@@ -261,9 +264,9 @@ struct Features {
         });
     }
 
-    template <class OfG>
+    template <class WantsG>
     static FASTNORM_FLAT void gradient_of(const KernelArgs& args, const Tile& tile,
-                                          std::int64_t from, std::int64_t to, OfG of_g) {
+                                          std::int64_t from, std::int64_t to, WantsG wants_g) {
         const View& view = args.view;
         const auto dx_of = [&](std::int64_t s) {
             return run_of<T>(view, args.dx, tile.batch, 0, s);
@@ -274,7 +277,7 @@ struct Features {
         const bool wanted = args.sums_of_g != nullptr || args.sums_of_gx != nullptr;
         const bool in_place = args.dx.data == args.dy.data;
         if (wanted && in_place) {
-            add_rows(args, tile, from, to, sums);
+            add_rows(args, tile, from, to, wants_g, sums);
             add_to_tiles(args, tile, from, to, sums);
         }
         Sink<T> dx_sink(args.stream), dresidual_sink(args.stream && args.dresidual);
@@ -305,7 +308,7 @@ struct Features {
                                   [&](std::int64_t k, int v, auto valid, const Gradient<V>& of)
                                       FASTNORM_INLINED {
                                           if (v == 0) ahead.fetch_to_write<A>(dx + k);
-                                          own.add(of_g, k, v, valid, of, unit);
+                                          own.add(wants_g, k, v, valid, of, unit);
                                           V value = dx_map(maps.weighted(of.g, i + k, v, valid),
                                                            of.centred);
                                           if (added != nullptr)
@@ -322,8 +325,9 @@ struct Features {
         if (wanted && !in_place) add_to_tiles(args, tile, from, to, sums);
     }
 
+    template <class WantsG>
     static FASTNORM_FN void add_rows(const KernelArgs& args, const Tile& tile, std::int64_t from,
-                                     std::int64_t to, ParameterSums<A>& sums) {
+                                     std::int64_t to, WantsG wants_g, ParameterSums<A>& sums) {
         const V unscaled(static_cast<A>(1.0 / args.weights_scale));
         for_rows(tile, [&](std::int64_t o, std::int64_t s) {
             const LaneMaps<A> maps(args, tile.batch * args.view.stat + s);
@@ -332,7 +336,7 @@ struct Features {
             backward_at<T, kind>(args, tile.batch, o, s, from)
                 .each(to - from, maps.z_from(from),
                       [&](std::int64_t i, int v, auto valid, const Gradient<V>& of) {
-                          all.add(std::true_type(), i, v, valid, of, unit);
+                          all.add(wants_g, i, v, valid, of, unit);
                       });
         });
     }

@@ -35,7 +35,8 @@ struct Piece {
         }
     }
 
-    // Calls f(mean, i, j) for stats [i, j) of [at, at + n), counted from at, of the same mean.
+    // Calls f(m, i, j) for all of [at, at + n), where stats [at + i, at + j) have mean m of the
+    // piece.
     template <class F>
     void for_means(std::int64_t at, std::int64_t n, F&& f) const {
         std::int64_t m = at / group, end = (m + 1) * group - at;
@@ -301,7 +302,7 @@ inline void store_sums(const ParallelFor& parallel_for, const Plan& plan, const 
     const auto store = [&](const double* sums, const PerStatistic& to, std::int64_t from,
                            std::int64_t count) {
         if (!to) return;
-        if (plan.sums() == 1) return to.store(from, count, sums + from);
+        if (plan.sums() == 1) return to.store(from, count, sums + from);  // no copy: a token has little else
         StatBlock::Array total;
         std::copy_n(sums + from, count, total);
         for (std::int64_t k = 1; k < plan.sums(); ++k) {

@@ -120,8 +120,10 @@ struct KernelTable {
     CoefficientKernel coefficients_of_dx[accumulators];
 };
 
-// A reduction keeps its accumulators on the stack, 24 bytes a lane: a tile of it holds no more than
-// this. Rows of more lanes go in parts, out of the order of memory; but of 2048 the sums leave L1.
+// A reduction keeps its accumulators on the stack: a tile of it holds no more than this. Under
+// columns they are 52 bytes a lane in float and 64 in double, so a thread needs 100 KB of stack.
+// Rows of more lanes go in parts, out of the order of memory; of 2048 the sums would leave a Zen
+// 5's L1.
 inline constexpr std::int64_t rows_tile_stats = 32;
 inline constexpr std::int64_t columns_tile_lanes = 1280;
 

@@ -42,10 +42,13 @@ constexpr std::int64_t most_cached_bytes = 1 << 22;
 // precision costs a fold.
 constexpr std::int64_t features_tile_bytes = 131072;
 constexpr std::int64_t least_backward_rows = 4;
-// How many sums of the parameters' gradients there are at most, and of how many rows at least: to
-// clear and merge one costs what two or three rows do.
+// How many sums of the parameters' gradients there are at most, and of about how many rows at
+// least. To clear and merge one costs what two or three rows do: of fewer rows only as long as
+// there are few of them, so that there is one for each thread.
 constexpr std::int64_t most_sums = 64;
-constexpr std::int64_t rows_of_sums = 16;
+constexpr std::int64_t rows_of_sums = 64;
+constexpr std::int64_t few_sums = 8;
+constexpr std::int64_t rows_of_few_sums = 16;
 
 void cut_inner(Plan& plan, std::int64_t most) {
     const std::int64_t inner = plan.view.inner;
@@ -147,8 +150,9 @@ Plan reduction_plan(const View& view, std::int64_t element_bytes, int twice, int
         if (!backward) {
             share_stats(plan, threads);
         } else {
+            const std::int64_t few = std::min(view.stats() / rows_of_few_sums, few_sums);
             const std::int64_t sums =
-                std::clamp<std::int64_t>(view.stats() / rows_of_sums, 1, most_sums);
+                std::clamp<std::int64_t>(std::max(view.stats() / rows_of_sums, few), 1, most_sums);
             plan.units_of_sums = divide_up(plan.units(), sums);
         }
     } else if (view.traversal == Traversal::rows) {
@@ -167,8 +171,11 @@ Plan reduction_plan(const View& view, std::int64_t element_bytes, int twice, int
             chunks = std::min(divide_up(chunks, shares) * shares,
                               divide_up(view.outer, least_chunk_rows));
         }
+        // Tiles of one size, as threads may share them.
         const std::int64_t most = columns_tile_lanes / view.inner / columns_stats * columns_stats;
-        cut_stat(plan, view.group > 1 ? view.stat : most, most);
+        const std::int64_t share = divide_up(view.stat, divide_up(view.stat, most));
+        const std::int64_t stats = divide_up(share, columns_stats) * columns_stats;
+        cut_stat(plan, view.group > 1 ? view.stat : stats, stats);
         // Whole groups of rows where there are many: what is left of them is taken row by row.
         const std::int64_t each = divide_up(view.outer, chunks);
         const std::int64_t group = 4 * view.rows_together();

@@ -74,13 +74,17 @@ void test_sharing_of_features() {
                "two threads do not share a single long row");
         expect(schedule(1, 4096, twice, 2).threads == 1, "a token wakes a thread");
         const fastnorm::Schedule few = schedule(32, 4096, twice, 2);
-        expect(few.threads == 2 && !few.shared && few.plan.sums() >= 2,
+        expect(few.threads == 2 && !few.shared && few.plan.sums() == 2,
                "each of two threads has no rows of 32");
     }
-    for (const std::int64_t rows : {1, 7, 32, 100, 4096, 65'536}) {
-        const auto sums = [&](int threads) { return schedule(rows, 1024, 2, threads).plan.sums(); };
-        expect(sums(1) == sums(64), "what adds up gradients depends on threads");
-        expect(16 * (sums(2) - 1) <= rows && sums(2) <= 64, "few rows to a sum of gradients");
+    for (const std::int64_t rows : {1, 7, 17, 31, 32, 33, 100, 512, 1024, 4096, 65'536}) {
+        const fastnorm::Plan plan = schedule(rows, 1024, 2, 1).plan;
+        const fastnorm::Plan other = schedule(rows, 1024, 2, 64).plan;
+        expect(plan.unit_stats == other.unit_stats && plan.units_of_sums == other.units_of_sums &&
+                   plan.chunk_inner == other.chunk_inner,
+               "what adds up gradients depends on threads");
+        expect(plan.sums() == 1 || 16 * plan.sums() <= rows, "few rows to a sum of gradients");
+        expect(plan.sums() <= 8 || 64 * plan.sums() <= rows, "many sums of few rows");
     }
 }
 
@@ -102,6 +106,23 @@ void test_chunks_of_columns(std::int64_t outer, std::int64_t stat) {
                 fastnorm::reduction_plan(columns(batch, outer, stat), 4, 1, threads);
             expect(other.chunk_outer == plan.chunk_outer && other.chunks() == plan.chunks(),
                    name + "chunks depend on the batch or on threads");
+        }
+    }
+}
+
+// Wide rows of columns: in tiles of one size, and as many as a group of more channels needs.
+void test_tiles_of_columns() {
+    for (const std::int64_t stat : {1280, 1312, 1536, 1920, 2048, 2560, 2624, 4096, 5000}) {
+        for (const std::int64_t group : {std::int64_t{1}, stat / 2}) {
+            fastnorm::View view = columns(2, 2000, stat);
+            view.group = group;
+            const fastnorm::Plan plan = fastnorm::reduction_plan(view, 4, 1, 2);
+            const std::int64_t tiles =
+                group > 1 ? plan.unit_tiles : fastnorm::divide_up(stat, plan.tile_stats);
+            const std::string name = std::to_string(stat) + " channels: ";
+            expect(plan.tile_stats <= fastnorm::columns_tile_lanes, name + "a tile is too large");
+            expect((tiles > 1) == (stat > fastnorm::columns_tile_lanes), name + "tiles");
+            expect(tiles * plan.tile_stats < stat + 32 * tiles, name + "tiles are not even");
         }
     }
 }
@@ -145,6 +166,7 @@ int main() {
     test_groups_of_planes(35, 2);
     test_groups_of_planes(147, 1);
     test_interleaving();
+    test_tiles_of_columns();
     test_sharing();
     test_sharing_of_features();
     return test_result();

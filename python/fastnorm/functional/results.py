@@ -65,10 +65,10 @@ class NormGradients(NamedTuple):
     ----------
     dx : ndarray
         Of x's shape, dtype and memory layout.
-    dweight, dbias : ndarray
+    dweight : ndarray
+    dbias : ndarray, or None of RMS norm without a bias
         Of the shape of weight and bias, and of their dtype. Where one of those is not given, the
-        other's dtype; where neither is, float32 (float64 for float64 x). The dbias of RMS norm
-        is None unless a bias was given.
+        other's dtype; where neither is, float32 (float64 for float64 x).
     dresidual : ndarray or None
         Of x's shape, dtype and memory layout; None unless there was a residual.
     """
