@@ -120,7 +120,11 @@ def plain_forward(p: Problem) -> Callable[..., Any]:
         "instance_norm": lambda x, w, b: functional.instance_norm(x, weight=w, bias=b, eps=EPS),
     }
     norm = norms[case.norm]
-    activations = {None: lambda y: y, "relu": functional.relu, "silu": functional.silu}
+    activations: dict[str | None, Callable[..., torch.Tensor]] = {
+        None: lambda y: y,
+        "relu": functional.relu,
+        "silu": functional.silu,
+    }
     activation = activations[case.activation]
 
     def forward(
