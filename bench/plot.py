@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import typer
 
 from results import Measurement, load
-from suites import NETWORKS, OPS
+from suites import OPS
 
 COLOURS = dict(
     zip(
@@ -24,6 +24,16 @@ COLOURS = dict(
     )
 )
 
+MARKERS = {"NCHW": "o", "NHWC": "x", "rows": "o"}
+
+
+def beside_each_other(measurements: list[Measurement], height: float) -> tuple[Any, dict[str, Any]]:
+    """A figure with axes for each of the result's operations."""
+    ops = [op for op in OPS if any(m.case.op == op for m in measurements)]
+    size = (5 * len(ops), height)
+    figure, axes = plt.subplots(1, len(ops), figsize=size, sharey=True, squeeze=False)
+    return figure, dict(zip(ops, axes[0], strict=True))
+
 
 def plain(measurements: list[Measurement]) -> list[Measurement]:
     """Those into memory that is there."""
@@ -32,11 +42,12 @@ def plain(measurements: list[Measurement]) -> list[Measurement]:
 
 def bandwidth(measurements: list[Measurement], about: dict[str, Any], to: Path) -> None:
     """The rate at which the fewest bytes are moved, over the size of x; the copy's as a line."""
-    figure, all_axes = plt.subplots(1, len(OPS), figsize=(15, 4.5), sharey=True)
-    for axes, op in zip(all_axes, OPS, strict=True):
+    figure, axes_of = beside_each_other(measurements, 4.5)
+    all_axes = list(axes_of.values())
+    for op, axes in axes_of.items():
         found = [m for m in plain(measurements) if m.case.op == op and m.case.epilogue == "plain"]
         for provider, colour in COLOURS.items():
-            for layout, marker in (("NCHW", "o"), ("NHWC", "x")):
+            for layout, marker in MARKERS.items():
                 points = [m for m in found if (m.provider, m.case.layout) == (provider, layout)]
                 axes.plot(
                     [m.case.tensor_bytes for m in points],
@@ -72,7 +83,7 @@ def bandwidth(measurements: list[Measurement], about: dict[str, Any], to: Path) 
 
 
 def ratios_to_peers(measurements: list[Measurement]) -> dict[tuple[str, str, str], float]:
-    """(suite, op, provider): its time over fastnorm's, for all of the suite's batch norms."""
+    """(suite, op, provider): its time over fastnorm's, for all of the suite's norms."""
     times: dict[tuple[str, str, str], float] = {}
     own: dict[tuple[str, str, str], float] = {}
     fastnorm = {m.case: m.typical for m in measurements if m.provider == "fastnorm"}
@@ -85,11 +96,12 @@ def ratios_to_peers(measurements: list[Measurement]) -> dict[tuple[str, str, str
 
 
 def speedup(measurements: list[Measurement], to: Path) -> None:
-    """For each network: the peers' time for all its batch norms over fastnorm's."""
+    """For each suite: the peers' time for all its norms over fastnorm's."""
     ratios = ratios_to_peers(measurements)
-    suites = [s for s in (*NETWORKS, "edges") if any(key[0] == s for key in ratios)]
-    figure, all_axes = plt.subplots(1, len(OPS), figsize=(15, 4), sharey=True)
-    for axes, op in zip(all_axes, OPS, strict=True):
+    suites = list(dict.fromkeys(suite for suite, _, peer in ratios if peer in COLOURS))
+    figure, axes_of = beside_each_other(measurements, 4)
+    all_axes = list(axes_of.values())
+    for op, axes in axes_of.items():
         peers = [p for p in COLOURS if any(key[1:] == (op, p) for key in ratios)]
         for k, peer in enumerate(peers):
             places = [i + 0.8 * k / len(peers) for i in range(len(suites))]
@@ -98,6 +110,8 @@ def speedup(measurements: list[Measurement], to: Path) -> None:
         axes.axhline(1.0, color="black", lw=0.8)
         axes.set(title=op, xticks=[i + 0.4 for i in range(len(suites))])
         axes.set_xticklabels(suites)
+        if max(ratios.values(), default=1.0) > 10:  # RMS norm of 16 bits, say
+            axes.set(yscale="log")
     all_axes[0].set_ylabel("time / fastnorm's")
     all_axes[0].legend(fontsize="x-small", loc="center right", bbox_to_anchor=(-0.15, 0.5))
     _save(figure, to)
@@ -127,14 +141,14 @@ def scaling(results: list[tuple[int, list[Measurement]]], to: Path) -> None:
 def heat_map(measurements: list[Measurement], to: Path) -> None:
     """fastnorm's efficiency, a row for each shape, a column for each operation and layout."""
     own = [m for m in measurements if m.provider == "fastnorm"]
-    rows = list(dict.fromkeys(m.case.shape for m in own))
+    rows = list(dict.fromkeys((m.case.norm, m.case.shape) for m in own))
     columns = list(
         dict.fromkeys((m.case.op, m.case.epilogue, m.case.dtype, m.case.layout) for m in own)
     )
     values = [[float("nan")] * len(columns) for _ in rows]
     for m in own:
         column = (m.case.op, m.case.epilogue, m.case.dtype, m.case.layout)
-        values[rows.index(m.case.shape)][columns.index(column)] = m.efficiency
+        values[rows.index((m.case.norm, m.case.shape))][columns.index(column)] = m.efficiency
     figure, axes = plt.subplots(figsize=(3 + 0.7 * len(columns), 2 + 0.28 * len(rows)))
     image = axes.imshow(values, vmin=0.0, vmax=1.0, cmap="RdYlGn", aspect="auto")
     for y, row in enumerate(values):
@@ -142,7 +156,8 @@ def heat_map(measurements: list[Measurement], to: Path) -> None:
             if value == value:
                 axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=7)
     axes.set_xticks(range(len(columns)), [" ".join(c) for c in columns], rotation=60, ha="right")
-    axes.set_yticks(range(len(rows)), ["x".join(map(str, shape)) for shape in rows])
+    names = [f"{norm.replace('_', ' ')} {'x'.join(map(str, shape))}" for norm, shape in rows]
+    axes.set_yticks(range(len(rows)), names)
     figure.colorbar(image, label="efficiency: the best copy's time / fastnorm's")
     _save(figure, to)
 

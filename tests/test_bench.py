@@ -119,6 +119,16 @@ def test_plots(result: Path, tmp_path: Path) -> None:
     assert found == [f"result-{kind}.png" for kind in kinds]
 
 
+def test_plots_of_rows(tmp_path: Path) -> None:
+    options = ("--suite", "decode", "--provider", "fastnorm,numpy", "--rounds", 3, "--no-alloc")
+    process = script("run.py", *options, "--threads", 1, "--out", tmp_path / "rows.json")
+    assert process.returncode == 0, process.stderr
+    process = script("plot.py", tmp_path / "rows.json")
+    assert process.returncode == 0, process.stderr
+    kinds = ("bandwidth", "efficiency", "speedup")
+    assert sorted(tmp_path.glob("*.png")) == [tmp_path / f"rows-{kind}.png" for kind in kinds]
+
+
 class Fake:
     """A provider whose result is what it is told to be."""
 
