@@ -185,7 +185,7 @@ def rms_norm_backward(
         That of the forward pass; with prenorm the sum that it returned.
     weight, bias, axis, weight_offset, activation
         Those of the forward pass. What that rounded with `cast_before_weight` is not rounded here:
-        rounding counts as the identity.
+        rounding counts as the identity. Next to a kink only `mask` knows what the rounding did.
     rstd : ndarray of shape x.shape[:axis]
         The one that `rms_norm_train` returned.
     residual : ndarray or bool, optional
