@@ -2,10 +2,23 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "core/dtypes.h"
 
 namespace fastnorm {
+
+namespace {
+
+// Calls f with the step from one value to the next, in bytes: a constant where they lie side by
+// side, for compilers to make vectors of it.
+template <std::int64_t size, class F>
+void with_step(std::int64_t stride, F&& f) {
+    if (stride == size) return f(std::integral_constant<std::int64_t, size>{});
+    f(stride);
+}
+
+}  // namespace
 
 void PerStatistic::load(std::int64_t from, std::int64_t count, double* to, double fallback) const {
     if (data == nullptr) {
@@ -13,29 +26,27 @@ void PerStatistic::load(std::int64_t from, std::int64_t count, double* to, doubl
         return;
     }
     with_dtype(dtype, [&](auto element) {
-        const auto load_all = [&](std::int64_t step) {
+        with_step<sizeof(element)>(stride, [=, this](auto step) {
             for (std::int64_t i = 0; i < count; ++i) {
-                std::memcpy(&element, data + (from + i) * step, sizeof(element));
-                to[i] = static_cast<double>(to_float(element));
+                auto value = element;
+                std::memcpy(&value, data + (from + i) * step, sizeof(value));
+                to[i] = static_cast<double>(to_float(value));
             }
-        };
-        // A constant step makes vectors of it.
-        stride == sizeof(element) ? load_all(sizeof(element)) : load_all(stride);
+        });
     });
 }
 
 void PerStatistic::store(std::int64_t from, std::int64_t count, const double* values) const {
     if (data == nullptr) return;
     with_dtype(dtype, [&](auto element) {
-        // What is written may be anything, as far as compilers know: also this object.
-        const auto store_all = [=, to = data](std::int64_t step) {
+        // Bytes may be anything, this object too, as far as compilers know: the address is a copy.
+        with_step<sizeof(element)>(stride, [=, to = data](auto step) {
             for (std::int64_t i = 0; i < count; ++i) {
-                auto stored = element;
-                from_float(values[i], stored);
-                std::memcpy(to + (from + i) * step, &stored, sizeof(stored));
+                auto value = element;
+                from_float(values[i], value);
+                std::memcpy(to + (from + i) * step, &value, sizeof(value));
             }
-        };
-        stride == sizeof(element) ? store_all(sizeof(element)) : store_all(stride);
+        });
     });
 }
 

@@ -302,7 +302,7 @@ inline void store_sums(const ParallelFor& parallel_for, const Plan& plan, const 
     const auto store = [&](const double* sums, const PerStatistic& to, std::int64_t from,
                            std::int64_t count) {
         if (!to) return;
-        if (plan.sums() == 1) return to.store(from, count, sums + from);  // a token has no time
+        if (plan.sums() == 1) return to.store(from, count, sums + from);  // nothing to add up
         StatBlock::Array total;
         std::copy_n(sums + from, count, total);
         for (std::int64_t k = 1; k < plan.sums(); ++k) {
