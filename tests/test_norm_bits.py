@@ -205,3 +205,33 @@ def test_a_row_does_not_depend_on_where_it_lies(norm: str, dtype: str) -> None:
         rows = found[name].view(np.uint8).reshape(2011, -1)
         assert (rows == rows[0]).all(), name
     assert np.unique(found["train_rstd"]).size == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", ["silu", "gelu"])
+def test_a_slope_that_is_computed_twice_gives_the_bits_of_one_that_is_kept(
+    activation: str, dtype: str
+) -> None:
+    """Between a backward's sums and its dx, dy * act'(z) is kept in memory of the call's own, in dx
+    itself, or nowhere: of one thread's parts of rows, in 16 bits or where dx is dy."""
+    fn.set_num_threads(1)
+    channels, some = 1312, slice(32, 672)
+    rng = np.random.default_rng(0)
+    x, dy, residual = (rng.standard_normal((2, 4, 4, channels)).astype(dtype) for _ in range(3))
+    weight, bias = rng.standard_normal((2, channels)).astype(np.float32)
+
+    def gradients(at: slice, in_place: bool = False) -> dict[str, Array]:
+        def cut(a: Array) -> Array:
+            return a[..., at].copy()
+
+        parameters = {"residual": cut(residual), "activation": activation, "channel_axis": -1}
+        fwd = fn.batch_norm_train(cut(x), weight[at], bias[at], **parameters)
+        of = (cut(dy), cut(x), fwd.mean, fwd.rstd, weight[at], bias[at])
+        out = {"out": of[0]} if in_place else {}
+        return fn.batch_norm_backward(*of, **parameters, **out)._asdict()
+
+    all_of_them = gradients(slice(None))
+    cuts = {name: a[..., some] for name, a in all_of_them.items()}
+    assert_same_results(gradients(some), cuts, "kept or not")
+    assert_same_results(gradients(slice(None), in_place=True), all_of_them, "in place")
+    assert_same_results(gradients(some, in_place=True), cuts, "kept, in place")

@@ -40,19 +40,22 @@ struct Columns {
                                Layout::wide_forward, write);
     }
 
+    // D: the type of dy.
+    template <class D = T>
     static void gradient(const KernelArgs& args, const Tile& tile) {
         Sink<T> dx_sink(args.stream);
         Sink<T> dresidual_sink(args.stream && args.dresidual);
         const auto write = [&](auto rows, const Lanes& at, std::int64_t o, std::int64_t times,
                                auto direct) {
-            Backward<T, kind> backward = Layout::backward_at(args, tile, at, o);
+            auto backward = Layout::template backward_at<D>(args, tile, at, o);
             T* dx = Layout::row_of(args, args.dx, tile, o) + at.first;
             T* dresidual = Layout::row_of(args, args.dresidual, tile, o);
             if (dresidual != nullptr) dresidual += at.first;
             const auto maps = Layout::maps_from(args, at);
             const auto gradient_maps = Layout::gradient_maps_from(args, at);
             const std::int64_t step = rows * at.count;
-            backward.ahead_dy = backward.ahead_x = ahead_of_rows<T>(rows, at.count);
+            backward.ahead_dy = ahead_of_rows<D>(rows, at.count);
+            backward.ahead_x = ahead_of_rows<T>(rows, at.count);
             for (; times > 0; --times, dx += step, backward.advance(step)) {
                 T* const second =
                     dresidual == nullptr ? nullptr : dresidual_sink.open(dresidual, direct);
@@ -64,9 +67,9 @@ struct Columns {
                 dresidual += step;
             }
         };
-        Layout::for_map_pieces(args, tile,
-                               {&args.dy, &args.x, &args.residual, &args.dx, &args.dresidual},
-                               {&args.dx, &args.dresidual}, Layout::wide_backward, write);
+        Layout::for_map_pieces(
+            args, tile, {{&args.dy, sizeof(D)}, &args.x, &args.residual, &args.dx, &args.dresidual},
+            {&args.dx, &args.dresidual}, Layout::wide_backward, write);
     }
 };
 

@@ -68,16 +68,17 @@ struct ColumnsLayout {
         }
     };
 
-    using Operands = std::initializer_list<const Operand*>;
+    using Results = std::initializer_list<const Operand*>;
+    using Operands = std::initializer_list<Sized<T>>;
 
     // Whether rows follow each other without gaps in all of these tensors, and in the mask, as far
     // as they are there. It must not depend on whether there is a mask: a reduction's result would.
     static FASTNORM_FN bool lie_side_by_side(const KernelArgs& args, Operands operands) {
         const View& view = args.view;
         if (Act<kind>::piecewise && view.run() % 8 != 0 && !view.mask_is_ragged()) return false;
-        for (const Operand* operand : operands) {
+        for (const auto& [operand, bytes] : operands) {
             if (!*operand) continue;
-            std::int64_t dense = view.run() * static_cast<std::int64_t>(sizeof(T));
+            std::int64_t dense = view.run() * bytes;
             for (int d = view.outer_dims - 1; d >= 0; --d) {
                 if (operand->outer_stride[d] != dense) return false;
                 dense *= view.outer_extent[d];
@@ -93,7 +94,7 @@ struct ColumnsLayout {
     // one, and several at a time from wide lanes on.
     template <class F>
     static FASTNORM_FN void for_map_pieces(const KernelArgs& args, const Tile& tile,
-                                           Operands operands, Operands results, std::int64_t wide,
+                                           Operands operands, Results results, std::int64_t wide,
                                            F&& f) {
         const bool together = lie_side_by_side(args, operands);
         const Halves halves(args, tile, together);
@@ -170,9 +171,10 @@ struct ColumnsLayout {
         }
     }
 
-    static FASTNORM_FN T* row_of(const KernelArgs& args, const Operand& operand, const Tile& tile,
+    template <class E = T>
+    static FASTNORM_FN E* row_of(const KernelArgs& args, const Operand& operand, const Tile& tile,
                                  std::int64_t o) {
-        return run_of<T>(args.view, operand, tile.batch, o, 0);
+        return run_of<E>(args.view, operand, tile.batch, o, 0);
     }
 
     // The coefficients of some lanes.
@@ -214,12 +216,13 @@ struct ColumnsLayout {
         return tile.batch * args.view.outer + o;
     }
 
-    // From some lanes of a row on.
-    static FASTNORM_FN Backward<T, kind> backward_at(const KernelArgs& args, const Tile& tile,
-                                                     const Lanes& at, std::int64_t o) {
+    // From some lanes of a row on. D: the type of dy.
+    template <class D = T>
+    static FASTNORM_FN Backward<T, kind, D> backward_at(const KernelArgs& args, const Tile& tile,
+                                                        const Lanes& at, std::int64_t o) {
         const T* residual = row_of(args, args.residual, tile, o);
-        T* g = row_of(args, args.g, tile, o);
-        return {row_of(args, args.dy, tile, o) + at.first,
+        A* g = row_of<A>(args, args.g, tile, o);
+        return {row_of<D>(args, args.dy, tile, o) + at.first,
                 row_of(args, args.x, tile, o) + at.first,
                 residual == nullptr ? nullptr : residual + at.first,
                 mask_at(args, run_index(args, tile, o), at.first),

@@ -25,7 +25,7 @@ ParallelFor threads_of(const Execution& execution, const Schedule& schedule) {
 // One call's kernels, picked by the runtime values: this is where those end.
 struct Kernels {
     Reduction moments, gradient_sums;
-    Map normalize, gradient, gradient_of_identity, add;
+    Map normalize, gradient, gradient_of_kept, add;
     MapAndReduction normalize_and_moments, gradient_and_sums;  // or null
     CoefficientKernel coefficients_of_z, coefficients_of_z_in_backward, coefficients_of_dx;
     void (*rstd_of_variances)(double* variances, std::int64_t count, double eps);
@@ -39,7 +39,7 @@ struct Kernels {
         normalize = of.normalize[d][a];
         gradient_sums = of.gradient_sums[d][a];
         gradient = of.gradient[d][a];
-        gradient_of_identity = of.gradient[d][static_cast<int>(ActivationKind::identity)];
+        gradient_of_kept = of.gradient_of_kept[d];
         normalize_and_moments = of.normalize_and_moments[d][a];
         add = of.add[d];
         gradient_and_sums = of.gradient_and_sums[d][a];
@@ -171,12 +171,16 @@ void normalize_backward(const Execution& execution, const Problem& problem,
     Schedule schedule = reduces ? schedule_reduction(view, size, inputs, tensors_of(args), threads,
                                                      kernels.gradient_and_sums != nullptr)
                                 : schedule_map(view, size, tensors_of(args), threads);
-    // The sums leave g in dx's place, where the map finds it: two exponentials would take longer.
-    // It is in the cache then, past which dx does not go. Features have use for dy itself.
-    const bool keeps_g = reduces && is_smooth(problem.activation) && size >= 4 && !features &&
-                         args.dx.data != args.dy.data;
+    // The sums leave a smooth activation's g where the map finds it: two exponentials would take
+    // longer. In dx's place it is in the cache, past which dx does not go then. Features have use
+    // for dy itself.
+    const std::int64_t scalar = Scratch::scalar_bytes(problem);
+    const bool smooth = reduces && is_smooth(problem.activation) && !features;
+    const bool dx_can_hold_it = size == scalar && args.dx.data != args.dy.data;
+    if (smooth) keep_in_scratch(schedule, scalar, dx_can_hold_it);
+    const bool keeps_in_dx = smooth && schedule.kept == 0 && dx_can_hold_it;
     args.from_memory = schedule.stream;
-    if (keeps_g) schedule.stream = false;
+    if (keeps_in_dx) schedule.stream = false;
     if (explains(execution, problem, schedule, backward_coefficients)) return;
     const ParallelFor parallel_for = threads_of(execution, schedule);
     const Scratch scratch(execution, problem, schedule, backward_coefficients);
@@ -241,13 +245,11 @@ void normalize_backward(const Execution& execution, const Problem& problem,
         });
     };
     KernelArgs map_args = args;
-    if (keeps_g) {
-        args.g = args.dx;
-        map_args.dy = args.dx;
-        map_args.residual = {};
-    }
+    if (keeps_in_dx) args.g = map_args.dy = args.dx;
+    const bool keeps_g = keeps_in_dx || schedule.kept > 0;
+    if (keeps_g) map_args.residual = {};
     const Passes passes{.reduce = kernels.gradient_sums,
-                        .map = keeps_g ? kernels.gradient_of_identity : kernels.gradient,
+                        .map = keeps_g ? kernels.gradient_of_kept : kernels.gradient,
                         .map_and_reduce = kernels.gradient_and_sums,
                         .fence = kernels.fence};
     ReduceFinishMap(parallel_for, args, map_args, schedule, scratch, passes, finish).run();

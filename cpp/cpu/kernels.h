@@ -46,7 +46,8 @@ struct KernelArgs : Tensors {
     bool from_memory = false;              // what is read is hardly in the cache
     bool frozen = false;                   // mean and rstd are constants
     Operand addends[2];                    // whose sum x is to be
-    Operand g;  // if given, where a smooth activation's g is left as it is computed
+    // If given, where a smooth activation's g is left as it is computed, in the accumulator type.
+    Operand g;
     // Of features: a weight and, or null, a bias for each element of inner, of the accumulator
     // type; and where the sums over rows of g and of g * (x - mean) * rstd are added up, or null.
     const void* weights = nullptr;  // over weights_scale, a power of two, which the rows' have
@@ -102,7 +103,9 @@ struct TraversalKernels {
     // Null where there is none: under columns, and for activations that are not much used.
     MapAndReduction normalize_and_moments[dtypes][activations];
     MapAndReduction gradient_and_sums[dtypes][activations];
-    Map add[dtypes];  // of features: the addends' sum to x
+    Map gradient_of_kept[dtypes];  // or null: dx from dy of the accumulator type, without
+                                   // activation
+    Map add[dtypes];               // of features: the addends' sum to x
 };
 
 // Numbers of one dtype, side by side, to its accumulator type.

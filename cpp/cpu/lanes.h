@@ -204,6 +204,16 @@ FASTNORM_FN std::int64_t outer_offset(const View& view, const Operand& operand, 
     return view.outer_dims == 1 ? o * operand.outer_stride[0] : nested_offset(view, operand, o);
 }
 
+// An operand with its elements' size: T's, unless it is said.
+template <class T>
+struct Sized {
+    const Operand* operand;
+    std::int64_t bytes;
+
+    FASTNORM_FN Sized(const Operand* of, std::int64_t size = sizeof(T))
+        : operand(of), bytes(size) {}
+};
+
 // The run of an operand at outer index o, statistic s.
 template <class T>
 FASTNORM_FN T* run_of(const View& view, const Operand& operand, std::int64_t batch, std::int64_t o,

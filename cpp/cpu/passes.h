@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
+#include <type_traits>
 #include <utility>
 
 #include "cpu/kernels.h"
@@ -33,13 +35,18 @@ void for_stats(const ParallelFor& parallel_for, std::int64_t group, std::int64_t
     });
 }
 
-// Each thread takes a contiguous share of [0, count): the same one every time.
+// Each thread takes a contiguous share of [0, count): the same one every time. f(from, to), or
+// f(share, from, to).
 template <class F>
 void for_shares(const ParallelFor& parallel_for, std::int64_t count, F&& f) {
     const std::int64_t shares = std::min<std::int64_t>(parallel_for.threads, count);
     parallel_for(shares, [&](std::int64_t share) {
         const std::int64_t from = count * share / shares, to = count * (share + 1) / shares;
-        f(from, to);
+        if constexpr (std::is_invocable_v<F&, std::int64_t, std::int64_t, std::int64_t>) {
+            f(share, from, to);
+        } else {
+            f(from, to);
+        }
     });
 }
 
@@ -83,25 +90,48 @@ class ReduceFinishMap {
   private:
     bool columns() const { return plan_.view.traversal == Traversal::columns; }
 
+    // What the units of a share are computed with: what the call has, or, where their sums leave g
+    // for the map in a place of the share's own, copies that know it.
+    class Arguments {
+      public:
+        Arguments(const ReduceFinishMap& of, std::int64_t share) : of_(of), share_(share) {
+            if (of.schedule_.kept > 0) own_ = {of.args_, of.map_args_};
+        }
+        void begin(std::int64_t unit) {
+            if (!own_) return;
+            const std::int64_t stat0 = of_.plan_.unit(unit, 0).stat0;
+            own_->first.g = own_->second.dy = of_.scratch_.place_of(of_.schedule_, share_, stat0);
+        }
+        const KernelArgs& of_reduce() const { return own_ ? own_->first : of_.args_; }
+        const KernelArgs& of_map() const { return own_ ? own_->second : of_.map_args_; }
+
+      private:
+        const ReduceFinishMap& of_;
+        std::int64_t share_;
+        std::optional<std::pair<KernelArgs, KernelArgs>> own_;
+    };
+
     // A thread has units of its own.
     void share_units() const {
-        for_shares(parallel_for_, plan_.sums(), [&](std::int64_t from, std::int64_t to) {
+        const auto share_of = [&](std::int64_t share, std::int64_t from, std::int64_t to) {
             const std::int64_t chunks = plan_.chunks();
             const std::int64_t first = from * plan_.units_of_sums;
             const std::int64_t last = std::min(to * plan_.units_of_sums, plan_.units());
+            Arguments args(*this, share);
             bool reduced = false;
             for (std::int64_t unit = first; unit < last; ++unit) {
+                args.begin(unit);
                 if (!reduced) {
                     for (std::int64_t c = 0; c < chunks; ++c) {
                         for (std::int64_t part = 0; part < plan_.unit_tiles; ++part) {
-                            reduce(unit, part, c);
+                            reduce(args, unit, part, c);
                         }
                     }
                 }
                 finish(ParallelFor(), unit);
                 reduced = schedule_.interleaved && unit + 1 < last && alike(unit, unit + 1);
                 if (!reduced) {
-                    for (std::int64_t c = chunks; c-- > 0;) map_backwards(unit, c);
+                    for (std::int64_t c = chunks; c-- > 0;) map_backwards(args, unit, c);
                     continue;
                 }
                 for (std::int64_t c = 0; c < chunks; ++c) {
@@ -111,49 +141,52 @@ class ReduceFinishMap {
                 }
             }
             passes_.fence();
-        });
+        };
+        for_shares(parallel_for_, plan_.sums(), share_of);
     }
 
     // All threads share one unit at a time, so that it is still in their caches for the map.
     void share_each_unit() const {
         const std::int64_t parts = plan_.unit_tiles, tiles = parts * plan_.chunks();
+        Arguments args(*this, 0);
         for (std::int64_t unit = 0; unit < plan_.units(); ++unit) {
+            args.begin(unit);
             for_shares(parallel_for_, tiles, [&](std::int64_t from, std::int64_t to) {
                 for (std::int64_t i = from; i < to; ++i) {
-                    reduce(unit, i % parts, i / parts);
+                    reduce(args, unit, i % parts, i / parts);
                 }
             });
             finish(parallel_for_, unit);
-            columns() ? share_rows(unit) : share_tiles(unit);
+            columns() ? share_rows(args, unit) : share_tiles(args, unit);
         }
     }
 
-    void share_tiles(std::int64_t unit) const {
+    void share_tiles(const Arguments& args, std::int64_t unit) const {
         const std::int64_t parts = plan_.unit_tiles, tiles = parts * plan_.chunks();
         for_shares(parallel_for_, tiles, [&](std::int64_t from, std::int64_t to) {
             for (std::int64_t i = to; i-- > from;) {
-                passes_.map(map_args_, plan_.tile(unit, i % parts, i / parts));
+                passes_.map(args.of_map(), plan_.tile(unit, i % parts, i / parts));
             }
             passes_.fence();
         });
     }
 
     // Whole rows: parts of them would meet in cache lines.
-    void share_rows(std::int64_t unit) const {
+    void share_rows(const Arguments& args, std::int64_t unit) const {
         for_shares(parallel_for_, plan_.view.outer, [&](std::int64_t from, std::int64_t to) {
             Tile tile = plan_.unit(unit, 0);
             for (tile.outer1 = to; tile.outer1 > from; tile.outer1 = tile.outer0) {
                 tile.outer0 = std::max(from, tile.outer1 - plan_.chunk_outer);
-                passes_.map(map_args_, tile);
+                passes_.map(args.of_map(), tile);
             }
             passes_.fence();
         });
     }
 
-    void map_backwards(std::int64_t unit, std::int64_t chunk) const {
-        if (columns()) return passes_.map(map_args_, plan_.unit(unit, chunk));
+    void map_backwards(const Arguments& args, std::int64_t unit, std::int64_t chunk) const {
+        if (columns()) return passes_.map(args.of_map(), plan_.unit(unit, chunk));
         for (std::int64_t part = plan_.unit_tiles; part-- > 0;) {
-            passes_.map(map_args_, plan_.tile(unit, part, chunk));
+            passes_.map(args.of_map(), plan_.tile(unit, part, chunk));
         }
     }
 
@@ -161,11 +194,12 @@ class ReduceFinishMap {
         return chunk * plan_.view.stats() + tile.batch * plan_.view.stat + tile.stat0;
     }
 
-    void reduce(std::int64_t unit, std::int64_t part, std::int64_t chunk) const {
+    void reduce(const Arguments& args, std::int64_t unit, std::int64_t part,
+                std::int64_t chunk) const {
         const Tile tile = plan_.tile(unit, part, chunk);
         const std::int64_t at = partial_at(tile, chunk);
-        if (passes_.prepare != nullptr) passes_.prepare(args_, tile);
-        passes_.reduce(args_, tile, scratch_.first + at, scratch_.second + at);
+        if (passes_.prepare != nullptr) passes_.prepare(args.of_reduce(), tile);
+        passes_.reduce(args.of_reduce(), tile, scratch_.first + at, scratch_.second + at);
     }
 
     void map_and_reduce(std::int64_t mapped, std::int64_t reduced, std::int64_t part,

@@ -36,6 +36,9 @@ constexpr std::int64_t elements_for_threads = 32768;
 // Results of a call that touches more bytes will hardly be in a cache near to who needs them, and
 // stores that first read each line cost as much as the rest of the call.
 constexpr std::int64_t most_cached_bytes = 1 << 22;
+// What a call may take of memory for g of the units at hand. Even from memory it is read in less
+// time than a slope is computed in.
+constexpr std::int64_t most_kept_bytes = 1 << 26;
 
 // Under features, bytes of a tile, which its map should find in the L2 cache while it has the next
 // one fetched, and how many rows backward takes at a time at least: what they add up in registers'
@@ -247,6 +250,21 @@ Schedule schedule_reduction(const View& view, std::int64_t element_bytes, int tw
     const std::int64_t passing = schedule.interleaved ? 2 : 1;
     schedule.reads = unit_bytes() * passing > cache ? 2 : 1;
     return schedule;
+}
+
+void keep_in_scratch(Schedule& schedule, std::int64_t accumulator_bytes, bool dx_can_hold_it) {
+    const Plan& plan = schedule.plan;
+    const View& view = plan.view;
+    const bool columns = view.traversal == Traversal::columns;
+    // Of parts of rows g would not lie side by side as the tensors do.
+    if (columns && plan.unit_stats < view.stat) return;
+    const std::int64_t elements = plan.unit_stats * view.outer * view.inner;
+    const std::int64_t bytes = elements * accumulator_bytes;
+    // From a place that stays in the cache, beside x and dy, dx goes past it. Where nothing stays
+    // there, dx's own place takes less time.
+    if (columns && dx_can_hold_it && bytes > caches().l3 / 4) return;
+    if (bytes * schedule.shares() > most_kept_bytes) return;
+    schedule.kept = elements;
 }
 
 }  // namespace fastnorm

@@ -3,6 +3,7 @@
 // how tiles are grouped and who computes them does not change any bits.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "cpu/kernels.h"
@@ -51,6 +52,14 @@ struct Schedule {
     bool stream = false;       // results are written past the cache
     bool interleaved = false;  // a unit's results are written while the next one is summed
     int reads = 1;             // how often the inputs come from memory
+    // Elements of a unit, where its sums leave g for its map in a place outside the tensors, one
+    // for each share of the units; else 0.
+    std::int64_t kept = 0;
+
+    // How many shares the units have.
+    std::int64_t shares() const {
+        return shared ? 1 : std::min<std::int64_t>(threads, plan.sums());
+    }
 };
 
 // tensors: how many of the view's shape are read or written; twice: how many of them both the
@@ -58,5 +67,9 @@ struct Schedule {
 Schedule schedule_map(const View& view, std::int64_t element_bytes, int tensors, int threads);
 Schedule schedule_reduction(const View& view, std::int64_t element_bytes, int twice, int tensors,
                             int threads, bool can_interleave);
+
+// Sets Schedule::kept where a place outside the tensors is the best one for g, in the accumulator
+// type, which dx itself could hold if its elements are as large.
+void keep_in_scratch(Schedule& schedule, std::int64_t accumulator_bytes, bool dx_can_hold_it);
 
 }  // namespace fastnorm

@@ -94,27 +94,30 @@ struct Rows {
         gradient_sums_of_rows<T, kind, StatMaps>(args, tile, sum_g, sum_gx);
     }
 
+    // D: the type of dy.
+    template <class D = T>
     static void gradient(const KernelArgs& args, const Tile& tile) {
         const Operand none;
         const bool recomputed = kind != ActivationKind::identity && args.mask == nullptr;
         const Operand& residual = recomputed ? args.residual : none;
-        if (are_short_rows<T, kind>(args.view, tile,
-                                    {&args.x, &args.dy, &residual, &args.dx, &args.dresidual})) {
-            return ShortRows<T, kind>::gradient(args, tile);
+        if (are_short_rows<T, kind>(
+                args.view, tile,
+                {&args.x, {&args.dy, sizeof(D)}, &residual, &args.dx, &args.dresidual})) {
+            return ShortRows<T, kind>::template gradient<D>(args, tile);
         }
-        gradient_with(args, tile, MapOnly());
+        gradient_with<D>(args, tile, MapOnly());
     }
 
     static FASTNORM_FLAT void gradient_and_sums(const KernelArgs& args, const Tile& mapped,
                                                 const Tile& reduced, double* sum_g,
                                                 double* sum_gx) {
         Sums sums(args, reduced);
-        gradient_with(args, mapped, Interleaved<T, Sums>(args.view, mapped, reduced, sums));
+        gradient_with<T>(args, mapped, Interleaved<T, Sums>(args.view, mapped, reduced, sums));
         sums.finish(sum_g, sum_gx);
     }
 
   private:
-    template <class Reduction>
+    template <class D, class Reduction>
     static FASTNORM_FN void gradient_with(const KernelArgs& args, const Tile& tile,
                                           Reduction reduction) {
         const View& view = args.view;
@@ -132,7 +135,7 @@ struct Rows {
                 args.stream, dx, dresidual, tile.inner0, tile.inner1,
                 [&](std::int64_t i, std::int64_t count, bool direct) {
                     reduction.advance_to(o, s, i + count);
-                    backward_at<T, kind>(args, tile.batch, o, s, i)
+                    backward_at<T, kind, D>(args, tile.batch, o, s, i)
                         .write(
                             dx_sink.open(dx + i, direct),
                             dresidual == nullptr ? nullptr

@@ -98,17 +98,18 @@ struct LaneMaps {
     }
 };
 
-template <class T, ActivationKind kind>
-FASTNORM_FN Backward<T, kind> backward_at(const KernelArgs& args, std::int64_t batch,
-                                          std::int64_t o, std::int64_t s, std::int64_t i) {
+template <class T, ActivationKind kind, class D = T>
+FASTNORM_FN Backward<T, kind, D> backward_at(const KernelArgs& args, std::int64_t batch,
+                                             std::int64_t o, std::int64_t s, std::int64_t i) {
+    using A = accumulator_t<T>;
     const View& view = args.view;
     const T* residual = run_of<T>(view, args.residual, batch, o, s);
-    T* g = run_of<T>(view, args.g, batch, o, s);
-    return {run_of<T>(view, args.dy, batch, o, s) + i,
+    A* g = run_of<A>(view, args.g, batch, o, s);
+    return {run_of<D>(view, args.dy, batch, o, s) + i,
             run_of<T>(view, args.x, batch, o, s) + i,
             residual == nullptr ? nullptr : residual + i,
             mask_at(args, run_index(view, batch, o, s), i),
-            activation_params<accumulator_t<T>>(args),
+            activation_params<A>(args),
             args.stream,
             g == nullptr ? nullptr : g + i};
 }

@@ -13,7 +13,7 @@
 namespace fastnorm {
 
 // Two partial results per (chunk, statistic), and the coefficients; under features weights and
-// biases, and backward the sums of their gradients.
+// biases, and backward the sums of their gradients; and places for g of a unit, where that is kept.
 struct Scratch {
     static constexpr std::int64_t line = 16;  // a cache line of floats
 
@@ -25,6 +25,8 @@ struct Scratch {
     char* biases;
     double* sums_of_g;
     double* sums_of_gx;
+    char* kept;
+    std::int64_t kept_scalar, kept_bytes;  // of an element, and of one place
 
     Scratch(const Execution& execution, const Problem& problem, const Schedule& schedule,
             int coefficients_count) {
@@ -41,6 +43,9 @@ struct Scratch {
         biases = weights + parameters(view) * scalar_bytes(problem);
         sums_of_g = reinterpret_cast<double*>(biases + parameters(view) * scalar_bytes(problem));
         sums_of_gx = sums_of_g + sums(schedule, coefficients_count);
+        kept = reinterpret_cast<char*>(sums_of_gx + sums(schedule, coefficients_count));
+        kept_scalar = scalar_bytes(problem);
+        kept_bytes = bytes_of_place(problem, schedule);
     }
 
     static std::int64_t bytes(const Problem& problem, const Schedule& schedule,
@@ -48,12 +53,31 @@ struct Scratch {
         const View& view = schedule.plan.view;
         const std::int64_t scalars = coefficients_count * stride_of(view) + 2 * parameters(view);
         return 2 * partial_results(schedule) * 8 + scalars * scalar_bytes(problem) +
-               2 * sums(schedule, coefficients_count) * 8;
+               2 * sums(schedule, coefficients_count) * 8 +
+               schedule.shares() * bytes_of_place(problem, schedule);
     }
 
     void attach(KernelArgs& args) const {
         args.coefficients = coefficients;
         args.coefficients_stride = coefficients_stride;
+    }
+
+    static std::int64_t bytes_of_place(const Problem& problem, const Schedule& schedule) {
+        return divide_up(schedule.kept * scalar_bytes(problem), 64) * 64;
+    }
+
+    // The place of one share of the units, for a unit of statistics from stat0 on.
+    Operand place_of(const Schedule& schedule, std::int64_t share, std::int64_t stat0) const {
+        const Plan& plan = schedule.plan;
+        Operand place;
+        place.stat_stride = plan.view.inner * kept_scalar;
+        std::int64_t stride = plan.unit_stats * place.stat_stride;
+        for (int d = plan.view.outer_dims - 1; d >= 0; --d) {
+            place.outer_stride[d] = stride;
+            stride *= plan.view.outer_extent[d];
+        }
+        place.data = kept + share * kept_bytes - stat0 * place.stat_stride;
+        return place;
     }
 
     static std::int64_t scalar_bytes(const Problem& problem) {

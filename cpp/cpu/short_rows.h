@@ -27,13 +27,12 @@ static_assert(Vec<float>::width <= shortest_short_row);
 // Whether a tile has several short rows, whole ones, side by side in each of the operands.
 template <class T, ActivationKind kind>
 FASTNORM_FN bool are_short_rows(const View& view, const Tile& tile,
-                                std::initializer_list<const Operand*> operands) {
+                                std::initializer_list<Sized<T>> operands) {
     constexpr std::int64_t longest = is_smooth(kind) ? longest_smooth_short_row : longest_short_row;
     if (view.inner < shortest_short_row || view.inner > longest) return false;
     if (tile.stat1 - tile.stat0 == 1 || tile.inner1 - tile.inner0 != view.inner) return false;
-    for (const Operand* operand : operands) {
-        const bool dense = operand->stat_stride == view.inner * std::int64_t{sizeof(T)};
-        if (*operand && !dense) return false;
+    for (const auto& [operand, bytes] : operands) {
+        if (*operand && operand->stat_stride != view.inner * bytes) return false;
     }
     return true;
 }
@@ -235,13 +234,14 @@ struct ShortRows {
         }
     }
 
+    template <class D>
     static FASTNORM_FN void gradient(const KernelArgs& args, const Tile& tile) {
         Sink<T> dx_sink(args.stream);
         Sink<T> dresidual_sink(args.stream && args.dresidual);
         const Ahead ahead = ahead_of_results(args.stream);
         for (std::int64_t o = tile.outer0; o < tile.outer1; ++o) {
-            const Backward<T, kind> backward =
-                backward_at<T, kind>(args, tile.batch, o, tile.stat0, 0);
+            const Backward<T, kind, D> backward =
+                backward_at<T, kind, D>(args, tile.batch, o, tile.stat0, 0);
             T* const dx = run_of<T>(args.view, args.dx, tile.batch, o, tile.stat0);
             T* const dresidual = run_of<T>(args.view, args.dresidual, tile.batch, o, tile.stat0);
             ShortRowsMaskReader mask(backward.mask.bytes, tile.stat1 - tile.stat0, args.view);

@@ -110,18 +110,19 @@ struct Gradient {
     }
 };
 
-template <class T, ActivationKind kind>
+// D: the type of dy, which is A where the sums have left g there.
+template <class T, ActivationKind kind, class D = T>
 struct Backward {
     using A = accumulator_t<T>;
     using V = Vec<A>;
 
-    const T* dy;
+    const D* dy;
     const T* x;
     const T* residual;  // or null
     MaskRow mask;
     ActParams<A> params;
     bool stream;                        // results go past the cache
-    T* g;                               // or null: where a smooth activation's is left
+    A* g;                               // or null: where a smooth activation's is left
     Ahead ahead_dy = {}, ahead_x = {};  // what is fetched: nothing, unless it is said
 
     FASTNORM_FN void advance(std::int64_t count) {

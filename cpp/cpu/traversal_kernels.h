@@ -35,6 +35,10 @@ constexpr void fill(TraversalKernels& table, DType dtype, std::integer_sequence<
     using Any = Kernels<T, ActivationKind::identity>;
     table.moments[d] = Any::moments;
     if constexpr (requires { &Any::add; }) table.add[d] = Any::add;
+    using A = accumulator_t<T>;
+    if constexpr (requires { &Any::template gradient<A>; }) {
+        table.gradient_of_kept[d] = Any::template gradient<A>;
+    }
     ((table.normalize[d][kind] = Kernels<T, static_cast<ActivationKind>(kind)>::normalize), ...);
     ((table.gradient_sums[d][kind] = Kernels<T, static_cast<ActivationKind>(kind)>::gradient_sums),
      ...);

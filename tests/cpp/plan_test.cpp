@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "cpu/machine.h"
 #include "cpu/scratch.h"
 #include "expect.h"
 
@@ -88,6 +89,32 @@ void test_sharing_of_features() {
     }
 }
 
+// Where backward keeps what its sums compute for its map.
+void test_places_for_gradients() {
+    const auto kept = [](const fastnorm::View& view, std::int64_t bytes, int threads) {
+        fastnorm::Schedule schedule =
+            fastnorm::schedule_reduction(view, bytes, 2, 3, threads, false);
+        fastnorm::keep_in_scratch(schedule, 4, bytes == 4);
+        return schedule;
+    };
+    fastnorm::View groups = planes(1, 320, 64 * 64);
+    groups.batch = 2;
+    groups.group = 10;
+    for (const std::int64_t bytes : {2, 4}) {
+        const fastnorm::Schedule schedule = kept(groups, bytes, 2);
+        expect(schedule.kept == 10 * 64 * 64, "the place is not a unit's");
+        expect(schedule.shares() == 2, "two threads do not have a place each");
+    }
+    groups.inner = 8192 * 8192;
+    expect(kept(groups, 4, 2).kept == 0, "a place of gigabytes");
+    expect(kept(columns(2, 100, 1280), 2, 2).kept == 128'000, "whole rows are not kept");
+    expect(kept(columns(1, 100, 1312), 2, 1).kept == 0, "parts of rows are kept");
+    const fastnorm::View large = columns(1, 250'000, 64);
+    expect(kept(large, 2, 2).kept == large.elements(), "in 16 bits a slope is computed twice");
+    expect((kept(large, 4, 2).kept == 0) == (4 * large.elements() > fastnorm::caches().l3 / 4),
+           "what no cache holds is not left in dx");
+}
+
 void test_chunks_of_columns(std::int64_t outer, std::int64_t stat) {
     const std::string name = std::to_string(outer) + " rows of " + std::to_string(stat) + ": ";
     const fastnorm::Plan plan = fastnorm::reduction_plan(columns(1, outer, stat), 4, 1, 1);
@@ -167,6 +194,7 @@ int main() {
     test_groups_of_planes(147, 1);
     test_interleaving();
     test_tiles_of_columns();
+    test_places_for_gradients();
     test_sharing();
     test_sharing_of_features();
     return test_result();
