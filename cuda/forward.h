@@ -286,7 +286,7 @@ struct Forward {
         if constexpr (features) {
             if (!args.centred) return {{0.0, square_sum}, in_range<D>(count, square_sum)};
         }
-        const Moments m = moments_about(origin, count, share, sum, square_sum);
+        const Moments m = moments_about(origin, count, sum * share, sum, square_sum);
         return {{m.mean, m.m2}, trustworthy<D>(m, origin, sum, square_sum)};
     }
 

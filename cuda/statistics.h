@@ -148,7 +148,7 @@ struct MomentsOfSets {
     }
     // Of so many values in all.
     FASTNORM_DEVICE Partial together(double count) const {
-        const Moments m = moments_about(origin, count, 1.0 / count, sum, square_sum);
+        const Moments m = moments_about(origin, count, sum / count, sum, square_sum);
         return {m.mean, m.m2};
     }
 };

@@ -66,11 +66,11 @@ FASTNORM_FN Moments merge_equal(double first, double sets, double each, ForOwn&&
             m2 + each * (squares - deviations * shift)};
 }
 
-// Sums of d = x - pivot over count values, whatever the pivot: its error drops out. share is
-// 1 / count.
-FASTNORM_FN Moments moments_about(double pivot, double count, double share, double sum,
+// Sums of d = x - pivot over count values, whatever the pivot: its error drops out. shift is
+// sum / count; divided, and not multiplied with 1 / count, it is right to the last bit, so that a
+// mean of 0 is 0.
+FASTNORM_FN Moments moments_about(double pivot, double count, double shift, double sum,
                                   double square_sum) {
-    const double shift = sum * share;
     return {count, pivot + shift, square_sum - sum * shift};
 }
 

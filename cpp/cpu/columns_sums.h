@@ -267,7 +267,8 @@ struct ColumnsSums {
                 const double n = is_longer ? rows[0] : rows[1];
                 const double share = is_longer ? shares[0] : shares[1];
                 const double origin = static_cast<double>(pivots[first + i]);
-                const Moments m = moments_about(origin, n, share, of.total_a[i], of.total_ab[i]);
+                const Moments m =
+                    moments_about(origin, n, of.total_a[i] * share, of.total_a[i], of.total_ab[i]);
                 means[first + i] = m.mean;
                 m2s[first + i] = m.m2;
                 good[i] = trustworthy<A>(m, origin, of.total_a[i], of.total_ab[i]) | (n == 0);
@@ -287,7 +288,7 @@ struct ColumnsSums {
         const double origin = static_cast<double>(pivot);
         const double sum = sums.a(j);
         const double square_sum = sums.ab(j);
-        const Moments m = moments_about(origin, rows, share, sum, square_sum);
+        const Moments m = moments_about(origin, rows, sum * share, sum, square_sum);
         good = trustworthy<A>(m, origin, sum, square_sum);
         return m;
     }

@@ -108,9 +108,12 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
     const View& view = args.view;
     const std::int64_t size = size_of(problem.dtype);
     const Kernels kernels(execution.kernels, problem);
+    const int threads = execution.parallel_for.threads;
+    const bool can_interleave = kernels.normalize_and_moments != nullptr;
+    const bool joined = joins_groups(view, args.x, size, can_interleave);
     const Schedule schedule =
-        schedule_reduction(view, size, 1, tensors_of(args), execution.parallel_for.threads,
-                           kernels.normalize_and_moments != nullptr);
+        joined ? schedule_joined_groups(view, size, tensors_of(args), threads)
+               : schedule_reduction(view, size, 1, tensors_of(args), threads, can_interleave);
     if (explains(execution, problem, schedule, forward_coefficients)) return;
     const ParallelFor parallel_for = threads_of(execution, schedule);
     const Scratch scratch(execution, problem, schedule, forward_coefficients);
@@ -153,7 +156,12 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
         args.addends[1] = std::exchange(args.residual, Operand());
         args.x = std::exchange(args.sum, Operand());
     }
-    ReduceFinishMap(parallel_for, args, args, schedule, scratch, passes, finish).run();
+    KernelArgs sums_args = args;
+    if (joined) {
+        sums_args.view = schedule.plan.view;
+        sums_args.x.stat_stride *= view.group;
+    }
+    ReduceFinishMap(parallel_for, sums_args, args, schedule, scratch, passes, finish).run();
     update_running(parallel_for, view, scratch, running);
 }
 

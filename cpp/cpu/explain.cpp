@@ -20,7 +20,7 @@ bool explains(const Execution& execution, const Problem& problem, const Schedule
     Explanation& e = *problem.explanation;
     const Tensors& tensors = problem.tensors;
     const View& view = tensors.view;
-    const Plan& plan = schedule.plan;
+    const Plan& plan = schedule.reduces ? schedule.map : schedule.plan;
     e.isa = execution.kernels.name;
     e.traversal = name_of(view.traversal);
     e.batch = view.batch;

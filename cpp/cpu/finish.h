@@ -107,11 +107,12 @@ inline void merge_chunks(const Plan& plan, const Scratch& scratch, std::int64_t 
     }
 }
 
-// The same of a piece's means. Stats of a group have a count each, and it is the same one.
+// The same of a piece's means: those of the plan's stats, or, where each of a group has a count,
+// and it is the same one, merged.
 inline void merge_moments(const Plan& plan, const Scratch& scratch, const Piece& piece,
                           double* means, double* m2s) {
-    if (piece.group == 1) {
-        return merge_chunks(plan, scratch, piece.from, piece.count, means, m2s);
+    if (plan.view.group == 1) {
+        return merge_chunks(plan, scratch, piece.first, piece.means, means, m2s);
     }
     double* const mean_of = scratch.first + piece.from;
     double* const m2_of = scratch.second + piece.from;

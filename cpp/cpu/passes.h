@@ -81,6 +81,7 @@ class ReduceFinishMap {
           map_args_(map_args),
           schedule_(schedule),
           plan_(schedule.plan),
+          map_plan_(schedule.map),
           scratch_(scratch),
           passes_(passes),
           finish_(finish) {}
@@ -131,7 +132,8 @@ class ReduceFinishMap {
                 finish(ParallelFor(), unit);
                 reduced = schedule_.interleaved && unit + 1 < last && alike(unit, unit + 1);
                 if (!reduced) {
-                    for (std::int64_t c = chunks; c-- > 0;) map_backwards(args, unit, c);
+                    for (std::int64_t c = map_plan_.chunks(); c-- > 0;)
+                        map_backwards(args, unit, c);
                     continue;
                 }
                 for (std::int64_t c = 0; c < chunks; ++c) {
@@ -162,10 +164,10 @@ class ReduceFinishMap {
     }
 
     void share_tiles(const Arguments& args, std::int64_t unit) const {
-        const std::int64_t parts = plan_.unit_tiles, tiles = parts * plan_.chunks();
+        const std::int64_t parts = map_plan_.unit_tiles, tiles = parts * map_plan_.chunks();
         for_shares(parallel_for_, tiles, [&](std::int64_t from, std::int64_t to) {
             for (std::int64_t i = to; i-- > from;) {
-                passes_.map(args.of_map(), plan_.tile(unit, i % parts, i / parts));
+                passes_.map(args.of_map(), map_plan_.tile(unit, i % parts, i / parts));
             }
             passes_.fence();
         });
@@ -173,10 +175,10 @@ class ReduceFinishMap {
 
     // Whole rows: parts of them would meet in cache lines.
     void share_rows(const Arguments& args, std::int64_t unit) const {
-        for_shares(parallel_for_, plan_.view.outer, [&](std::int64_t from, std::int64_t to) {
-            Tile tile = plan_.unit(unit, 0);
+        for_shares(parallel_for_, map_plan_.view.outer, [&](std::int64_t from, std::int64_t to) {
+            Tile tile = map_plan_.unit(unit, 0);
             for (tile.outer1 = to; tile.outer1 > from; tile.outer1 = tile.outer0) {
-                tile.outer0 = std::max(from, tile.outer1 - plan_.chunk_outer);
+                tile.outer0 = std::max(from, tile.outer1 - map_plan_.chunk_outer);
                 passes_.map(args.of_map(), tile);
             }
             passes_.fence();
@@ -184,9 +186,9 @@ class ReduceFinishMap {
     }
 
     void map_backwards(const Arguments& args, std::int64_t unit, std::int64_t chunk) const {
-        if (columns()) return passes_.map(args.of_map(), plan_.unit(unit, chunk));
-        for (std::int64_t part = plan_.unit_tiles; part-- > 0;) {
-            passes_.map(args.of_map(), plan_.tile(unit, part, chunk));
+        if (columns()) return passes_.map(args.of_map(), map_plan_.unit(unit, chunk));
+        for (std::int64_t part = map_plan_.unit_tiles; part-- > 0;) {
+            passes_.map(args.of_map(), map_plan_.tile(unit, part, chunk));
         }
     }
 
@@ -216,8 +218,8 @@ class ReduceFinishMap {
     }
 
     void finish(const ParallelFor& parallel_for, std::int64_t unit) const {
-        const View& view = plan_.view;
-        const Tile tile = plan_.unit(unit, 0);
+        const View& view = map_plan_.view;
+        const Tile tile = map_plan_.unit(unit, 0);
         const std::int64_t base = tile.batch * view.stat;
         for_stats(parallel_for, view.group, base + tile.stat0, base + tile.stat1, finish_);
     }
@@ -226,6 +228,7 @@ class ReduceFinishMap {
     const KernelArgs &args_, &map_args_;
     const Schedule& schedule_;
     const Plan& plan_;
+    const Plan& map_plan_;
     const Scratch& scratch_;
     const Passes& passes_;
     Finish& finish_;

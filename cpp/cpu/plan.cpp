@@ -40,6 +40,11 @@ constexpr std::int64_t most_cached_bytes = 1 << 22;
 // time than a slope is computed in.
 constexpr std::int64_t most_kept_bytes = 1 << 26;
 
+// Bytes from which on it takes less time to write a group's results while the next one's rows are
+// summed than to sum these as one. In 16 bits, which are computed with rather than waited for,
+// none.
+constexpr std::int64_t least_interleaved_row_of_group = 16384;
+
 // Under features, bytes of a tile, which its map should find in the L2 cache while it has the next
 // one fetched, and how many rows backward takes at a time at least: what they add up in registers'
 // precision costs a fold.
@@ -249,6 +254,34 @@ Schedule schedule_reduction(const View& view, std::int64_t element_bytes, int tw
     // Interleaved, two units pass through the cache between a unit's sums and its results.
     const std::int64_t passing = schedule.interleaved ? 2 : 1;
     schedule.reads = unit_bytes() * passing > cache ? 2 : 1;
+    schedule.map = plan;
+    return schedule;
+}
+
+bool joins_groups(const View& view, const Operand& x, std::int64_t element_bytes,
+                  bool can_interleave) {
+    const std::int64_t row_bytes = view.inner * element_bytes;
+    const bool side_by_side = view.traversal == Traversal::rows && view.group > 1 &&
+                              view.outer == 1 && x.stat_stride == row_bytes;
+    const bool rather_interleaved =
+        can_interleave && element_bytes >= 4 && row_bytes >= least_interleaved_row_of_group;
+    return side_by_side && !rather_interleaved;
+}
+
+Schedule schedule_joined_groups(const View& view, std::int64_t element_bytes, int tensors,
+                                int threads) {
+    View joined = view;
+    joined.inner *= view.group;
+    joined.stat /= view.group;
+    joined.group = 1;
+    Schedule schedule = schedule_reduction(joined, element_bytes, 1, tensors, threads, false);
+    Plan& map = schedule.map;
+    map.view = view;
+    map.unit_stats *= view.group;
+    map.tile_stats = schedule.shared ? rows_group(view.inner * element_bytes) : map.unit_stats;
+    map.unit_tiles = divide_up(map.unit_stats, map.tile_stats);
+    map.chunk_inner = view.inner;
+    map.inner_chunks = 1;
     return schedule;
 }
 

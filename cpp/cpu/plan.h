@@ -45,7 +45,8 @@ Plan map_plan(const View& view, int threads);
 
 // All that is decided before a call computes anything.
 struct Schedule {
-    Plan plan;
+    Plan plan;             // of the reduction, or of the map that stands alone
+    Plan map;              // of the map behind a reduction: the same units
     bool reduces = false;  // else a map stands alone
     int threads = 1;
     bool shared = false;       // all threads work on the same units; else each has units of its own
@@ -67,6 +68,14 @@ struct Schedule {
 Schedule schedule_map(const View& view, std::int64_t element_bytes, int tensors, int threads);
 Schedule schedule_reduction(const View& view, std::int64_t element_bytes, int twice, int tensors,
                             int threads, bool can_interleave);
+
+// Forward, the rows of a group that lie side by side in x can be summed as one. Whether they are
+// follows from these alone: it is part of what makes a result's bits. The schedule is one of a view
+// in which each group is a statistic; its map is the given view's.
+bool joins_groups(const View& view, const Operand& x, std::int64_t element_bytes,
+                  bool can_interleave);
+Schedule schedule_joined_groups(const View& view, std::int64_t element_bytes, int tensors,
+                                int threads);
 
 // Sets Schedule::kept where a place outside the tensors is the best one for g, in the accumulator
 // type, which dx itself could hold if its elements are as large.

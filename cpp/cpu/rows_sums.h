@@ -125,7 +125,7 @@ struct Deviations {
             return m;
         }
         const double origin = static_cast<double>(pivots[s]);
-        const Moments m = moments_about(origin, count(), 1.0 / count(), sum, square_sum);
+        const Moments m = moments_about(origin, count(), sum / count(), sum, square_sum);
         good = trustworthy<A>(m, origin, sum, square_sum);
         return m;
     }

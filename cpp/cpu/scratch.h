@@ -30,7 +30,8 @@ struct Scratch {
 
     Scratch(const Execution& execution, const Problem& problem, const Schedule& schedule,
             int coefficients_count) {
-        coefficients_stride = stride_of(schedule.plan.view);
+        const View& view = problem.tensors.view;
+        coefficients_stride = stride_of(view);
         const std::int64_t partials = partial_results(schedule);
         auto* memory = static_cast<char*>(execution.workspace.reserve(
             execution.workspace.context,
@@ -38,7 +39,6 @@ struct Scratch {
         first = reinterpret_cast<double*>(memory);
         second = first + partials;
         coefficients = memory + 2 * partials * 8;
-        const View& view = schedule.plan.view;
         weights = coefficients + coefficients_count * coefficients_stride * scalar_bytes(problem);
         biases = weights + parameters(view) * scalar_bytes(problem);
         sums_of_g = reinterpret_cast<double*>(biases + parameters(view) * scalar_bytes(problem));
@@ -50,7 +50,7 @@ struct Scratch {
 
     static std::int64_t bytes(const Problem& problem, const Schedule& schedule,
                               int coefficients_count) {
-        const View& view = schedule.plan.view;
+        const View& view = problem.tensors.view;
         const std::int64_t scalars = coefficients_count * stride_of(view) + 2 * parameters(view);
         return 2 * partial_results(schedule) * 8 + scalars * scalar_bytes(problem) +
                2 * sums(schedule, coefficients_count) * 8 +

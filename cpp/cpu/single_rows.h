@@ -117,7 +117,8 @@ struct SingleRows {
 #pragma omp simd
             for (std::int64_t s = 0; s < rows; ++s) {
                 const double origin = static_cast<double>(pivots[s]);
-                const Moments m = moments_about(origin, count, share, first[s], second[s]);
+                const Moments m =
+                    moments_about(origin, count, first[s] * share, first[s], second[s]);
                 const bool good = trustworthy<A>(m, origin, first[s], second[s]);
                 mean[s] = m.mean;
                 m2[s] = m.m2;

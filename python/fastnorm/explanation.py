@@ -53,8 +53,9 @@ class Explanation:
         Every tensor of x's size, and the mask, read or written once: divided by the bandwidth of a
         copy, the time that no implementation undercuts where data come from memory.
     scratch_bytes : int
-        Partial results and coefficients, in memory that the calling thread keeps; on a device from
-        a pool in the stream's order.
+        Partial results and coefficients, and in the gradient of a smooth activation what the sums
+        leave for dx (64 MB at most), in memory that the calling thread keeps; on a device from a
+        pool in the stream's order.
     launches : tuple of str
         On a device, the kernels with their blocks, threads and shared memory. There a unit is what
         statistics a warp has at a time, a chunk is what it reduces at a time, reads says how many

@@ -89,6 +89,50 @@ void test_sharing_of_features() {
     }
 }
 
+// Groups whose rows are summed as one: the map has the same units, of the rows themselves.
+void test_joined_groups() {
+    for (const std::int64_t group : {2, 3, 40}) {
+        for (const std::int64_t groups : {1, 3, 32, 33}) {
+            fastnorm::View view = planes(1, group * groups, 144);
+            view.batch = 2;
+            view.group = group;
+            for (const int threads : {1, 2, 5, 64}) {
+                const fastnorm::Schedule schedule =
+                    fastnorm::schedule_joined_groups(view, 4, 2, threads);
+                const fastnorm::Plan &sums = schedule.plan, &map = schedule.map;
+                expect(sums.view.reduced() == view.reduced(), "a joined row is not a group");
+                expect(sums.units() == map.units(), "units of a map are not those of its sums");
+                std::int64_t covered = 0;
+                for (std::int64_t u = 0; u < map.units(); ++u) {
+                    const fastnorm::Tile summed = sums.unit(u, 0), mapped = map.unit(u, 0);
+                    expect(mapped.batch == summed.batch && mapped.stat0 == summed.stat0 * group &&
+                               mapped.stat1 == summed.stat1 * group,
+                           "a map has other groups than its sums");
+                    for (std::int64_t part = 0; part < map.unit_tiles; ++part) {
+                        const fastnorm::Tile tile = map.tile(u, part, 0);
+                        covered += tile.stat1 > tile.stat0 ? tile.stat1 - tile.stat0 : 0;
+                        expect(tile.inner1 == view.inner, "a part of a row");
+                    }
+                }
+                expect(covered == view.stats() && map.chunks() == 1, "rows are left out");
+            }
+        }
+    }
+    fastnorm::View view = planes(1, 64, 144);
+    view.group = 2;
+    fastnorm::Operand x;
+    x.stat_stride = 144 * 4;
+    expect(fastnorm::joins_groups(view, x, 4, true), "short rows side by side are not joined");
+    x.stat_stride += 4;
+    expect(!fastnorm::joins_groups(view, x, 4, true), "rows with gaps are joined");
+    view.inner = 96 * 96;
+    x.stat_stride = view.inner * 4;
+    expect(!fastnorm::joins_groups(view, x, 4, true), "long rows are not interleaved");
+    expect(fastnorm::joins_groups(view, x, 4, false), "what cannot be interleaved is not joined");
+    view.group = 1;
+    expect(!fastnorm::joins_groups(view, x, 4, false), "a row is joined with itself");
+}
+
 // Where backward keeps what its sums compute for its map.
 void test_places_for_gradients() {
     const auto kept = [](const fastnorm::View& view, std::int64_t bytes, int threads) {
@@ -195,6 +239,7 @@ int main() {
     test_interleaving();
     test_tiles_of_columns();
     test_places_for_gradients();
+    test_joined_groups();
     test_sharing();
     test_sharing_of_features();
     return test_result();
