@@ -39,6 +39,7 @@ SHARED = (
     Case("one_image", "group_norm", (1, 8, 150, 151), 1, 2, residual=True),
     Case("one_group", "group_norm", (2, 3, 187, 193), 1, 1, activation="clip"),
     Case("small_planes", "group_norm", (97, 66, 7, 7), 1, 11, activation="relu"),
+    Case("uneven_units", "group_norm", (1, 520, 8, 8), 1, 13, activation="silu"),
     Case("instances", "instance_norm", (3, 61, 29, 31), 1, activation="relu", residual=True),
     Case("instances_last", "instance_norm", (3, 41, 43, 37), -1, activation="hardswish"),
     Case("one_instance", "instance_norm", (1, 1, 150_001), 1, activation="gelu"),

@@ -155,6 +155,24 @@ def test_smooth_gradients_do_not_depend_on_where_they_are_kept(dtype: str) -> No
         assert all(other == one for other in others), result
 
 
+@pytest.mark.parametrize("images", [1, 16])
+def test_smooth_gradients_do_not_depend_on_where_dx_lies(images: int) -> None:
+    """Rows of dx that do not follow each other: of one image, and of more than a cache holds."""
+    shape = (images, 64, 64, 64)
+    rng = np.random.default_rng(3)
+    x, dy = (rng.standard_normal(shape, np.float32) for _ in range(2))
+    options: dict[str, Any] = {"channel_axis": -1, "activation": "silu"}
+    fwd = fn.batch_norm_train(x, **options)
+    arguments = (dy, x, fwd.mean, fwd.rstd)
+    gapped = np.zeros((*shape[:-1], 80), np.float32)[..., :64]
+    assert fn.explain(fn.batch_norm_backward, *arguments, out=gapped, **options).copied == ()
+    dense, other = (
+        fn.batch_norm_backward(*arguments, out=out, **options) for out in (None, gapped)
+    )
+    for result in ("dx", "dweight", "dbias"):
+        assert getattr(dense, result).tobytes() == getattr(other, result).tobytes(), result
+
+
 @pytest.mark.parametrize("activation", ["relu", "silu"])
 @pytest.mark.parametrize("op", ["train", "backward"])
 @pytest.mark.parametrize("channels", [24, 64, 320, 1024, 1280, 1312, 2048])

@@ -55,6 +55,12 @@ struct Kernels {
     }
 };
 
+// Whether rows follow each other in the one as in the other: what sums leave there does not change
+// the order in which they are taken, of which their bits are made.
+bool lie_alike(const View& view, const Operand& a, const Operand& b) {
+    return std::equal(a.outer_stride, a.outer_stride + view.outer_dims, b.outer_stride);
+}
+
 }  // namespace
 
 Workspace thread_workspace() {
@@ -109,11 +115,10 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
     const std::int64_t size = size_of(problem.dtype);
     const Kernels kernels(execution.kernels, problem);
     const int threads = execution.parallel_for.threads;
-    const bool can_interleave = kernels.normalize_and_moments != nullptr;
-    const bool joined = joins_groups(view, args.x, size, can_interleave);
-    const Schedule schedule =
-        joined ? schedule_joined_groups(view, size, tensors_of(args), threads)
-               : schedule_reduction(view, size, 1, tensors_of(args), threads, can_interleave);
+    const bool joined = joins_groups(view, args.x, size);
+    const Schedule schedule = joined ? schedule_joined_groups(view, size, tensors_of(args), threads)
+                                     : schedule_reduction(view, size, 1, tensors_of(args), threads,
+                                                          kernels.normalize_and_moments != nullptr);
     if (explains(execution, problem, schedule, forward_coefficients)) return;
     const ParallelFor parallel_for = threads_of(execution, schedule);
     const Scratch scratch(execution, problem, schedule, forward_coefficients);
@@ -184,7 +189,8 @@ void normalize_backward(const Execution& execution, const Problem& problem,
     // for dy itself.
     const std::int64_t scalar = Scratch::scalar_bytes(problem);
     const bool smooth = reduces && is_smooth(problem.activation) && !features;
-    const bool dx_can_hold_it = size == scalar && args.dx.data != args.dy.data;
+    const bool dx_can_hold_it =
+        size == scalar && args.dx.data != args.dy.data && lie_alike(view, args.dx, args.x);
     if (smooth) keep_in_scratch(schedule, scalar, dx_can_hold_it);
     const bool keeps_in_dx = smooth && schedule.kept == 0 && dx_can_hold_it;
     args.from_memory = schedule.stream;

@@ -72,10 +72,11 @@ std::int64_t sysfs_cache_bytes(int level) {
     return 0;
 }
 
-// glibc knows the caches of x86, on Arm it answers 0.
+// The kernel knows best: of some AMD processors glibc adds up the caches of all their parts, and on
+// Arm it answers 0.
 std::int64_t cache_bytes(int name, int level, std::int64_t fallback) {
-    if (const long bytes = sysconf(name); bytes > 0) return bytes;
-    const std::int64_t bytes = sysfs_cache_bytes(level);
+    if (const std::int64_t bytes = sysfs_cache_bytes(level); bytes > 0) return bytes;
+    const long bytes = sysconf(name);
     return bytes > 0 ? bytes : fallback;
 }
 

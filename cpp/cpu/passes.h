@@ -167,7 +167,7 @@ class ReduceFinishMap {
         const std::int64_t parts = map_plan_.unit_tiles, tiles = parts * map_plan_.chunks();
         for_shares(parallel_for_, tiles, [&](std::int64_t from, std::int64_t to) {
             for (std::int64_t i = to; i-- > from;) {
-                passes_.map(args.of_map(), map_plan_.tile(unit, i % parts, i / parts));
+                map(args, map_plan_.tile(unit, i % parts, i / parts));
             }
             passes_.fence();
         });
@@ -179,17 +179,21 @@ class ReduceFinishMap {
             Tile tile = map_plan_.unit(unit, 0);
             for (tile.outer1 = to; tile.outer1 > from; tile.outer1 = tile.outer0) {
                 tile.outer0 = std::max(from, tile.outer1 - map_plan_.chunk_outer);
-                passes_.map(args.of_map(), tile);
+                map(args, tile);
             }
             passes_.fence();
         });
     }
 
     void map_backwards(const Arguments& args, std::int64_t unit, std::int64_t chunk) const {
-        if (columns()) return passes_.map(args.of_map(), map_plan_.unit(unit, chunk));
+        if (columns()) return map(args, map_plan_.unit(unit, chunk));
         for (std::int64_t part = map_plan_.unit_tiles; part-- > 0;) {
-            passes_.map(args.of_map(), map_plan_.tile(unit, part, chunk));
+            map(args, map_plan_.tile(unit, part, chunk));
         }
+    }
+
+    void map(const Arguments& args, const Tile& tile) const {
+        if (tile.stat0 < tile.stat1) passes_.map(args.of_map(), tile);
     }
 
     std::int64_t partial_at(const Tile& tile, std::int64_t chunk) const {

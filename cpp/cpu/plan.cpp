@@ -125,7 +125,7 @@ Tile Plan::unit(std::int64_t unit, std::int64_t chunk) const {
 
 Tile Plan::tile(std::int64_t unit, std::int64_t part, std::int64_t chunk) const {
     Tile tile = this->unit(unit, chunk);
-    tile.stat0 += part * tile_stats;
+    tile.stat0 = std::min(tile.stat0 + part * tile_stats, tile.stat1);
     tile.stat1 = std::min(tile.stat0 + tile_stats, tile.stat1);
     return tile;
 }
@@ -258,14 +258,11 @@ Schedule schedule_reduction(const View& view, std::int64_t element_bytes, int tw
     return schedule;
 }
 
-bool joins_groups(const View& view, const Operand& x, std::int64_t element_bytes,
-                  bool can_interleave) {
+bool joins_groups(const View& view, const Operand& x, std::int64_t element_bytes) {
     const std::int64_t row_bytes = view.inner * element_bytes;
     const bool side_by_side = view.traversal == Traversal::rows && view.group > 1 &&
                               view.outer == 1 && x.stat_stride == row_bytes;
-    const bool rather_interleaved =
-        can_interleave && element_bytes >= 4 && row_bytes >= least_interleaved_row_of_group;
-    return side_by_side && !rather_interleaved;
+    return side_by_side && (element_bytes < 4 || row_bytes < least_interleaved_row_of_group);
 }
 
 Schedule schedule_joined_groups(const View& view, std::int64_t element_bytes, int tensors,
@@ -278,10 +275,10 @@ Schedule schedule_joined_groups(const View& view, std::int64_t element_bytes, in
     Plan& map = schedule.map;
     map.view = view;
     map.unit_stats *= view.group;
+    // A thread maps a unit of its own in the order of memory; pieces are for who share one.
     map.tile_stats = schedule.shared ? rows_group(view.inner * element_bytes) : map.unit_stats;
     map.unit_tiles = divide_up(map.unit_stats, map.tile_stats);
-    map.chunk_inner = view.inner;
-    map.inner_chunks = 1;
+    cut_inner(map, schedule.shared ? rows_chunk : view.inner);
     return schedule;
 }
 

@@ -26,7 +26,8 @@ struct Plan {
     std::int64_t units() const { return view.batch * stat_units; }
     std::int64_t chunks() const { return outer_chunks * inner_chunks; }
 
-    // unit counts (batch, statistics); part counts a unit's tiles; chunk counts (outer, inner).
+    // unit counts (batch, statistics); part counts a unit's tiles, of which the last unit may have
+    // fewer: what is left of them is empty; chunk counts (outer, inner).
     Tile tile(std::int64_t unit, std::int64_t part, std::int64_t chunk) const;
     // All tiles of a unit as one.
     Tile unit(std::int64_t unit, std::int64_t chunk) const;
@@ -70,10 +71,9 @@ Schedule schedule_reduction(const View& view, std::int64_t element_bytes, int tw
                             int threads, bool can_interleave);
 
 // Forward, the rows of a group that lie side by side in x can be summed as one. Whether they are
-// follows from these alone: it is part of what makes a result's bits. The schedule is one of a view
-// in which each group is a statistic; its map is the given view's.
-bool joins_groups(const View& view, const Operand& x, std::int64_t element_bytes,
-                  bool can_interleave);
+// follows from how x lies alone: it is part of what makes a result's bits. The schedule is one of a
+// view in which each group is a statistic; its map is the given view's.
+bool joins_groups(const View& view, const Operand& x, std::int64_t element_bytes);
 Schedule schedule_joined_groups(const View& view, std::int64_t element_bytes, int tensors,
                                 int threads);
 
