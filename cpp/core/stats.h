@@ -67,8 +67,7 @@ FASTNORM_FN Moments merge_equal(double first, double sets, double each, ForOwn&&
 }
 
 // Sums of d = x - pivot over count values, whatever the pivot: its error drops out. shift is
-// sum / count; divided, and not multiplied with 1 / count, it is right to the last bit, so that a
-// mean of 0 is 0.
+// sum / count, or, of many at a time, sum times 1 / count: of that a mean of 0 may be 1e-19.
 FASTNORM_FN Moments moments_about(double pivot, double count, double shift, double sum,
                                   double square_sum) {
     return {count, pivot + shift, square_sum - sum * shift};

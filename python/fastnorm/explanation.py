@@ -33,9 +33,10 @@ class Explanation:
     group : int
         So many stats side by side have one mean and one variance.
     tile : tuple of int
-        (stat, outer, inner): what one call of a kernel covers, at most.
+        (stat, outer, inner): what one call of the map covers, at most.
     units, chunks : int
-        A unit is all of some statistics; it is computed in so many chunks, one tile each.
+        A unit is all of some statistics; it is mapped in so many chunks, of one tile or of some
+        side by side. The sums' may be larger.
     reduces : bool
         Each unit is summed before it is mapped; otherwise every tile is mapped once.
     threads : int

@@ -144,8 +144,8 @@ struct Explanation {
     std::string traversal;
     std::int64_t batch = 0, outer = 0, stat = 0, inner = 0;
     std::int64_t group = 0;  // so many stats side by side have one mean and one variance
-    // What one call of a kernel covers, at most. A unit is all of some statistics; it has chunks,
-    // one tile each.
+    // What one call of the map covers, at most. A unit is all of some statistics; it is mapped in
+    // chunks, of one tile or of some side by side. The sums' may be larger.
     std::int64_t tile_stat = 0, tile_outer = 0, tile_inner = 0;
     std::int64_t units = 0, chunks = 0;
     bool reduces = false;  // each unit is summed, then mapped; else every tile is mapped once
@@ -155,8 +155,8 @@ struct Explanation {
     bool stream = false;       // results are written past the cache
     int reads = 0;  // how often inputs come from memory: 2 where a unit exceeds the L2 cache
     std::int64_t least_bytes = 0;  // every tensor of x's size, and the mask, once
-    // For partial results and coefficients, kept by the calling thread; on a device see the
-    // options.
+    // For partial results and coefficients, and in the gradient of a smooth activation what the
+    // sums leave for dx (64 MB at most), kept by the calling thread; on a device see the options.
     std::int64_t scratch_bytes = 0;
     // On a device, what is launched: kernels, blocks, threads, shared memory. There a unit is the
     // statistics that a warp has at a time, a chunk what it reduces at a time, reads says how
