@@ -57,8 +57,7 @@ struct ColumnsSums {
         Sums sums;
         const Operand none;
         const Operand& residual = kind == ActivationKind::identity ? none : args.residual;
-        const bool together =
-            Layout::lie_side_by_side(args, {&args.dy, &args.x, &residual, {&args.g, sizeof(A)}});
+        const bool together = Layout::lie_side_by_side(args, {&args.dy, &args.x, &residual});
         const Halves halves(args, tile, together);
         add_gradients(args, tile, halves, sums);
         add_exactly(args, tile, halves, sums);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <new>
+#include <optional>
 #include <utility>
 
 #include "core/dtypes.h"
@@ -161,12 +162,15 @@ void normalize_by_own_statistics(const Execution& execution, const Problem& prob
         args.addends[1] = std::exchange(args.residual, Operand());
         args.x = std::exchange(args.sum, Operand());
     }
-    KernelArgs sums_args = args;
+    std::optional<KernelArgs> joined_args;
     if (joined) {
-        sums_args.view = schedule.plan.view;
-        sums_args.x.stat_stride *= view.group;
+        joined_args = args;
+        joined_args->view = schedule.plan.view;
+        joined_args->x.stat_stride *= view.group;
     }
-    ReduceFinishMap(parallel_for, sums_args, args, schedule, scratch, passes, finish).run();
+    ReduceFinishMap(parallel_for, joined ? *joined_args : args, args, schedule, scratch, passes,
+                    finish)
+        .run();
     update_running(parallel_for, view, scratch, running);
 }
 
