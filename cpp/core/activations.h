@@ -134,7 +134,7 @@ struct Act<ActivationKind::sigmoid> : SmoothAct {
 
     template <class V>
     static FASTNORM_FN V value(V z, ActParams<scalar_t<V>>) {
-        return logistic_rise_v(z).rise;
+        return logistic_rise(logistic_bounded(z));
     }
     template <class V>
     static FASTNORM_FN V slope(V z, ActParams<scalar_t<V>>) {
@@ -168,12 +168,12 @@ struct Act<ActivationKind::silu> : SmoothAct {
     template <class V>
     static FASTNORM_FN V value(V z, ActParams<scalar_t<V>>) {
         z = at_least(z, constants_t<V>::exp_lowest);
-        return z * logistic_rise_v(z).rise;
+        return z * logistic_rise(at_most(z, constants_t<V>::logistic_highest));
     }
     template <class V>
     static FASTNORM_FN V slope(V z, ActParams<scalar_t<V>>) {
-        z = at_most(at_least(z, constants_t<V>::exp_lowest), -constants_t<V>::exp_lowest);
-        const Logistic<V> s = logistic_rise_v(z);
+        z = logistic_bounded(z);
+        const Logistic<V> s = logistic_rise_and_fall(z);
         return s.rise * fma(z, s.fall, V(1));
     }
 };
@@ -209,14 +209,16 @@ struct Act<ActivationKind::gelu_tanh> : SmoothAct {
     static FASTNORM_FN V value(V z, ActParams<scalar_t<V>>) {
         using S = scalar_t<V>;
         z = at_least(z, S(-bound));
-        return z * logistic_rise_v(z * fma(z * z, V(S(cubic)), V(S(linear)))).rise;
+        const V twice_u = z * fma(z * z, V(S(cubic)), V(S(linear)));
+        return z * logistic_rise(logistic_bounded(twice_u));
     }
     template <class V>
     static FASTNORM_FN V slope(V z, ActParams<scalar_t<V>>) {
         using S = scalar_t<V>;
         z = at_most(at_least(z, S(-bound)), S(bound));
         const V square = z * z;
-        const Logistic<V> s = logistic_rise_v(z * fma(square, V(S(cubic)), V(S(linear))));
+        const V twice_u = z * fma(square, V(S(cubic)), V(S(linear)));
+        const Logistic<V> s = logistic_rise_and_fall(logistic_bounded(twice_u));
         const V inner = z * fma(square, V(S(3 * cubic)), V(S(linear)));
         return s.rise * fma(inner, s.fall, V(1));
     }

@@ -105,7 +105,7 @@ struct Vec<float> {
     friend FASTNORM_FN Vec operator-(Vec a, Vec b) { return _mm256_sub_ps(a.v, b.v); }
     friend FASTNORM_FN Vec operator*(Vec a, Vec b) { return _mm256_mul_ps(a.v, b.v); }
     friend FASTNORM_FN Vec operator/(Vec a, Vec b) { return _mm256_div_ps(a.v, b.v); }
-    friend FASTNORM_FN Vec operator-(Vec a) { return _mm256_xor_ps(a.v, _mm256_set1_ps(-0.0f)); }
+    friend FASTNORM_FN Vec operator-(Vec a) { return -a.v; }
     friend FASTNORM_FN Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a.v, b.v, c.v); }
     friend FASTNORM_FN Vec abs(Vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v); }
     friend FASTNORM_FN Vec low_bits_as_exponent(Vec a) {
@@ -277,7 +277,7 @@ struct Vec<double> {
     friend FASTNORM_FN Vec operator-(Vec a, Vec b) { return _mm256_sub_pd(a.v, b.v); }
     friend FASTNORM_FN Vec operator*(Vec a, Vec b) { return _mm256_mul_pd(a.v, b.v); }
     friend FASTNORM_FN Vec operator/(Vec a, Vec b) { return _mm256_div_pd(a.v, b.v); }
-    friend FASTNORM_FN Vec operator-(Vec a) { return _mm256_xor_pd(a.v, _mm256_set1_pd(-0.0)); }
+    friend FASTNORM_FN Vec operator-(Vec a) { return -a.v; }
     friend FASTNORM_FN Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_pd(a.v, b.v, c.v); }
     friend FASTNORM_FN Vec abs(Vec a) { return _mm256_andnot_pd(_mm256_set1_pd(-0.0), a.v); }
     friend FASTNORM_FN Vec low_bits_as_exponent(Vec a) {

@@ -67,7 +67,7 @@ struct Vec<float> {
     friend FASTNORM_FN Vec operator-(Vec a, Vec b) { return _mm512_sub_ps(a.v, b.v); }
     friend FASTNORM_FN Vec operator*(Vec a, Vec b) { return _mm512_mul_ps(a.v, b.v); }
     friend FASTNORM_FN Vec operator/(Vec a, Vec b) { return _mm512_div_ps(a.v, b.v); }
-    friend FASTNORM_FN Vec operator-(Vec a) { return _mm512_xor_ps(a.v, _mm512_set1_ps(-0.0f)); }
+    friend FASTNORM_FN Vec operator-(Vec a) { return -a.v; }
     friend FASTNORM_FN Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
     friend FASTNORM_FN Vec abs(Vec a) { return _mm512_abs_ps(a.v); }
     friend FASTNORM_FN Vec low_bits_as_exponent(Vec a) {
@@ -164,7 +164,7 @@ struct Vec<double> {
     friend FASTNORM_FN Vec operator-(Vec a, Vec b) { return _mm512_sub_pd(a.v, b.v); }
     friend FASTNORM_FN Vec operator*(Vec a, Vec b) { return _mm512_mul_pd(a.v, b.v); }
     friend FASTNORM_FN Vec operator/(Vec a, Vec b) { return _mm512_div_pd(a.v, b.v); }
-    friend FASTNORM_FN Vec operator-(Vec a) { return _mm512_xor_pd(a.v, _mm512_set1_pd(-0.0)); }
+    friend FASTNORM_FN Vec operator-(Vec a) { return -a.v; }
     friend FASTNORM_FN Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_pd(a.v, b.v, c.v); }
     friend FASTNORM_FN Vec abs(Vec a) { return _mm512_abs_pd(a.v); }
     friend FASTNORM_FN Vec low_bits_as_exponent(Vec a) {
