@@ -16,6 +16,11 @@ struct Columns {
     using Layout = ColumnsLayout<T, kind>;
     using Lanes = typename Layout::Lanes;
 
+    // Rows that a map takes at a time: as many as read and write no more streams of memory than the
+    // machine can follow.
+    using ForwardRows = RowCount<4>;
+    using BackwardRows = RowCount<2>;
+
     static constexpr Reduction moments = &ColumnsSums<T, kind>::moments;
     static constexpr Reduction gradient_sums = &ColumnsSums<T, kind>::gradient_sums;
 
@@ -37,7 +42,7 @@ struct Columns {
             }
         };
         Layout::for_map_pieces(args, tile, {&args.x, &args.residual, &args.y}, {&args.y},
-                               Layout::wide_forward, write);
+                               ForwardRows(), write);
     }
 
     // D: the type of dy.
@@ -69,7 +74,7 @@ struct Columns {
         };
         Layout::for_map_pieces(
             args, tile, {{&args.dy, sizeof(D)}, &args.x, &args.residual, &args.dx, &args.dresidual},
-            {&args.dx, &args.dresidual}, Layout::wide_backward, write);
+            {&args.dx, &args.dresidual}, BackwardRows(), write);
     }
 };
 

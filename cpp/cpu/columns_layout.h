@@ -17,12 +17,6 @@ struct ColumnsLayout {
     using A = accumulator_t<T>;
     using V = Vec<A>;
 
-    // From rows of so many lanes on, whose five or nine coefficients fill the L1 cache, a map takes
-    // several rows at a time; narrower ones one by one, in the order of memory.
-    static constexpr std::int64_t wide_forward = 12288 / static_cast<std::int64_t>(sizeof(A));
-    static constexpr std::int64_t wide_backward = 5120 / static_cast<std::int64_t>(sizeof(A));
-    static_assert(wide_backward >= shortest_direct, "several rows are one direct piece");
-
     // Lanes of a tile within a row, or within several rows side by side: [first, first + count).
     struct Lanes {
         std::int64_t first, count, rows, batch_offset;
@@ -90,11 +84,11 @@ struct ColumnsLayout {
     // Calls f(rows, lanes, outer, times, direct) for all that a map writes: lanes from the row at
     // outer on, of so many rows at a time, and so many times, each of them where the one before
     // has ended. Those written past the cache are cut as for_segments() cuts them; where rows lie
-    // side by side they are taken from one start of a cache line of the first result to the next
-    // one, and several at a time from wide lanes on.
-    template <class F>
+    // side by side these are taken from one start of a cache line of the first result to the next
+    // one, and several at a time: their coefficients are most of what is loaded.
+    template <class Several, class F>
     static FASTNORM_FN void for_map_pieces(const KernelArgs& args, const Tile& tile,
-                                           Operands operands, Results results, std::int64_t wide,
+                                           Operands operands, Results results, Several several,
                                            F&& f) {
         const bool together = lie_side_by_side(args, operands);
         const Halves halves(args, tile, together);
@@ -146,7 +140,8 @@ struct ColumnsLayout {
             pass(times * rows * group);
         };
         if (alike && group % lanes<A> == 0) {
-            if (group >= wide) repeat(most_rows);
+            // Bits of a mask that share a byte with the next row's are stored before these.
+            if (args.mask == nullptr || !args.view.mask_is_ragged()) repeat(several);
             repeat(One{});
         }
         // What is left of them, and groups that are no whole packs: as many packs as there are
@@ -265,23 +260,19 @@ struct ColumnsLayout {
     }
 
     // Calls f(rows, outer, times) for the rows of a reduction's block: so many from outer on, and
-    // so many times, each of them where the one before has ended. Whole rows that are not in the
-    // cache are read in the order of memory; in the cache, fewer loads and stores of the sums are
-    // worth more.
+    // so many times, each of them where the one before has ended. in_order: one by one.
     template <class F>
-    static FASTNORM_FN void for_several(const KernelArgs& args, const Halves& halves,
-                                        const Lanes& at, std::int64_t outer0, std::int64_t outer1,
-                                        F&& f) {
+    static FASTNORM_FN void for_several(bool in_order, const Halves& halves, const Lanes& at,
+                                        std::int64_t outer0, std::int64_t outer1, F&& f) {
+        constexpr RowCount<4> several;
         if (!halves.side_by_side) {
             for (std::int64_t o = outer0; o < outer1; o += at.rows) f(One{}, o, 1);
             return;
         }
         const std::int64_t all = (outer1 - outer0) / at.rows;
-        const bool in_order = args.from_memory && whole_rows(args.view, halves);
-        const std::int64_t several = in_order ? 0 : all / most_rows;
-        const std::int64_t rest = outer0 + several * most_rows * at.rows;
-        f(std::integral_constant<int, most_rows>{}, outer0, several);
-        f(One{}, rest, all - several * most_rows);
+        const std::int64_t times = in_order ? 0 : all / several;
+        f(several, outer0, times);
+        f(One{}, outer0 + times * several * at.rows, all - times * several);
     }
 
     // What a reduction fetches while it reads some rows: a bit further on in memory, or, where

@@ -122,7 +122,9 @@ struct ColumnsSums {
                     });
                 }
             };
-            Layout::for_several(args, halves, at, outer0, outer1, add_rows);
+            // Of two tensors, or three, several rows are too many streams from memory.
+            const bool in_order = args.from_memory && Layout::whole_rows(args.view, halves);
+            Layout::for_several(in_order, halves, at, outer0, outer1, add_rows);
             sums.fold(at);
         });
     }
@@ -229,7 +231,7 @@ struct ColumnsSums {
                     });
                 }
             };
-            Layout::for_several(args, halves, at, outer0, outer1, add_rows);
+            Layout::for_several(false, halves, at, outer0, outer1, add_rows);
             sums.fold(at);
         });
     }

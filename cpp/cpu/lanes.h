@@ -46,9 +46,10 @@ FASTNORM_FN void unrolled(F&& f) {
     unrolled(f, std::make_integer_sequence<int, n>{});
 }
 
-// How many rows a map takes at a time at most; one row is known when it is compiled.
-constexpr int most_rows = 4;
-using One = std::integral_constant<int, 1>;
+// How many rows are taken at a time.
+template <int n>
+using RowCount = std::integral_constant<int, n>;
+using One = RowCount<1>;
 
 // Calls f(v) for each vector of a pack.
 template <class A, class F>
@@ -135,14 +136,15 @@ class PackStore {
 };
 
 // What is fetched into the cache beside what is at hand: the same number of bytes further on in an
-// operand.
+// operand. Without lambdas, which are inlined later: GCC takes a function that does nothing but
+// fetch for one without effects, and leaves out its calls.
 struct Ahead {
     std::int64_t distance = 0;  // in bytes; 0: nothing is fetched
 
     // p: the pack at hand.
     template <class A, class T>
     FASTNORM_FN void fetch(const T* p) const {
-        each_line<A>(p, [](const char* line) { __builtin_prefetch(line, 0, 2); });
+        each_line<A, 0, 2>(p);
     }
     // The pack at p itself, which is not read now.
     template <class A, class T>
@@ -167,7 +169,7 @@ struct Ahead {
     }
     template <class A, class T>
     FASTNORM_FN void fetch_to_write(const T* p) const {
-        each_line<A>(p, [](const char* line) { __builtin_prefetch(line, 1, 3); });
+        each_line<A, 1, 3>(p);
     }
 
   private:
@@ -179,11 +181,12 @@ struct Ahead {
     FASTNORM_FN bool begins_line(std::int64_t i) const {
         return distance != 0 && i * static_cast<std::int64_t>(sizeof(T)) % 64 == 0;
     }
-    template <class A, class T, class F>
-    FASTNORM_FN void each_line(const T* p, F&& f) const {
+    // write, locality: __builtin_prefetch()'s.
+    template <class A, int write, int locality, class T>
+    FASTNORM_FN void each_line(const T* p) const {
         if (distance == 0) return;
         for (int line = 0; line < lanes<A> * static_cast<int>(sizeof(T)); line += 64)
-            f(at(p) + line);
+            __builtin_prefetch(at(p) + line, write, locality);
     }
 };
 

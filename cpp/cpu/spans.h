@@ -51,34 +51,44 @@ struct Forward {
     }
 
     // direct: past the cache from registers; a constant where the loop is to know it.
-    template <class Direct, class MapAt, class Rows = One>
-    FASTNORM_FN void write(T* y, std::int64_t count, Direct direct, MapAt&& map_at, Rows rows = {},
-                           std::int64_t pitch = 0) const {
+    template <class Direct, class MapAt, int rows = 1>
+    FASTNORM_FN void write(T* y, std::int64_t count, Direct direct, MapAt&& map_at,
+                           RowCount<rows> = {}, std::int64_t pitch = 0) const {
         const Ahead ahead = ahead_of_rows<T>(rows, pitch);
         const Ahead ahead_x = rows == 1 ? this->ahead_x : ahead;
         const Ahead ahead_y = ahead_of_results(stream);
         for_packs<A>(count, [&](std::int64_t i, auto valid) {
-            unsigned pack_bits[most_rows] = {};
-            PackStore<A, T> store[most_rows];
+            unsigned pack_bits[rows] = {};
+            PackStore<A, T> store[rows];
             for (int r = 0; r < rows; ++r) {
                 if (residual != nullptr) ahead.fetch<A>(residual + i + r * pitch);
                 ahead_y.fetch_to_write<A>(y + i + r * pitch);
             }
-            if constexpr (in_lockstep<kind, A, decltype(valid)> && std::is_same_v<Rows, One>) {
+            const auto input_at = [&](std::int64_t at, int v, const auto& map) {
+                ahead_x.fetch<A>(x + at, v);
+                return z(at, v, valid, map);
+            };
+            if constexpr (in_lockstep<kind, A, decltype(valid)> && rows == 1) {
                 Pack<A> values;
-                for_vectors<A>([&](auto v) {
-                    ahead_x.fetch<A>(x + i, v);
-                    values.of[v] = z(i, v, valid, map_at(i, v, valid));
-                });
+                for_vectors<A>([&](auto v) { values.of[v] = input_at(i, v, map_at(i, v, valid)); });
                 values = Act<kind>::value(values, params);
                 for_vectors<A>([&](auto v) { store[0](y + i, v, values.of[v], valid, direct); });
+            } else if constexpr (in_lockstep<kind, A, decltype(valid)>) {
+                for_vectors<A>([&](auto v) {
+                    const auto& map = map_at(i, v, valid);
+                    Lockstep<V, rows> values;
+                    unrolled<rows>([&](auto r) { values.of[r] = input_at(i + r * pitch, v, map); });
+                    values = Act<kind>::value(values, params);
+                    unrolled<rows>([&](auto r) {
+                        store[r](y + i + r * pitch, v, values.of[r], valid, direct);
+                    });
+                });
             } else {
                 for_vectors<A>([&](auto v) {
                     const auto& map = map_at(i, v, valid);
-                    std::int64_t at = i;
-                    for (int r = 0; r < rows; ++r, at += pitch) {
-                        ahead_x.fetch<A>(x + at, v);
-                        const V input = z(at, v, valid, map);
+                    unrolled<rows>([&](auto r) {
+                        const std::int64_t at = i + r * pitch;
+                        const V input = input_at(at, v, map);
                         if constexpr (Act<kind>::piecewise) {
                             if (mask) {
                                 pack_bits[r] |= bits(Act<kind>::is_unit(input, params))
@@ -86,7 +96,7 @@ struct Forward {
                             }
                         }
                         store[r](y + at, v, Act<kind>::value(input, params), valid, direct);
-                    }
+                    });
                 });
                 if constexpr (Act<kind>::piecewise) {
                     if (!mask) return;
@@ -195,14 +205,14 @@ struct Backward {
     }
 
     // dx from the two maps, and dresidual = g unless it is null.
-    template <class Direct, class MapAt, class GradientMapAt, class Rows = One>
+    template <class Direct, class MapAt, class GradientMapAt, int rows = 1>
     FASTNORM_FN void write(T* dx, T* dresidual, std::int64_t count, Direct direct, bool frozen,
-                           MapAt&& map_at, GradientMapAt&& gradient_map_at, Rows rows = {},
+                           MapAt&& map_at, GradientMapAt&& gradient_map_at, RowCount<rows> = {},
                            std::int64_t pitch = 0) const {
         const Ahead ahead_dx = ahead_of_results(stream);
         for_packs<A>(count, [&](std::int64_t i, auto valid) {
-            unsigned pack_bits[most_rows];
-            PackStore<A, T> store_dx[most_rows], store_dresidual[most_rows];
+            unsigned pack_bits[rows];
+            PackStore<A, T> store_dx[rows], store_dresidual[rows];
             for (int r = 0; r < rows; ++r) {
                 pack_bits[r] = saved_bits(i + r * pitch, valid);
                 ahead_dy.fetch<A>(dy + i + r * pitch);
@@ -216,21 +226,25 @@ struct Backward {
                 if (dresidual == nullptr) return;
                 store_dresidual[r](dresidual + at, v, of.g, valid, direct);
             };
-            if constexpr (std::is_same_v<Rows, One>) {
-                pack(
-                    i, valid, pack_bits[0],
-                    [&](auto v) -> decltype(auto) { return map_at(i, v, valid); },
-                    [&](auto v, const Gradient<V>& of)
-                        FASTNORM_INLINED { leave(0, i, v, of, gradient_map_at(i, v, valid)); });
+            if constexpr (rows == 1 || in_lockstep<kind, A, decltype(valid)>) {
+                for (int r = 0; r < rows; ++r) {
+                    const std::int64_t at = i + r * pitch;
+                    pack(
+                        at, valid, pack_bits[r],
+                        [&](auto v) -> decltype(auto) { return map_at(i, v, valid); },
+                        [&](auto v, const Gradient<V>& of) FASTNORM_INLINED {
+                            leave(r, at, v, of, gradient_map_at(i, v, valid));
+                        });
+                }
             } else {
                 for_vectors<A>([&](auto v) {
                     const auto& map = map_at(i, v, valid);
                     const auto& gradient_map = gradient_map_at(i, v, valid);
-                    std::int64_t at = i;
-                    for (int r = 0; r < rows; ++r, at += pitch) {
+                    unrolled<rows>([&](auto r) FASTNORM_INLINED {
+                        const std::int64_t at = i + r * pitch;
                         leave(r, at, v, vector(at, v, valid, map, pack_bits[r] >> (v * V::width)),
                               gradient_map);
-                    }
+                    });
                 });
             }
         });
