@@ -290,9 +290,9 @@ void keep_in_scratch(Schedule& schedule, std::int64_t accumulator_bytes, bool dx
     if (columns && plan.unit_stats < view.stat) return;
     const std::int64_t elements = plan.unit_stats * view.outer * view.inner;
     const std::int64_t bytes = elements * accumulator_bytes;
-    // From a place that stays in the cache, beside x and dy, dx goes past it. Where nothing stays
-    // there, dx's own place takes less time.
-    if (columns && dx_can_hold_it && bytes > caches().l3 / 4) return;
+    // From a place that stays in the cache dx goes past it. Where nothing stays there, dx's own
+    // place takes less time.
+    if (columns && dx_can_hold_it && bytes > caches().l3 / 4 * 3) return;
     if (bytes * schedule.shares() > most_kept_bytes) return;
     schedule.kept = elements;
 }
