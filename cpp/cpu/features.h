@@ -182,8 +182,11 @@ struct Features {
                args.y.stat_stride % stream_alignment == 0;
     }
 
-    // Without what takes short rows longer than their elements.
-    static FASTNORM_FN void normalize_plain(const KernelArgs& args, const Tile& tile) {
+    // Without what takes short rows longer than their elements. By copies of its arguments: a
+    // vector's store is taken for one to anything that lies elsewhere, which is then loaded again.
+    static FASTNORM_FN void normalize_plain(const KernelArgs& of_all, const Tile& of_tile) {
+        const KernelArgs args = of_all;
+        const Tile tile = of_tile;
         const auto normalize = [&](auto stream) {
             constexpr std::integral_constant<int, lanes<A>> all;
             const ActParams<A> params = activation_params<A>(args);
