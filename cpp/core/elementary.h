@@ -199,8 +199,7 @@ FASTNORM_FN Logistic<V> logistic_v(V x) {
     return {select(negative, small, large), select(negative, large, small)};
 }
 
-// In fewer operations: the logistic function of x alone, and of x and of -x where that of -x need
-// be right only to an accuracy relative to 1. x is within the bounds beyond which it is 0 or 1.
+// x within the bounds beyond which its logistic function is 0 or 1.
 template <class V>
 FASTNORM_FN V logistic_bounded(V x) {
     return at_most(at_least(x, constants_t<V>::exp_lowest), constants_t<V>::logistic_highest);
@@ -211,6 +210,8 @@ FASTNORM_FN V logistic_exp(V x) {
     const ExpParts<V> parts = exp_parts<constants_t<V>::overflow_shift, -1>(x);
     return fma(parts.scale, expm1_reduced(parts.r), parts.scale);
 }
+// In fewer operations, for a bounded x: its logistic function alone, and with that of -x, which is
+// right only to an accuracy relative to 1.
 template <class V>
 FASTNORM_FN V logistic_rise(V x) {
     const V one = V(constants_t<V>::overflow_scale);

@@ -16,8 +16,8 @@ struct Columns {
     using Layout = ColumnsLayout<T, kind>;
     using Lanes = typename Layout::Lanes;
 
-    // Rows that a map takes at a time: as many as read and write no more streams of memory than the
-    // machine can follow.
+    // Rows that a map takes at a time where it writes past the cache: as many as read and write no
+    // more streams of memory than the machine can follow.
     using ForwardRows = RowCount<4>;
     using BackwardRows = RowCount<2>;
 

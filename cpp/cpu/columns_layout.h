@@ -140,7 +140,7 @@ struct ColumnsLayout {
             pass(times * rows * group);
         };
         if (alike && group % lanes<A> == 0) {
-            // Bits of a mask that share a byte with the next row's are stored before these.
+            // The rows of a ragged mask are stored in order: each clears what follows in its byte.
             if (args.mask == nullptr || !args.view.mask_is_ragged()) repeat(several);
             repeat(One{});
         }
@@ -264,7 +264,7 @@ struct ColumnsLayout {
     template <class F>
     static FASTNORM_FN void for_several(bool in_order, const Halves& halves, const Lanes& at,
                                         std::int64_t outer0, std::int64_t outer1, F&& f) {
-        constexpr RowCount<4> several;
+        constexpr RowCount<columns_rows_at_a_time> several;
         if (!halves.side_by_side) {
             for (std::int64_t o = outer0; o < outer1; o += at.rows) f(One{}, o, 1);
             return;

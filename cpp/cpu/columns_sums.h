@@ -90,6 +90,10 @@ struct ColumnsSums {
     // The sums of g and of g * centred(x) over a tile.
     static FASTNORM_FN void add_gradients(const KernelArgs& args, const Tile& tile,
                                           const Halves& halves, Sums& sums) {
+        // Of two tensors, or three, several rows are too many streams from memory. Parts of rows
+        // are read in jumps anyway, and in the cache fewer loads and stores of the sums are worth
+        // more.
+        const bool in_order = args.from_memory && Layout::whole_rows(args.view, halves);
         sums.clear(halves.wide);
         Layout::for_blocks(halves, [&](const Lanes& at, std::int64_t outer0, std::int64_t outer1) {
             const auto maps = Layout::maps_from(args, at);
@@ -122,8 +126,6 @@ struct ColumnsSums {
                     });
                 }
             };
-            // Of two tensors, or three, several rows are too many streams from memory.
-            const bool in_order = args.from_memory && Layout::whole_rows(args.view, halves);
             Layout::for_several(in_order, halves, at, outer0, outer1, add_rows);
             sums.fold(at);
         });

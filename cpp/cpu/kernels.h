@@ -139,4 +139,7 @@ inline constexpr std::int64_t least_interleaved_bytes = 1024;
 inline constexpr std::int64_t rows_block = 4096;
 inline constexpr std::int64_t columns_block = 64;
 
+// How many rows, or rows side by side, the sums of columns take at a time.
+inline constexpr int columns_rows_at_a_time = 4;
+
 }  // namespace fastnorm

@@ -186,7 +186,7 @@ Plan reduction_plan(const View& view, std::int64_t element_bytes, int twice, int
         cut_stat(plan, view.group > 1 ? view.stat : stats, stats);
         // Whole groups of rows where there are many: what is left of them is taken row by row.
         const std::int64_t each = divide_up(view.outer, chunks);
-        const std::int64_t group = 4 * view.rows_together();
+        const std::int64_t group = columns_rows_at_a_time * view.rows_together();
         cut_outer(plan, each < 16 * group ? each : divide_up(each, group) * group);
     }
     return plan;
