@@ -406,3 +406,20 @@ def test_a_nan_of_any_digits_stays_one(rows: int, bits: int, dtype: str, isa: st
     expected = np.zeros(320, bool)
     expected[[1, 300]] = True
     assert (np.isnan(y.astype(np.float32)) == expected).all()
+
+
+@pytest.mark.parametrize("isa", fn._core.isas())
+@pytest.mark.parametrize("rows", [1, 4])
+def test_every_upper_half_is_rounded_to_nearest_even(rows: int, isa: str) -> None:
+    """A result of float32, a bias here, to bfloat16: with lower halves below, at and above half of
+    the last place that stays."""
+    lower = np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
+    upper = np.arange(2**16, dtype=np.uint32) << 16
+    bias = (upper[:, None] | lower).reshape(-1).view(np.float32)
+    x = np.zeros((rows, bias.size), to_dtype("bfloat16"))
+    with on_isa(isa), np.errstate(invalid="ignore"):
+        y = fn.layer_norm(x, bias=bias)
+        expected, is_nan = bias.astype(x.dtype), np.isnan(bias)
+        assert (np.isnan(y.astype(np.float32)) == is_nan).all()
+    others = ~is_nan & (bias != 0)  # 0 + -0 is 0
+    assert (y.view(np.uint16) == expected.view(np.uint16))[:, others].all()

@@ -62,6 +62,22 @@ struct Vec<float> {
     FASTNORM_FN void stream(T* p) const {
         _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrow(p));
     }
+    static FASTNORM_FN void store_pair(BFloat16* p, Vec a, Vec b) {
+        if (__builtin_expect(have_nan(a, b), false)) {
+            a.store(p);
+            b.store(p + width);
+            return;
+        }
+        _mm512_storeu_si512(p, narrow_pair(a, b));
+    }
+    static FASTNORM_FN void stream_pair(BFloat16* p, Vec a, Vec b) {
+        if (__builtin_expect(have_nan(a, b), false)) {
+            a.stream(p);
+            b.stream(p + width);
+            return;
+        }
+        _mm512_stream_si512(reinterpret_cast<__m512i*>(p), narrow_pair(a, b));
+    }
 
     friend FASTNORM_FN Vec operator+(Vec a, Vec b) { return _mm512_add_ps(a.v, b.v); }
     friend FASTNORM_FN Vec operator-(Vec a, Vec b) { return _mm512_sub_ps(a.v, b.v); }
@@ -100,11 +116,31 @@ struct Vec<float> {
         halves = _mm_add_ps(halves, _mm_movehl_ps(halves, halves));
         return _mm_cvtss_f32(_mm_add_ss(halves, _mm_movehdup_ps(halves)));
     }
+    static FASTNORM_FN void sums(Vec a, Vec b, Vec c, Vec d, float* to) {
+        // Of each in turn the halves, and of two vectors' halves those of four.
+        const auto halved = [](__m512 p, __m512 q) {
+            return _mm512_add_ps(_mm512_shuffle_f32x4(p, q, 0x44),
+                                 _mm512_shuffle_f32x4(p, q, 0xee));
+        };
+        const __m512 ab = halved(a.v, b.v), cd = halved(c.v, d.v);
+        __m512 four =
+            _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+        four = _mm512_add_ps(four, _mm512_permute_ps(four, 0x4e));
+        four = _mm512_add_ps(four, _mm512_movehdup_ps(four));
+        const __m512i firsts = _mm512_castsi128_si512(_mm_setr_epi32(0, 4, 8, 12));
+        _mm_storeu_ps(to, _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, four)));
+    }
 
   private:
     static FASTNORM_FN Vec widen(const Half*, __m256i words) { return _mm512_cvtph_ps(words); }
+    // Its words to 1, 3, 5, ...
     static FASTNORM_FN Vec widen(const BFloat16*, __m256i words) {
-        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
+        const __m512i from = _mm512_setr_epi32(0x00000000, 0x00010000, 0x00020000, 0x00030000,
+                                               0x00040000, 0x00050000, 0x00060000, 0x00070000,
+                                               0x00080000, 0x00090000, 0x000a0000, 0x000b0000,
+                                               0x000c0000, 0x000d0000, 0x000e0000, 0x000f0000);
+        return _mm512_castsi512_ps(
+            _mm512_maskz_permutexvar_epi16(0xaaaaaaaa, from, _mm512_castsi256_si512(words)));
     }
     FASTNORM_FN __m256i narrow(Half*) const {
         return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -120,11 +156,30 @@ struct Vec<float> {
         rounded = _mm512_mask_add_epi32(rounded, odd, rounded, _mm512_set1_epi32(1));
         return _mm512_castsi512_si256(_mm512_permutexvar_epi16(upper_words(), rounded));
     }
-    // Words 1, 3, 5, ... first.
+    static FASTNORM_FN bool have_nan(Vec a, Vec b) {
+        return _mm512_cmp_ps_mask(a.v, b.v, _CMP_UNORD_Q) != 0;
+    }
+    // Of numbers. An average has a bit more than its words: that of a lower word and of 0x7fff, or
+    // of 0x8000 where the upper word is odd, has the carry of their sum on top.
+    static FASTNORM_FN __m512i narrow_pair(Vec a, Vec b) {
+        const auto words = [&](__m512i which) {
+            return _mm512_permutex2var_epi16(_mm512_castps_si512(a.v), which,
+                                             _mm512_castps_si512(b.v));
+        };
+        const __m512i one = _mm512_set1_epi16(1);
+        const __m512i upper = words(upper_words());
+        const __m512i lower = words(_mm512_sub_epi16(upper_words(), one));
+        constexpr int and_or = 0xea;  // a & b | c
+        const __m512i half =
+            _mm512_ternarylogic_epi32(upper, one, _mm512_set1_epi16(0x7ffe), and_or);
+        return _mm512_add_epi16(upper, _mm512_srli_epi16(_mm512_avg_epu16(lower, half), 15));
+    }
+    // Words 1, 3, 5, ... of one vector, and those of a second one.
     static FASTNORM_FN __m512i upper_words() {
-        const __m256i lanes = _mm256_setr_epi32(0x00030001, 0x00070005, 0x000b0009, 0x000f000d,
-                                                0x00130011, 0x00170015, 0x001b0019, 0x001f001d);
-        return _mm512_castsi256_si512(lanes);
+        return _mm512_setr_epi32(0x00030001, 0x00070005, 0x000b0009, 0x000f000d, 0x00130011,
+                                 0x00170015, 0x001b0019, 0x001f001d, 0x00230021, 0x00270025,
+                                 0x002b0029, 0x002f002d, 0x00330031, 0x00370035, 0x003b0039,
+                                 0x003f003d);
     }
 };
 
