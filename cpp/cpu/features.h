@@ -3,97 +3,12 @@
 // Compiled once per instruction set.
 #pragma once
 
+#include "cpu/parameter_sums.h"
 #include "cpu/rows.h"
 
 namespace fastnorm::FASTNORM_ISA {
 
 namespace {
-
-// The sums over rows of g and of g * (x - mean) * rstd, of some elements of inner: over a tile's
-// rows in A, which are few, and over tiles in double.
-template <class A>
-class ParameterSums {
-  public:
-    static constexpr std::int64_t most = 1024;  // elements
-    using V = Vec<A>;
-
-    // head: the element at which the whole packs of a row of results begin.
-    FASTNORM_FN ParameterSums(std::int64_t count, std::int64_t head)
-        : shift_((lanes<A> - head % lanes<A>) % lanes<A>) {
-        for (std::int64_t i = 0; i < shift_ + count; i += lanes<A>) {
-            for_vectors<A>([&](auto v) {
-                V().store(g_ + i + v * V::width);
-                V().store(gx_ + i + v * V::width);
-            });
-        }
-    }
-
-    // Those from an element on.
-    class From {
-      public:
-        FASTNORM_FN From(ParameterSums& sums, std::int64_t i)
-            : g_(sums.g_ + sums.shift_ + i), gx_(sums.gx_ + sums.shift_ + i) {}
-
-        // Vector v of the pack at i. unit: what turns centred(x) into (x - mean) * rstd; WantsG: a
-        // constant, whether sums of g are made.
-        template <class WantsG, class Valid>
-        FASTNORM_FN void add(WantsG, std::int64_t i, int v, Valid valid, const Gradient<V>& of,
-                             V unit) {
-            if constexpr (WantsG::value) {
-                store<A>(g_ + i, v, load<A>(g_ + i, v, valid) + of.g, valid);
-            }
-            store<A>(gx_ + i, v, fma(of.g, of.centred * unit, load<A>(gx_ + i, v, valid)), valid);
-        }
-
-      private:
-        A *g_, *gx_;
-    };
-
-    // To g and gx, which nobody may want: null. For long rows the doubles are as many bytes as what
-    // is added up. exact(i, g, gx) gives in double what left A's range.
-    template <class Exact>
-    FASTNORM_FN void add_to(double* g, double* gx, std::int64_t count, Exact&& exact) const {
-        const A* const own_g = g_ + shift_;
-        const A* const own_gx = gx_ + shift_;
-        if ((g == nullptr || all_finite(g_, count)) && (gx == nullptr || all_finite(gx_, count))) {
-            if (g != nullptr) add(own_g, count, g);
-            if (gx != nullptr) add(own_gx, count, gx);
-            return;
-        }
-        for (std::int64_t i = 0; i < count; ++i) {
-            double sum_g = g == nullptr ? 0.0 : static_cast<double>(own_g[i]);
-            double sum_gx = gx == nullptr ? 0.0 : static_cast<double>(own_gx[i]);
-            if (!is_finite(sum_g) || !is_finite(sum_gx)) {
-                double exact_g, exact_gx;
-                exact(i, exact_g, exact_gx);
-                if (!is_finite(sum_g)) sum_g = exact_g;  // each for itself: one may be unwanted
-                if (!is_finite(sum_gx)) sum_gx = exact_gx;
-            }
-            if (g != nullptr) g[i] += sum_g;
-            if (gx != nullptr) gx[i] += sum_gx;
-        }
-    }
-
-  private:
-    static FASTNORM_FN void add(const A* sums, std::int64_t count, double* to) {
-#pragma omp simd
-        for (std::int64_t i = 0; i < count; ++i) to[i] += static_cast<double>(sums[i]);
-    }
-
-    FASTNORM_FN bool all_finite(const A* sums, std::int64_t count) const {
-        V differences;  // of each sum from itself
-        for (std::int64_t i = 0; i < shift_ + count; i += V::width) {
-            const V sum = V::load(sums + i);
-            differences = differences + (sum - sum);
-        }
-        return bits(differences <= V()) == bits(V() <= V());
-    }
-
-    // Not a multiple of 4 KiB apart: a load would wait for the other array's store.
-    alignas(64) A g_[most + 2 * lanes<A>];
-    alignas(64) A gx_[most + 2 * lanes<A>];
-    std::int64_t shift_;
-};
 
 template <class T, ActivationKind kind>
 struct Features {
@@ -171,52 +86,93 @@ struct Features {
         return {operand.stat_stride * (tile.stat1 - tile.stat0)};
     }
 
-    // Rows of whole packs, which are stored where they are if they are streamed, and nothing but x
-    // to read.
-    static FASTNORM_FN bool are_plain(const KernelArgs& args, const Tile& tile) {
-        if (args.residual || args.mask != nullptr) return false;
-        if ((tile.inner1 - tile.inner0) % lanes<A> != 0) return false;
+    // Whether elements [from, to) of rows are whole packs, which are stored where they are if they
+    // are streamed.
+    static FASTNORM_FN bool are_whole_packs(const KernelArgs& args, const Tile& tile,
+                                            const Operand& result, std::int64_t from,
+                                            std::int64_t to) {
+        if ((to - from) % lanes<A> != 0) return false;
         if (!args.stream) return true;
-        const T* const y = run_of<T>(args.view, args.y, tile.batch, 0, tile.stat0) + tile.inner0;
-        return reinterpret_cast<std::uintptr_t>(y) % stream_alignment == 0 &&
-               args.y.stat_stride % stream_alignment == 0;
+        const T* const at = run_of<T>(args.view, result, tile.batch, 0, tile.stat0) + from;
+        return reinterpret_cast<std::uintptr_t>(at) % stream_alignment == 0 &&
+               result.stat_stride % stream_alignment == 0;
+    }
+
+    // Whether there is nothing but x to read, and nothing but y to write.
+    static FASTNORM_FN bool are_plain(const KernelArgs& args, const Tile& tile) {
+        return !args.residual && args.mask == nullptr &&
+               are_whole_packs(args, tile, args.y, tile.inner0, tile.inner1);
+    }
+    // The same of backward without an activation, of elements [from, to).
+    static FASTNORM_FN bool are_plain_gradients(const KernelArgs& args, const Tile& tile,
+                                                std::int64_t from, std::int64_t to) {
+        return !args.dsum && !args.dresidual && are_whole_packs(args, tile, args.dx, from, to);
     }
 
     // Without what takes short rows longer than their elements. By copies of its arguments: a
     // vector's store is taken for one to anything that lies elsewhere, which is then loaded again.
-    static FASTNORM_FN void normalize_plain(const KernelArgs& of_all, const Tile& of_tile) {
+    static FASTNORM_FLAT void normalize_plain(const KernelArgs& of_all, const Tile& of_tile) {
         const KernelArgs args = of_all;
         const Tile tile = of_tile;
         const auto normalize = [&](auto stream) {
-            constexpr std::integral_constant<int, lanes<A>> all;
-            const ActParams<A> params = activation_params<A>(args);
-            const Ahead ahead_x = next_tile(args.x, tile);
-            const Ahead ahead_y = ahead_of_results(stream);
-            for (std::int64_t s = tile.stat0; s < tile.stat1; ++s) {
-                const LaneMaps<A> maps(args, tile.batch * args.view.stat + s);
-                const auto map_at = maps.z_from(0);
-                const T* const x = run_of<T>(args.view, args.x, tile.batch, 0, s);
-                T* const y = run_of<T>(args.view, args.y, tile.batch, 0, s);
-                for (std::int64_t i = tile.inner0; i < tile.inner1; i += lanes<A>) {
-                    ahead_x.fetch<A>(x + i);
-                    ahead_y.fetch_to_write<A>(y + i);
-                    PackStore<A, T> store;
-                    const auto z = [&](int v) {
-                        const auto map = map_at(i, v, all);
-                        return map.affine(map.centred(load<A>(x + i, v, all)));
-                    };
-                    if constexpr (in_lockstep<kind, A, decltype(all)>) {
-                        const auto values = Act<kind>::value(Pack<A>::each(z), params);
-                        for_vectors<A>([&](auto v) { store(y + i, v, values.of[v], all, stream); });
-                    } else {
-                        for_vectors<A>([&](auto v) {
-                            store(y + i, v, Act<kind>::value(z(v), params), all, stream);
-                        });
-                    }
-                }
-            }
+            args.biases == nullptr ? normalize_rows(args, tile, stream, std::false_type())
+                                   : normalize_rows(args, tile, stream, std::true_type());
         };
         args.stream ? normalize(std::true_type()) : normalize(std::false_type());
+    }
+
+    template <class Stream, class HasBiases>
+    static FASTNORM_FN void normalize_rows(const KernelArgs& args, const Tile& tile, Stream stream,
+                                           HasBiases) {
+        constexpr std::integral_constant<int, lanes<A>> all;
+        constexpr bool lockstep = in_lockstep<kind, A, decltype(all)>;
+        // Past the cache one row after the other, for the lines that are being put together are
+        // few; and where a pack's vectors are in lockstep, that is enough of them.
+        using AtATime = std::conditional_t<Stream::value || lockstep, One, SeveralRows<A>>;
+        const ActParams<A> params = activation_params<A>(args);
+        const Ahead ahead_x = next_tile(args.x, tile);
+        const Ahead ahead_y = ahead_of_results(stream);
+        const A* const weights = static_cast<const A*>(args.weights);
+        const A* const biases = static_cast<const A*>(args.biases);
+        const SideBySide<const T> all_x(args.view, args.x, tile);
+        const SideBySide<T> all_y(args.view, args.y, tile);
+        for_several(AtATime(), tile.stat1 - tile.stat0, [&](auto count, std::int64_t s) {
+            constexpr int rows = count;
+            using Each = Lockstep<V, rows>;
+            const std::int64_t index = tile.batch * args.view.stat + tile.stat0 + s;
+            const auto map = normalize_maps<A, rows>(args, index);
+            const SideBySide<const T> x = all_x.from(s);
+            const SideBySide<T> y = all_y.from(s);
+            for (std::int64_t i = tile.inner0; i < tile.inner1; i += lanes<A>) {
+                for (int r = 0; r < rows; ++r) {
+                    ahead_x.fetch<A>(x.row(r) + i);
+                    ahead_y.fetch_to_write<A>(y.row(r) + i);
+                }
+                const auto z_at = [&](auto v) {
+                    const V weight = load<A>(weights + i, v, all);
+                    const V bias = HasBiases::value ? load<A>(biases + i, v, all) : V();
+                    const Each centred = map.centred(
+                        Each::each([&](auto r) { return load<A>(x.row(r) + i, v, all); }));
+                    return Each::each(
+                        [&](auto r) { return fma(centred.of[r] * map.scale.of[r], weight, bias); });
+                };
+                PackStore<A, T, rows> store;
+                if constexpr (lockstep) {
+                    const auto values = Act<kind>::value(
+                        Pack<A>::each([&](auto v) { return z_at(v).of[0]; }), params);
+                    for_vectors<A>(
+                        [&](auto v) { store(y.row(0) + i, v, values.of[v], all, stream); });
+                } else {
+                    for_vectors<A>([&](auto v) {
+                        const Each z = z_at(v);
+                        unrolled<rows>([&](auto r) {
+                            const V value = Act<kind>::value(z.of[r], params);
+                            store(y.row(r) + i, v, value, all, stream, r);
+                        });
+                    });
+                }
+            }
+        });
     }
 
     // As a NormalizeMap of (x - mean) * rstd.
@@ -270,12 +226,8 @@ struct Features {
     template <class WantsG>
     static FASTNORM_FLAT void gradient_of(const KernelArgs& args, const Tile& tile,
                                           std::int64_t from, std::int64_t to, WantsG wants_g) {
-        const View& view = args.view;
-        const auto dx_of = [&](std::int64_t s) {
-            return run_of<T>(view, args.dx, tile.batch, 0, s);
-        };
-        ParameterSums<A> sums(to - from,
-                              head_of_segments(args.stream, dx_of(tile.stat0), from, to));
+        const T* const dx = run_of<T>(args.view, args.dx, tile.batch, 0, tile.stat0);
+        ParameterSums<A> sums(to - from, head_of_segments(args.stream, dx, from, to));
         // Once dx is written over dy there is nothing left from which to compute exact sums.
         const bool wanted = args.sums_of_g != nullptr || args.sums_of_gx != nullptr;
         const bool in_place = args.dx.data == args.dy.data;
@@ -283,6 +235,30 @@ struct Features {
             add_rows(args, tile, from, to, wants_g, sums);
             add_to_tiles(args, tile, from, to, sums);
         }
+        gradient_rows(args, tile, from, to, wants_g, sums);
+        if (wanted && !in_place) add_to_tiles(args, tile, from, to, sums);
+    }
+
+    template <class WantsG>
+    static FASTNORM_FN void gradient_rows(const KernelArgs& args, const Tile& tile,
+                                          std::int64_t from, std::int64_t to, WantsG wants_g,
+                                          ParameterSums<A>& sums) {
+        if constexpr (kind == ActivationKind::identity) {
+            const auto plain = [&](auto stream) {
+                gradient_of_plain(args, tile, from, to, wants_g, sums, stream);
+            };
+            if (are_plain_gradients(args, tile, from, to)) {
+                return args.stream ? plain(std::true_type()) : plain(std::false_type());
+            }
+        }
+        gradient_of_any(args, tile, from, to, wants_g, sums);
+    }
+
+    template <class WantsG>
+    static FASTNORM_FN void gradient_of_any(const KernelArgs& args, const Tile& tile,
+                                            std::int64_t from, std::int64_t to, WantsG wants_g,
+                                            ParameterSums<A>& sums) {
+        const View& view = args.view;
         Sink<T> dx_sink(args.stream), dresidual_sink(args.stream && args.dresidual);
         const Ahead ahead = ahead_of_results(args.stream);
         const V unscaled(static_cast<A>(1.0 / args.weights_scale));
@@ -292,7 +268,7 @@ struct Features {
             const GradientMap<V> dx_map = gradient_map<A>(args, index);
             const V unit = maps.z.scale * unscaled;  // turns centred(x) into (x - mean) * rstd
             const T* const dsum = run_of<T>(view, args.dsum, tile.batch, 0, s);
-            T* const row = dx_of(s);
+            T* const row = run_of<T>(view, args.dx, tile.batch, 0, s);
             T* const residual_row = run_of<T>(view, args.dresidual, tile.batch, 0, s);
             for_segments<T>(
                 args.stream, row, residual_row, from, to,
@@ -307,25 +283,69 @@ struct Features {
                     backward.ahead_dy = next_tile(args.dy, tile);
                     backward.ahead_x = next_tile(args.x, tile);
                     PackStore<A, T> store_dx, store_dresidual;
-                    backward.each(count, maps.z_from(i),
-                                  [&](std::int64_t k, int v, auto valid, const Gradient<V>& of)
-                                      FASTNORM_INLINED {
-                                          if (v == 0) ahead.fetch_to_write<A>(dx + k);
-                                          own.add(wants_g, k, v, valid, of, unit);
-                                          V value = dx_map(maps.weighted(of.g, i + k, v, valid),
-                                                           of.centred);
-                                          if (added != nullptr)
-                                              value = value + load<A>(added + k, v, valid);
-                                          store_dx(dx + k, v, value, valid, direct);
-                                          if (dresidual == nullptr) return;
-                                          if (v == 0) ahead.fetch_to_write<A>(dresidual + k);
-                                          store_dresidual(dresidual + k, v, of.g, valid, direct);
-                                      });
+                    backward.each(
+                        count, maps.z_from(i),
+                        [&](std::int64_t k, int v, auto valid, const Gradient<V>& of)
+                            FASTNORM_INLINED {
+                                if (v == 0) ahead.fetch_to_write<A>(dx + k);
+                                own.add(wants_g, k, v, valid, {of.g}, {of.centred * unit});
+                                V value = dx_map(maps.weighted(of.g, i + k, v, valid), of.centred);
+                                if (added != nullptr) value = value + load<A>(added + k, v, valid);
+                                store_dx(dx + k, v, value, valid, direct);
+                                if (dresidual == nullptr) return;
+                                if (v == 0) ahead.fetch_to_write<A>(dresidual + k);
+                                store_dresidual(dresidual + k, v, of.g, valid, direct);
+                            });
                     dx_sink.close(count, direct);
                     if (dresidual != nullptr) dresidual_sink.close(count, direct);
                 });
         }
-        if (wanted && !in_place) add_to_tiles(args, tile, from, to, sums);
+    }
+
+    // Without what takes short rows longer than their elements.
+    template <class WantsG, class Stream>
+    static FASTNORM_FN void gradient_of_plain(const KernelArgs& args, const Tile& tile,
+                                              std::int64_t from, std::int64_t to, WantsG wants_g,
+                                              ParameterSums<A>& sums, Stream stream) {
+        constexpr std::integral_constant<int, lanes<A>> all;
+        using AtATime = std::conditional_t<Stream::value, One, FewRows<A>>;  // as normalize_rows()
+        const Ahead ahead_dy = next_tile(args.dy, tile), ahead_x = next_tile(args.x, tile);
+        const Ahead ahead_dx = ahead_of_results(stream);
+        const A* const weights = static_cast<const A*>(args.weights);
+        const A unscaled = static_cast<A>(1.0 / args.weights_scale);
+        const SideBySide<const T> all_dy(args.view, args.dy, tile), all_x(args.view, args.x, tile);
+        const SideBySide<T> all_dx(args.view, args.dx, tile);
+        for_several(AtATime(), tile.stat1 - tile.stat0, [&](auto count, std::int64_t s) {
+            constexpr int rows = count;
+            using Each = Lockstep<V, rows>;
+            const std::int64_t index = tile.batch * args.view.stat + tile.stat0 + s;
+            const auto map = normalize_maps<A, rows>(args, index);
+            const auto dx_map = gradient_maps<A, rows>(args, index);
+            const Each unit = map.scale * Each(unscaled);
+            const SideBySide<const T> dy = all_dy.from(s), x = all_x.from(s);
+            const SideBySide<T> dx = all_dx.from(s);
+            SumsFrom own(sums, 0);
+            for (std::int64_t i = from; i < to; i += lanes<A>) {
+                for (int r = 0; r < rows; ++r) {
+                    ahead_dy.fetch<A>(dy.row(r) + i);
+                    ahead_x.fetch<A>(x.row(r) + i);
+                    ahead_dx.fetch_to_write<A>(dx.row(r) + i);
+                }
+                PackStore<A, T, rows> store;
+                for_vectors<A>([&](auto v) {
+                    const V weight = load<A>(weights + i, v, all);
+                    const Each g =
+                        Each::each([&](auto r) { return load<A>(dy.row(r) + i, v, all); });
+                    const Each centred = map.centred(
+                        Each::each([&](auto r) { return load<A>(x.row(r) + i, v, all); }));
+                    own.add(wants_g, i - from, v, all, g.of, (centred * unit).of);
+                    const Each value =
+                        dx_map(Each::each([&](auto r) { return g.of[r] * weight; }), centred);
+                    unrolled<rows>(
+                        [&](auto r) { store(dx.row(r) + i, v, value.of[r], all, stream, r); });
+                });
+            }
+        });
     }
 
     template <class WantsG>
@@ -339,7 +359,7 @@ struct Features {
             backward_at<T, kind>(args, tile.batch, o, s, from)
                 .each(to - from, maps.z_from(from),
                       [&](std::int64_t i, int v, auto valid, const Gradient<V>& of) {
-                          all.add(wants_g, i, v, valid, of, unit);
+                          all.add(wants_g, i, v, valid, {of.g}, {of.centred * unit});
                       });
         });
     }

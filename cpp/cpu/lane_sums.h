@@ -2,7 +2,7 @@
 // leave the accumulator's range. Compiled once per instruction set.
 #pragma once
 
-#include "cpu/lanes.h"
+#include "cpu/lockstep.h"
 
 namespace fastnorm::FASTNORM_ISA {
 
@@ -39,6 +39,9 @@ FASTNORM_FN double sum_of_lanes(const Vec<A> (&x)[vectors<A>]) {
     return sum_of<lanes<A> / 2>(sums);
 }
 
+template <class V>
+concept HasSums = requires(V v, typename V::Scalar* to) { V::sums(v, v, v, v, to); };
+
 // The same of vectors in registers, all of it in A.
 template <class A, int n>
 FASTNORM_FN A sum_of_vectors(const Vec<A> (&x)[n]) {
@@ -51,6 +54,20 @@ FASTNORM_FN A sum_of_vectors(const Vec<A> (&x)[n]) {
     }
 }
 
+// The same of several at a time.
+template <class A, int rows, int n>
+FASTNORM_FN void sums_of_vectors(const Lockstep<Vec<A>, rows> (&x)[n], A (&sums)[rows]) {
+    if constexpr (n > 1) {
+        Lockstep<Vec<A>, rows> halves[n / 2];
+        unrolled<n / 2>([&](auto i) { halves[i] = x[i] + x[i + n / 2]; });
+        sums_of_vectors<A>(halves, sums);
+    } else if constexpr (rows == 4 && HasSums<Vec<A>>) {
+        Vec<A>::sums(x[0].of[0], x[0].of[1], x[0].of[2], x[0].of[3], sums);
+    } else {
+        unrolled<rows>([&](auto r) { sums[r] = sum(x[0].of[r]); });
+    }
+}
+
 // What lies beside a pack counts for nothing: it may be infinite.
 template <class A, class Valid>
 FASTNORM_FN Vec<A> keep_valid(Vec<A> x, int v, Valid valid) {
@@ -59,6 +76,11 @@ FASTNORM_FN Vec<A> keep_valid(Vec<A> x, int v, Valid valid) {
     } else {
         return keep_first(x, in_vector<A>(valid, v));
     }
+}
+
+template <class A, class Valid, int rows>
+FASTNORM_FN Lockstep<Vec<A>, rows> keep_valid(const Lockstep<Vec<A>, rows>& x, int v, Valid valid) {
+    return Lockstep<Vec<A>, rows>::each([&](auto r) { return keep_valid<A>(x.of[r], v, valid); });
 }
 
 // Two sums in each lane of a block, of a and of a * b, in registers.

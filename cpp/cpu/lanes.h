@@ -108,33 +108,6 @@ FASTNORM_FN void store(T* p, int v, Vec<A> x, Valid valid, bool direct) {
     store<A>(p, v, x, valid);
 }
 
-template <class V, class T>
-concept HasPairs = requires(T* p, V v) { V::store_pair(p, v, v); };
-
-// store() of the vectors of packs, of which each comes in its turn: in pairs, where there are such.
-template <class A, class T>
-class PackStore {
-  public:
-    using V = Vec<A>;
-
-    template <class Valid>
-    FASTNORM_FN void operator()(T* p, int v, V x, Valid valid, bool direct) {
-        if constexpr (HasPairs<V, T> && is_full<Valid>) {
-            if (v % 2 == 0) {
-                even_ = x;
-                return;
-            }
-            T* const to = p + (v - 1) * V::width;
-            direct ? V::stream_pair(to, even_, x) : V::store_pair(to, even_, x);
-        } else {
-            store<A>(p, v, x, valid, direct);
-        }
-    }
-
-  private:
-    V even_;
-};
-
 // What is fetched into the cache beside what is at hand: the same number of bytes further on in an
 // operand. Without lambdas, which are inlined later: GCC takes a function that does nothing but
 // fetch for one without effects, and leaves out its calls.

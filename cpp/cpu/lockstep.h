@@ -20,7 +20,8 @@ struct Lockstep {
 
     V of[n];
 
-    Lockstep() = default;
+    // Element by element: what a loop has set, GCC keeps in memory.
+    FASTNORM_FN Lockstep() : Lockstep(std::make_integer_sequence<int, n>()) {}
     FASTNORM_FN explicit Lockstep(Scalar x) {
         unrolled<n>([&](auto i) { of[i] = V(x); });
     }
@@ -73,6 +74,10 @@ struct Lockstep {
     }
     friend FASTNORM_FN Mask operator>(const Lockstep& a, const Lockstep& b) { return b < a; }
     friend FASTNORM_FN Mask operator>=(const Lockstep& a, const Lockstep& b) { return b <= a; }
+
+  private:
+    template <int... i>
+    FASTNORM_FN explicit Lockstep(std::integer_sequence<int, i...>) : of{((void)i, V())...} {}
 };
 
 // The vectors of a pack.

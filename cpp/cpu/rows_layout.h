@@ -34,6 +34,66 @@ FASTNORM_FN GradientMap<Vec<A>> gradient_map(const KernelArgs& args, std::int64_
             V(coefficient<A>(args, Coefficient::grad_scale)[index])};
 }
 
+// The same of several statistics, one after the other.
+template <class A, int rows>
+FASTNORM_FN Lockstep<Vec<A>, rows> coefficients(const KernelArgs& args, Coefficient which,
+                                                std::int64_t index) {
+    return Lockstep<Vec<A>, rows>::each(
+        [&](auto r) { return Vec<A>(coefficient<A>(args, which)[index + r]); });
+}
+template <class A, int rows>
+FASTNORM_FN NormalizeMap<Lockstep<Vec<A>, rows>> normalize_maps(const KernelArgs& args,
+                                                                std::int64_t index) {
+    return {coefficients<A, rows>(args, Coefficient::prescale, index),
+            coefficients<A, rows>(args, Coefficient::mean_hi, index),
+            coefficients<A, rows>(args, Coefficient::mean_lo, index),
+            coefficients<A, rows>(args, Coefficient::scale, index),
+            coefficients<A, rows>(args, Coefficient::bias, index)};
+}
+template <class A, int rows>
+FASTNORM_FN GradientMap<Lockstep<Vec<A>, rows>> gradient_maps(const KernelArgs& args,
+                                                              std::int64_t index) {
+    return {coefficients<A, rows>(args, Coefficient::grad_a, index),
+            coefficients<A, rows>(args, Coefficient::grad_b, index),
+            coefficients<A, rows>(args, Coefficient::grad_c, index),
+            coefficients<A, rows>(args, Coefficient::grad_scale, index)};
+}
+
+// The rows of an operand at one outer index, or null.
+template <class T>
+struct SideBySide {
+    T* first;
+    std::int64_t stride;  // in bytes
+
+    FASTNORM_FN SideBySide(T* row, std::int64_t bytes) : first(row), stride(bytes) {}
+    FASTNORM_FN SideBySide(const View& view, const Operand& operand, const Tile& tile)
+        : SideBySide(run_of<T>(view, operand, tile.batch, 0, tile.stat0), operand.stat_stride) {}
+
+    FASTNORM_FN T* row(std::int64_t s) const {
+        using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+        return reinterpret_cast<T*>(reinterpret_cast<Byte*>(first) + s * stride);
+    }
+    FASTNORM_FN SideBySide from(std::int64_t s) const {
+        return {first == nullptr ? nullptr : row(s), stride};
+    }
+};
+
+// So many of them are taken at a time, as far as there are registers: what is added up in one row
+// waits for each other, and what rows share is loaded once.
+template <class A>
+using SeveralRows = RowCount<vectors<A> <= 2 ? 4 : 1>;
+// Where a row has more coefficients.
+template <class A>
+using FewRows = RowCount<vectors<A> <= 2 ? 2 : 1>;
+
+// Calls f(how many, s) for rows of [0, count) from s on.
+template <int several, class F>
+FASTNORM_FN void for_several(RowCount<several> at_a_time, std::int64_t count, F&& f) {
+    std::int64_t s = 0;
+    for (; s + several <= count; s += several) f(at_a_time, s);
+    for (; s < count; ++s) f(One(), s);
+}
+
 // Where the coefficients of a row's maps come from, for element i of the row on: z_from(i) and
 // dx_from(i), by what spans.h says, and what of a gradient counts for the row's sums.
 //

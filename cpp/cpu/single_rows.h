@@ -31,11 +31,9 @@ struct SingleRows {
     // the sums would all be rounded down.
     static constexpr std::int64_t most_of_squares = 2048;
 
-    // Mean and M2. In the time that a row's pivot has to be waited for, the sums of the row before
-    // it are made.
+    // Mean and M2.
     static FASTNORM_FN void moments(const KernelArgs& args, const Tile& tile, double* mean,
                                     double* m2) {
-        const std::int64_t n = args.view.inner;
         const std::int64_t rows = tile.stat1 - tile.stat0;
         A pivots[rows_tile_stats] = {};
         double first[rows_tile_stats], second[rows_tile_stats];
@@ -43,36 +41,19 @@ struct SingleRows {
             TinyRows<T>::moments(args, tile, pivots, first, second);
             return finish(args, tile, pivots, first, second, mean, m2);
         }
-        const auto row = [&](std::int64_t s) {
-            return run_of<T>(args.view, args.x, tile.batch, 0, tile.stat0 + s);
-        };
-        const A share = A(1) / static_cast<A>(n);
-        const bool about_means = args.centred && n <= most_about_means;
-        const Ahead ahead_x = about_means ? Ahead() : ahead;  // the mean has fetched it
-        for (std::int64_t s = -1; s < rows; ++s) {
-            if (args.centred && s + 1 < rows) {
-                const T* const next = row(s + 1);
-                pivots[s + 1] = about_means ? mean_of(next, n, share) : pivot_of(next, n);
-            }
-            if (s < 0) continue;
-            const T* const x = row(s);
-            const V pivot(pivots[s]);
-            first[s] = second[s] = 0.0;
-            for (std::int64_t from = 0; from < n; from += most_of_squares) {
-                const std::int64_t rest = n - from;
-                BlockSums<A> sums;
-                for_packs<A>(rest < most_of_squares ? rest : most_of_squares,
-                             [&](std::int64_t i, auto valid) {
-                                 ahead_x.fetch<A>(x + from + i);
-                                 for_vectors<A>([&](auto v) {
-                                     const V d = load<A>(x + from + i, v, valid) - pivot;
-                                     sums.add(v, valid, d, d);
-                                 });
-                             });
-                first[s] += sum_of_row(sums.a, n);
-                second[s] += sum_of_row(sums.ab, n);
-            }
+        const std::int64_t n = args.view.inner;
+        const bool centred = args.centred, about_means = centred && n <= most_about_means;
+        const SideBySide<const T> x(args.view, args.x, tile);
+        if (about_means) {
+            for_several(SeveralRows<A>(), rows, [&](auto count, std::int64_t s) {
+                set_means(count, x.from(s), n, pivots + s);
+            });
+        } else if (centred) {
+            for (std::int64_t s = 0; s < rows; ++s) pivots[s] = pivot_of(x.row(s), n);
         }
+        for_several(SeveralRows<A>(), rows, [&](auto count, std::int64_t s) {
+            add_up(count, x.from(s), n, !about_means, pivots + s, first + s, second + s);
+        });
         finish(args, tile, pivots, first, second, mean, m2);
     }
 
@@ -81,30 +62,78 @@ struct SingleRows {
     template <ActivationKind kind, template <class> class Maps>
     static FASTNORM_FN void gradient_sums(const KernelArgs& args, const Tile& tile, double* sum_g,
                                           double* sum_gx) {
-        const std::int64_t n = args.view.inner;
-        for (std::int64_t s = 0; s < tile.stat1 - tile.stat0; ++s) {
-            const Maps<A> maps(args, tile.batch * args.view.stat + tile.stat0 + s);
-            Backward<T, kind> backward =
-                backward_at<T, kind>(args, tile.batch, 0, tile.stat0 + s, 0);
-            backward.ahead_dy = backward.ahead_x = ahead;
-            const T* const dsum = run_of<T>(args.view, args.dsum, tile.batch, 0, tile.stat0 + s);
-            BlockSums<A> sums;
-            backward.each(n, maps.z_from(0),
-                          [&](std::int64_t i, auto v, auto valid, const Gradient<V>& at) {
-                              if (v == 0 && dsum != nullptr) Ahead::fetch_pack<A>(dsum + i);
-                              sums.add(v, valid, maps.weighted(at.g, i, v, valid), at.centred);
-                          });
-            sum_g[s] = sum_of_row(sums.a, n);
-            sum_gx[s] = sum_of_row(sums.ab, n);
+        const std::int64_t rows = tile.stat1 - tile.stat0;
+        if constexpr (kind == ActivationKind::identity) {
+            for_several(FewRows<A>(), rows, [&](auto count, std::int64_t s) {
+                add_up_products<Maps>(count, args, tile, s, sum_g + s, sum_gx + s);
+            });
+        } else {
+            for (std::int64_t s = 0; s < rows; ++s) {
+                add_up_gradients<kind, Maps>(args, tile, s, sum_g[s], sum_gx[s]);
+            }
+        }
+        for (std::int64_t s = 0; s < rows; ++s) {
             GradientSums<T, kind, Maps>::make_finite(args, tile, s, sum_g, sum_gx);
         }
     }
 
   private:
-    // What the lanes' sums of a row of n values make together.
-    static FASTNORM_FN double sum_of_row(const V (&lanes_sums)[vectors<A>], std::int64_t n) {
-        return n <= most_about_means ? static_cast<double>(sum_of_vectors<A>(lanes_sums))
-                                     : sum_of_lanes<A>(lanes_sums);
+    template <ActivationKind kind, template <class> class Maps>
+    static FASTNORM_FN void add_up_gradients(const KernelArgs& args, const Tile& tile,
+                                             std::int64_t s, double& sum_g, double& sum_gx) {
+        const std::int64_t n = args.view.inner;
+        const Maps<A> maps(args, tile.batch * args.view.stat + tile.stat0 + s);
+        Backward<T, kind> backward = backward_at<T, kind>(args, tile.batch, 0, tile.stat0 + s, 0);
+        backward.ahead_dy = backward.ahead_x = ahead;
+        const T* const dsum = run_of<T>(args.view, args.dsum, tile.batch, 0, tile.stat0 + s);
+        Lockstep<V, 1> a[vectors<A>], ab[vectors<A>];
+        backward.each(n, maps.z_from(0),
+                      [&](std::int64_t i, auto v, auto valid, const Gradient<V>& at) {
+                          if (v == 0 && dsum != nullptr) Ahead::fetch_pack<A>(dsum + i);
+                          const V g = keep_valid<A>(maps.weighted(at.g, i, v, valid), v, valid);
+                          const V centred = keep_valid<A>(at.centred, v, valid);
+                          a[v].of[0] = a[v].of[0] + g;
+                          ab[v].of[0] = fma(g, centred, ab[v].of[0]);
+                      });
+        sums_of_rows(n, a, &sum_g);
+        sums_of_rows(n, ab, &sum_gx);
+    }
+
+    // The same without an activation, of several rows from s on.
+    template <template <class> class Maps, int rows>
+    static FASTNORM_FN void add_up_products(RowCount<rows>, const KernelArgs& args,
+                                            const Tile& tile, std::int64_t s, double* sum_g,
+                                            double* sum_gx) {
+        using Each = Lockstep<V, rows>;
+        const std::int64_t n = args.view.inner;
+        const auto map =
+            normalize_maps<A, rows>(args, tile.batch * args.view.stat + tile.stat0 + s);
+        const Maps<A> maps(args, 0);  // for the weights
+        const auto dy = SideBySide<const T>(args.view, args.dy, tile).from(s);
+        const auto x = SideBySide<const T>(args.view, args.x, tile).from(s);
+        const auto dsum = SideBySide<const T>(args.view, args.dsum, tile).from(s);
+        const Ahead ahead_dy = ahead_of(RowCount<rows>(), dy);
+        const Ahead ahead_x = ahead_of(RowCount<rows>(), x);
+        Each a[vectors<A>], ab[vectors<A>];
+        for_packs<A>(n, [&](std::int64_t i, auto valid) {
+            for (int r = 0; r < rows; ++r) {
+                ahead_dy.fetch<A>(dy.row(r) + i);
+                ahead_x.fetch<A>(x.row(r) + i);
+                if (dsum.first != nullptr) Ahead::fetch_pack<A>(dsum.row(r) + i);
+            }
+            for_vectors<A>([&](auto v) {
+                const Each g = Each::each([&](auto r) {
+                    return maps.weighted(load<A>(dy.row(r) + i, v, valid), i, v, valid);
+                });
+                const Each centred = map.centred(
+                    Each::each([&](auto r) { return load<A>(x.row(r) + i, v, valid); }));
+                const Each valid_g = keep_valid<A>(g, v, valid);
+                a[v] = a[v] + valid_g;
+                ab[v] = fma(valid_g, keep_valid<A>(centred, v, valid), ab[v]);
+            });
+        });
+        sums_of_rows(n, a, sum_g);
+        sums_of_rows(n, ab, sum_gx);
     }
 
     static FASTNORM_FN void finish(const KernelArgs& args, const Tile& tile, const A* pivots,
@@ -145,6 +174,89 @@ struct SingleRows {
         }
     }
 
+    // Where a reduction of rows is later: in the rows that come next, if it takes several at a
+    // time.
+    template <int rows>
+    static FASTNORM_FN Ahead ahead_of(RowCount<rows>, const SideBySide<const T>& x) {
+        const std::int64_t next = rows * x.stride;
+        return rows == 1 || next < ahead.distance ? ahead : Ahead{next};
+    }
+
+    // The means of rows of n values; of equal ones it is exact.
+    template <int rows>
+    static FASTNORM_FN void set_means(RowCount<rows> count, const SideBySide<const T>& x,
+                                      std::int64_t n, A* means) {
+        using Each = Lockstep<V, rows>;
+        const Ahead ahead_x = ahead_of(count, x);
+        const Each firsts = Each::each([&](auto r) { return V(to_float(x.row(r)[0])); });
+        Each differences[vectors<A>];
+        for_packs<A>(n, [&](std::int64_t i, auto valid) {
+            for (int r = 0; r < rows; ++r) ahead_x.fetch<A>(x.row(r) + i);
+            for_vectors<A>([&](auto v) {
+                const Each at = Each::each([&](auto r) { return load<A>(x.row(r) + i, v, valid); });
+                differences[v] = differences[v] + keep_valid<A>(at - firsts, v, valid);
+            });
+        });
+        A sums[rows];
+        sums_of_vectors<A>(differences, sums);
+        const A share = A(1) / static_cast<A>(n);
+        for (int r = 0; r < rows; ++r) {
+            const A mean = to_float(x.row(r)[0]) + sums[r] * share;
+            means[r] = is_finite(mean) ? mean : A(0);
+        }
+    }
+
+    // The sums of n differences from pivots and of their squares.
+    template <int rows>
+    static FASTNORM_FN void add_up(RowCount<rows> count, const SideBySide<const T>& x,
+                                   std::int64_t n, bool from_memory, const A* pivots, double* first,
+                                   double* second) {
+        using Each = Lockstep<V, rows>;
+        const Ahead ahead_x = from_memory ? ahead_of(count, x) : Ahead();
+        const Each pivot = Each::each([&](auto r) { return V(pivots[r]); });
+        unrolled<rows>([&](auto r) { first[r] = second[r] = 0.0; });
+        for (std::int64_t from = 0; from < n; from += most_of_squares) {
+            const std::int64_t rest = n - from;
+            Each a[vectors<A>], ab[vectors<A>];
+            for_packs<A>(rest < most_of_squares ? rest : most_of_squares, [&](std::int64_t i,
+                                                                              auto valid) {
+                for (int r = 0; r < rows; ++r) ahead_x.fetch<A>(x.row(r) + from + i);
+                for_vectors<A>([&](auto v) {
+                    const Each at =
+                        Each::each([&](auto r) { return load<A>(x.row(r) + from + i, v, valid); });
+                    const Each d = keep_valid<A>(at - pivot, v, valid);
+                    a[v] = a[v] + d;
+                    ab[v] = fma(d, d, ab[v]);
+                });
+            });
+            double sums[rows], square_sums[rows];
+            sums_of_rows(n, a, sums);
+            sums_of_rows(n, ab, square_sums);
+            unrolled<rows>([&](auto r) {
+                first[r] += sums[r];
+                second[r] += square_sums[r];
+            });
+        }
+    }
+
+    // What the lanes' sums of rows of n values make together.
+    template <int rows>
+    static FASTNORM_FN void sums_of_rows(std::int64_t n,
+                                         const Lockstep<V, rows> (&of_lanes)[vectors<A>],
+                                         double* sums) {
+        if (n <= most_about_means) {
+            A narrow[rows];
+            sums_of_vectors<A>(of_lanes, narrow);
+            for (int r = 0; r < rows; ++r) sums[r] = static_cast<double>(narrow[r]);
+        } else {
+            unrolled<rows>([&](auto r) {
+                V own[vectors<A>];
+                for_vectors<A>([&](auto v) { own[v] = of_lanes[v].of[r]; });
+                sums[r] = sum_of_lanes<A>(own);
+            });
+        }
+    }
+
     // From two packs, of the beginning and of the middle: their mean, and the differences of one's
     // elements from the other's. Those of equal values are exact.
     static FASTNORM_FN A pivot_of(const T* x, std::int64_t n) {
@@ -160,21 +272,6 @@ struct SingleRows {
         constexpr A share = A(0.5) / lanes<A>;
         return pivot_near(first + sum_of_vectors<A>(sums) * share,
                           sum_of_vectors<A>(spreads) * (2 * share));
-    }
-
-    // That of n values, of which each has a share of 1 / n; of equal ones it is exact.
-    static FASTNORM_FN A mean_of(const T* x, std::int64_t n, A share) {
-        const A first = to_float(x[0]);
-        V differences[vectors<A>];
-        for_packs<A>(n, [&](std::int64_t i, auto valid) {
-            ahead.fetch<A>(x + i);
-            for_vectors<A>([&](auto v) {
-                const V d = load<A>(x + i, v, valid) - V(first);
-                differences[v] = differences[v] + keep_valid<A>(d, v, valid);
-            });
-        });
-        const A mean = first + sum_of_vectors<A>(differences) * share;
-        return is_finite(mean) ? mean : A(0);
     }
 };
 

@@ -12,6 +12,34 @@ namespace fastnorm::FASTNORM_ISA {
 
 namespace {
 
+template <class V, class T>
+concept HasPairs = requires(T* p, V v) { V::store_pair(p, v, v); };
+
+// store() of the vectors of packs, of which each comes in its turn: in pairs, where there are such;
+// and so for each of several rows.
+template <class A, class T, int rows = 1>
+class PackStore {
+  public:
+    using V = Vec<A>;
+
+    template <class Valid>
+    FASTNORM_FN void operator()(T* p, int v, V x, Valid valid, bool direct, int row = 0) {
+        if constexpr (HasPairs<V, T> && is_full<Valid>) {
+            if (v % 2 == 0) {
+                even_.of[row] = x;
+                return;
+            }
+            T* const to = p + (v - 1) * V::width;
+            direct ? V::stream_pair(to, even_.of[row], x) : V::store_pair(to, even_.of[row], x);
+        } else {
+            store<A>(p, v, x, valid, direct);
+        }
+    }
+
+  private:
+    Lockstep<V, rows> even_;
+};
+
 // How far ahead a map fetches what it reads: a bit further on in memory (for nothing, perhaps, at
 // the end of a plane), or, where several rows are taken at a time, those that come next.
 constexpr Ahead further_on{3072};
@@ -59,7 +87,7 @@ struct Forward {
         const Ahead ahead_y = ahead_of_results(stream);
         for_packs<A>(count, [&](std::int64_t i, auto valid) {
             unsigned pack_bits[rows] = {};
-            PackStore<A, T> store[rows];
+            PackStore<A, T, rows> store;
             for (int r = 0; r < rows; ++r) {
                 if (residual != nullptr) ahead.fetch<A>(residual + i + r * pitch);
                 ahead_y.fetch_to_write<A>(y + i + r * pitch);
@@ -72,7 +100,7 @@ struct Forward {
                 Pack<A> values;
                 for_vectors<A>([&](auto v) { values.of[v] = input_at(i, v, map_at(i, v, valid)); });
                 values = Act<kind>::value(values, params);
-                for_vectors<A>([&](auto v) { store[0](y + i, v, values.of[v], valid, direct); });
+                for_vectors<A>([&](auto v) { store(y + i, v, values.of[v], valid, direct); });
             } else if constexpr (in_lockstep<kind, A, decltype(valid)>) {
                 for_vectors<A>([&](auto v) {
                     const auto& map = map_at(i, v, valid);
@@ -80,7 +108,7 @@ struct Forward {
                     unrolled<rows>([&](auto r) { values.of[r] = input_at(i + r * pitch, v, map); });
                     values = Act<kind>::value(values, params);
                     unrolled<rows>([&](auto r) {
-                        store[r](y + i + r * pitch, v, values.of[r], valid, direct);
+                        store(y + i + r * pitch, v, values.of[r], valid, direct, r);
                     });
                 });
             } else {
@@ -95,7 +123,7 @@ struct Forward {
                                                 << (v * V::width);
                             }
                         }
-                        store[r](y + at, v, Act<kind>::value(input, params), valid, direct);
+                        store(y + at, v, Act<kind>::value(input, params), valid, direct, r);
                     });
                 });
                 if constexpr (Act<kind>::piecewise) {
@@ -212,7 +240,7 @@ struct Backward {
         const Ahead ahead_dx = ahead_of_results(stream);
         for_packs<A>(count, [&](std::int64_t i, auto valid) {
             unsigned pack_bits[rows];
-            PackStore<A, T> store_dx[rows], store_dresidual[rows];
+            PackStore<A, T, rows> store_dx, store_dresidual;
             for (int r = 0; r < rows; ++r) {
                 pack_bits[r] = saved_bits(i + r * pitch, valid);
                 ahead_dy.fetch<A>(dy + i + r * pitch);
@@ -222,9 +250,9 @@ struct Backward {
             }
             const auto leave = [&](int r, std::int64_t at, int v, const Gradient<V>& of,
                                    const auto& gradient_map) FASTNORM_INLINED {
-                store_dx[r](dx + at, v, of.dx(gradient_map, frozen), valid, direct);
+                store_dx(dx + at, v, of.dx(gradient_map, frozen), valid, direct, r);
                 if (dresidual == nullptr) return;
-                store_dresidual[r](dresidual + at, v, of.g, valid, direct);
+                store_dresidual(dresidual + at, v, of.g, valid, direct, r);
             };
             if constexpr (rows == 1 || in_lockstep<kind, A, decltype(valid)>) {
                 for (int r = 0; r < rows; ++r) {
