@@ -240,7 +240,8 @@ struct Backward {
         const Ahead ahead_dx = ahead_of_results(stream);
         for_packs<A>(count, [&](std::int64_t i, auto valid) {
             unsigned pack_bits[rows];
-            PackStore<A, T, rows> store_dx, store_dresidual;
+            // One for each row: of one for all of them GCC makes code that takes 1.02 to 1.04.
+            PackStore<A, T> store_dx[rows], store_dresidual[rows];
             for (int r = 0; r < rows; ++r) {
                 pack_bits[r] = saved_bits(i + r * pitch, valid);
                 ahead_dy.fetch<A>(dy + i + r * pitch);
@@ -250,9 +251,9 @@ struct Backward {
             }
             const auto leave = [&](int r, std::int64_t at, int v, const Gradient<V>& of,
                                    const auto& gradient_map) FASTNORM_INLINED {
-                store_dx(dx + at, v, of.dx(gradient_map, frozen), valid, direct, r);
+                store_dx[r](dx + at, v, of.dx(gradient_map, frozen), valid, direct);
                 if (dresidual == nullptr) return;
-                store_dresidual(dresidual + at, v, of.g, valid, direct, r);
+                store_dresidual[r](dresidual + at, v, of.g, valid, direct);
             };
             if constexpr (rows == 1 || in_lockstep<kind, A, decltype(valid)>) {
                 for (int r = 0; r < rows; ++r) {
