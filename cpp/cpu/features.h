@@ -28,7 +28,7 @@ struct Features {
             return TinyRows<T>::template normalize<kind>(
                 args, tile, [&](const NormalizeMap<V>& z, std::int64_t i, V centred) {
                     const V bias(maps.biases == nullptr ? A(0) : maps.biases[i]);
-                    return fma(centred * z.scale, V(maps.weights[i]), bias);
+                    return affine_of_lanes(centred, z.scale, V(maps.weights[i]), bias);
                 });
         }
         if constexpr (sizeof(T) == 2) {
@@ -153,8 +153,9 @@ struct Features {
                     const V bias = HasBiases::value ? load<A>(biases + i, v, all) : V();
                     const Each centred = map.centred(
                         Each::each([&](auto r) { return load<A>(x.row(r) + i, v, all); }));
-                    return Each::each(
-                        [&](auto r) { return fma(centred.of[r] * map.scale.of[r], weight, bias); });
+                    return Each::each([&](auto r) {
+                        return affine_of_lanes(centred.of[r], map.scale.of[r], weight, bias);
+                    });
                 };
                 PackStore<A, T, rows> store;
                 if constexpr (lockstep) {

@@ -83,10 +83,10 @@ FASTNORM_FN Lockstep<Vec<A>, rows> keep_valid(const Lockstep<Vec<A>, rows>& x, i
     return Lockstep<Vec<A>, rows>::each([&](auto r) { return keep_valid<A>(x.of[r], v, valid); });
 }
 
-// Two sums in each lane of a block, of a and of a * b, in registers.
-template <class A>
+// Two sums in each lane of a block, of a and of a * b, in registers; of several rows, if V is a
+// Lockstep.
+template <class A, class V = Vec<A>>
 struct BlockSums {
-    using V = Vec<A>;
     V a[vectors<A>], ab[vectors<A>];
 
     template <class Valid>

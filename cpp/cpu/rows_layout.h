@@ -15,26 +15,30 @@ FASTNORM_FN std::int64_t run_index(const View& view, std::int64_t batch, std::in
     return (batch * view.outer + o) * view.stat + s;
 }
 
+// The maps of what of(coefficient) gives.
+template <class V, class Of>
+FASTNORM_FN NormalizeMap<V> normalize_map_of(Of&& of) {
+    return {of(Coefficient::prescale), of(Coefficient::mean_hi), of(Coefficient::mean_lo),
+            of(Coefficient::scale), of(Coefficient::bias)};
+}
+template <class V, class Of>
+FASTNORM_FN GradientMap<V> gradient_map_of(Of&& of) {
+    return {of(Coefficient::grad_a), of(Coefficient::grad_b), of(Coefficient::grad_c),
+            of(Coefficient::grad_scale)};
+}
+
 template <class A>
 FASTNORM_FN NormalizeMap<Vec<A>> normalize_map(const KernelArgs& args, std::int64_t index) {
-    using V = Vec<A>;
-    return {V(coefficient<A>(args, Coefficient::prescale)[index]),
-            V(coefficient<A>(args, Coefficient::mean_hi)[index]),
-            V(coefficient<A>(args, Coefficient::mean_lo)[index]),
-            V(coefficient<A>(args, Coefficient::scale)[index]),
-            V(coefficient<A>(args, Coefficient::bias)[index])};
+    return normalize_map_of<Vec<A>>(
+        [&](Coefficient which) { return Vec<A>(coefficient<A>(args, which)[index]); });
 }
-
 template <class A>
 FASTNORM_FN GradientMap<Vec<A>> gradient_map(const KernelArgs& args, std::int64_t index) {
-    using V = Vec<A>;
-    return {V(coefficient<A>(args, Coefficient::grad_a)[index]),
-            V(coefficient<A>(args, Coefficient::grad_b)[index]),
-            V(coefficient<A>(args, Coefficient::grad_c)[index]),
-            V(coefficient<A>(args, Coefficient::grad_scale)[index])};
+    return gradient_map_of<Vec<A>>(
+        [&](Coefficient which) { return Vec<A>(coefficient<A>(args, which)[index]); });
 }
 
-// The same of several statistics, one after the other.
+// The same of several statistics, from an index on.
 template <class A, int rows>
 FASTNORM_FN Lockstep<Vec<A>, rows> coefficients(const KernelArgs& args, Coefficient which,
                                                 std::int64_t index) {
@@ -42,21 +46,14 @@ FASTNORM_FN Lockstep<Vec<A>, rows> coefficients(const KernelArgs& args, Coeffici
         [&](auto r) { return Vec<A>(coefficient<A>(args, which)[index + r]); });
 }
 template <class A, int rows>
-FASTNORM_FN NormalizeMap<Lockstep<Vec<A>, rows>> normalize_maps(const KernelArgs& args,
-                                                                std::int64_t index) {
-    return {coefficients<A, rows>(args, Coefficient::prescale, index),
-            coefficients<A, rows>(args, Coefficient::mean_hi, index),
-            coefficients<A, rows>(args, Coefficient::mean_lo, index),
-            coefficients<A, rows>(args, Coefficient::scale, index),
-            coefficients<A, rows>(args, Coefficient::bias, index)};
+FASTNORM_FN auto normalize_maps(const KernelArgs& args, std::int64_t index) {
+    return normalize_map_of<Lockstep<Vec<A>, rows>>(
+        [&](Coefficient which) { return coefficients<A, rows>(args, which, index); });
 }
 template <class A, int rows>
-FASTNORM_FN GradientMap<Lockstep<Vec<A>, rows>> gradient_maps(const KernelArgs& args,
-                                                              std::int64_t index) {
-    return {coefficients<A, rows>(args, Coefficient::grad_a, index),
-            coefficients<A, rows>(args, Coefficient::grad_b, index),
-            coefficients<A, rows>(args, Coefficient::grad_c, index),
-            coefficients<A, rows>(args, Coefficient::grad_scale, index)};
+FASTNORM_FN auto gradient_maps(const KernelArgs& args, std::int64_t index) {
+    return gradient_map_of<Lockstep<Vec<A>, rows>>(
+        [&](Coefficient which) { return coefficients<A, rows>(args, which, index); });
 }
 
 // The rows of an operand at one outer index, or null.
@@ -78,8 +75,8 @@ struct SideBySide {
     }
 };
 
-// So many of them are taken at a time, as far as there are registers: what is added up in one row
-// waits for each other, and what rows share is loaded once.
+// So many of them are taken at a time, as far as there are registers: the additions of one row wait
+// for each other, and what rows share is loaded once.
 template <class A>
 using SeveralRows = RowCount<vectors<A> <= 2 ? 4 : 1>;
 // Where a row has more coefficients.
@@ -115,6 +112,13 @@ struct StatMaps {
     }
 };
 
+// With the element's own weight and bias. In this order: scale * weight may be too large where the
+// result is not.
+template <class V>
+FASTNORM_FN V affine_of_lanes(V centred, V scale, V weight, V bias) {
+    return fma(centred * scale, weight, bias);
+}
+
 // From the row's statistic, and from the element's own weight and bias.
 template <class A>
 struct LaneMaps {
@@ -142,10 +146,9 @@ struct LaneMaps {
         Valid valid;
 
         FASTNORM_FN V centred(V x) const { return of.z.centred(x); }
-        // In this order: scale * weight may be too large where the result is not.
         FASTNORM_FN V affine(V centred) const {
             const V weight = load<A>(of.weights + i, v, valid);
-            return fma(centred * of.z.scale, weight, of.bias(i, v, valid));
+            return affine_of_lanes(centred, of.z.scale, weight, of.bias(i, v, valid));
         }
     };
     template <class Valid>

@@ -86,17 +86,14 @@ struct SingleRows {
         Backward<T, kind> backward = backward_at<T, kind>(args, tile.batch, 0, tile.stat0 + s, 0);
         backward.ahead_dy = backward.ahead_x = ahead;
         const T* const dsum = run_of<T>(args.view, args.dsum, tile.batch, 0, tile.stat0 + s);
-        Lockstep<V, 1> a[vectors<A>], ab[vectors<A>];
+        BlockSums<A> sums;
         backward.each(n, maps.z_from(0),
                       [&](std::int64_t i, auto v, auto valid, const Gradient<V>& at) {
                           if (v == 0 && dsum != nullptr) Ahead::fetch_pack<A>(dsum + i);
-                          const V g = keep_valid<A>(maps.weighted(at.g, i, v, valid), v, valid);
-                          const V centred = keep_valid<A>(at.centred, v, valid);
-                          a[v].of[0] = a[v].of[0] + g;
-                          ab[v].of[0] = fma(g, centred, ab[v].of[0]);
+                          sums.add(v, valid, maps.weighted(at.g, i, v, valid), at.centred);
                       });
-        sums_of_rows(n, a, &sum_g);
-        sums_of_rows(n, ab, &sum_gx);
+        sum_g = sum_of_row(n, sums.a);
+        sum_gx = sum_of_row(n, sums.ab);
     }
 
     // The same without an activation, of several rows from s on.
@@ -114,7 +111,7 @@ struct SingleRows {
         const auto dsum = SideBySide<const T>(args.view, args.dsum, tile).from(s);
         const Ahead ahead_dy = ahead_of(RowCount<rows>(), dy);
         const Ahead ahead_x = ahead_of(RowCount<rows>(), x);
-        Each a[vectors<A>], ab[vectors<A>];
+        BlockSums<A, Each> sums;
         for_packs<A>(n, [&](std::int64_t i, auto valid) {
             for (int r = 0; r < rows; ++r) {
                 ahead_dy.fetch<A>(dy.row(r) + i);
@@ -127,13 +124,11 @@ struct SingleRows {
                 });
                 const Each centred = map.centred(
                     Each::each([&](auto r) { return load<A>(x.row(r) + i, v, valid); }));
-                const Each valid_g = keep_valid<A>(g, v, valid);
-                a[v] = a[v] + valid_g;
-                ab[v] = fma(valid_g, keep_valid<A>(centred, v, valid), ab[v]);
+                sums.add(v, valid, g, centred);
             });
         });
-        sums_of_rows(n, a, sum_g);
-        sums_of_rows(n, ab, sum_gx);
+        sums_of_rows(n, sums.a, sum_g);
+        sums_of_rows(n, sums.ab, sum_gx);
     }
 
     static FASTNORM_FN void finish(const KernelArgs& args, const Tile& tile, const A* pivots,
@@ -217,21 +212,20 @@ struct SingleRows {
         unrolled<rows>([&](auto r) { first[r] = second[r] = 0.0; });
         for (std::int64_t from = 0; from < n; from += most_of_squares) {
             const std::int64_t rest = n - from;
-            Each a[vectors<A>], ab[vectors<A>];
+            BlockSums<A, Each> block;
             for_packs<A>(rest < most_of_squares ? rest : most_of_squares, [&](std::int64_t i,
                                                                               auto valid) {
                 for (int r = 0; r < rows; ++r) ahead_x.fetch<A>(x.row(r) + from + i);
                 for_vectors<A>([&](auto v) {
                     const Each at =
                         Each::each([&](auto r) { return load<A>(x.row(r) + from + i, v, valid); });
-                    const Each d = keep_valid<A>(at - pivot, v, valid);
-                    a[v] = a[v] + d;
-                    ab[v] = fma(d, d, ab[v]);
+                    const Each d = at - pivot;
+                    block.add(v, valid, d, d);
                 });
             });
             double sums[rows], square_sums[rows];
-            sums_of_rows(n, a, sums);
-            sums_of_rows(n, ab, square_sums);
+            sums_of_rows(n, block.a, sums);
+            sums_of_rows(n, block.ab, square_sums);
             unrolled<rows>([&](auto r) {
                 first[r] += sums[r];
                 second[r] += square_sums[r];
@@ -239,7 +233,12 @@ struct SingleRows {
         }
     }
 
-    // What the lanes' sums of rows of n values make together.
+    // What the lanes' sums of a row of n values make together.
+    static FASTNORM_FN double sum_of_row(std::int64_t n, const V (&of_lanes)[vectors<A>]) {
+        return n <= most_about_means ? static_cast<double>(sum_of_vectors<A>(of_lanes))
+                                     : sum_of_lanes<A>(of_lanes);
+    }
+    // The same of several rows.
     template <int rows>
     static FASTNORM_FN void sums_of_rows(std::int64_t n,
                                          const Lockstep<V, rows> (&of_lanes)[vectors<A>],
@@ -252,7 +251,7 @@ struct SingleRows {
             unrolled<rows>([&](auto r) {
                 V own[vectors<A>];
                 for_vectors<A>([&](auto v) { own[v] = of_lanes[v].of[r]; });
-                sums[r] = sum_of_lanes<A>(own);
+                sums[r] = sum_of_row(n, own);
             });
         }
     }

@@ -111,10 +111,8 @@ struct TinyRows {
         for (std::int64_t s = tile.stat0; s < tile.stat1; s += V::width) {
             Transposed<T> rows(args, tile, s);
             rows.load(args.x);
-            const NormalizeMap<V> z{
-                rows.coefficient(Coefficient::prescale), rows.coefficient(Coefficient::mean_hi),
-                rows.coefficient(Coefficient::mean_lo), rows.coefficient(Coefficient::scale),
-                rows.coefficient(Coefficient::bias)};
+            const auto z =
+                normalize_map_of<V>([&](Coefficient which) { return rows.coefficient(which); });
             for (std::int64_t i = 0; i < args.view.inner; ++i) {
                 rows.set(i, Act<kind>::value(affine(z, i, z.centred(rows.element(i))), params));
             }
